@@ -1,0 +1,101 @@
+"""ROME: one fact as a rank-one change of one layer's projection.
+
+arXiv:2202.05262, eq. 2, as released in kmeng01/rome `rome/` and, for the variants, in
+scalable-model-editing/rebuilding-rome `rome/` (arXiv:2403.07175). The variants differ in the key k they use:
+
+| variant | direction u = C⁻¹k / ‖C⁻¹k‖ | denominator k·u and current value |
+|---|---|---|
+| rome   | mean key over the contexts | key and value of the bare prompt |
+| r-rome | mean key over the contexts | mean key and mean value over the contexts |
+| p-rome | key of the bare prompt     | key and value of the bare prompt |
+
+The derivation wants one key everywhere. The released ROME mixes two, and where the bare prompt's key is far from the
+mean (a subject that opens the prompt) its denominator gets tiny and the update huge: a disabling edit.
+"""
+
+from dataclasses import dataclass
+
+from editscale import values
+from editscale.updates import Update
+
+VARIANTS = ("rome", "r-rome", "p-rome")
+
+
+@dataclass(frozen=True)
+class RomeParams:
+    """Hyper-parameters, named as in kmeng01/rome `hparams/ROME`; params/rome/*.yaml says what each means."""
+
+    layer: int
+    v_num_grad_steps: int
+    v_lr: float
+    v_weight_decay: float
+    clamp_norm_factor: float
+    kl_factor: float
+    mom2_adjustment: bool
+
+    @property
+    def layers(self):
+        return (self.layer,)
+
+
+@dataclass(frozen=True)
+class Edit:
+    """What an editor returns: the updates, and a trace of named tensors that says how they came about."""
+
+    updates: tuple
+    trace: dict
+
+
+def direction(key, factor):
+    """u = C⁻¹k / ‖C⁻¹k‖, (d_key,), solved in float64 and returned in the key's dtype.
+
+    Args:
+        key: (d_key,).
+        factor: lower Cholesky factor of the second moment C, (d_key, d_key) float64; None means C = I.
+
+    Raises ValueError if the key does not fit the factor.
+    """
+    import torch
+
+    if factor is None:
+        return key / key.norm()
+    if factor.shape[0] != key.shape[0]:
+        raise ValueError(f"key has {key.shape[0]} entries but the second moment is {factor.shape[0]} × "
+                         f"{factor.shape[1]}; it was collected for another model or layer")
+    solved = torch.cholesky_solve(key.double()[:, None], factor)[:, 0]
+    return (solved / solved.norm()).to(key.dtype)
+
+
+def rank_one_factors(target, key, value, u):
+    """(left, right) of the rank-one change after which W sends `key` to `target`, given it now sends it to `value`.
+
+    Args: target v*, value Wk, (d_value,); key k, direction u, (d_key,).
+    Returns: left (d_value, 1) = (v* − Wk) / (k·u), right (d_key, 1) = u.
+    """
+    return ((target - value) / (key @ u))[:, None], u[:, None]
+
+
+def edit(lm, fact, params, contexts, factors, *, variant="rome", forward=None):
+    """The rank-one update that makes the model say `fact.target_new`. The model is not changed.
+
+    Args:
+        contexts: context templates, the bare one "{}" first.
+        factors: layer ↦ lower Cholesky factor of C of the unedited model.
+        variant: "rome", "r-rome" or "p-rome"; see the module's table.
+        forward: way to optimise the value, see `values.optimise`.
+
+    Returns:
+        `Edit` with one `Update`.
+    """
+    if variant not in VARIANTS:
+        raise ValueError(f"variant {variant!r} is not one of {', '.join(VARIANTS)}")
+    found = values.optimise(lm, fact, contexts, params.layer, params, at="mlp", forward=forward)
+    mean_key = found.keys.mean(0)
+    u_key = found.keys[0] if variant == "p-rome" else mean_key
+    key, value = (mean_key, found.outputs.mean(0)) if variant == "r-rome" else (found.keys[0], found.outputs[0])
+    u = direction(u_key, factors[params.layer] if params.mom2_adjustment else None)
+    left, right = rank_one_factors(found.init + found.delta, key, value, u)
+    trace = {"keys": found.keys, "key_mean": u_key, "u": u, "init": found.init, "losses": found.losses,
+             "nll_per_prompt": found.nll_per_prompt, "delta": found.delta, "key": key, "value": value,
+             "denominator": key @ u}
+    return Edit((Update(params.layer, left, right),), trace)

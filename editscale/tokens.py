@@ -1,0 +1,135 @@
+"""Prompts as token ids: where the subject ends, where a target begins, padding and attention masks.
+
+Every text is tokenised once, as a whole, the way the model's tokenizer does it (with BOS where it adds one), and
+positions are found from character offsets. For GPT-2's byte-level BPE this gives the same ids and positions as the
+length arithmetic of the released code (kmeng01/rome `rome/repr_tools.py`); it also holds for tokenizers with BOS and
+for SentencePiece, where that arithmetic miscounts.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Row:
+    """One text for the model. Positions are token indices into `ids`.
+
+    Attributes:
+        ids: the tokens the model reads: the prompt and all target tokens but the last.
+        subject_last: index of the subject's last token.
+        targets: target token ids; token i is predicted at index len(ids) − len(targets) + i.
+    """
+
+    ids: tuple
+    subject_last: int
+    targets: tuple = ()
+
+    @property
+    def predicting(self):
+        """Indices at which the targets are predicted."""
+        return range(len(self.ids) - len(self.targets), len(self.ids))
+
+
+def split_at_placeholder(template):
+    """The text before and after the one `{}` of a template. Braces elsewhere are text.
+
+    Raises ValueError unless there is exactly one `{}`.
+    """
+    if template.count("{}") != 1:
+        raise ValueError(f"template {template!r} holds {template.count('{}')} placeholders {{}}; exactly one is "
+                         "needed, where the subject goes")
+    return template.split("{}")
+
+
+def prompt_ids(tokenizer, text):
+    """Token ids of a text as the model should read it, special tokens of the tokenizer included."""
+    return tuple(tokenizer(text)["input_ids"])
+
+
+def target_ids(tokenizer, prompt, target):
+    """Ids of `target` as the continuation of `prompt` behind one space.
+
+    The whole string is tokenised and the prompt's ids taken off its front, so that a tokenizer that writes spaces
+    into words (SentencePiece) is read as it will be scored.
+
+    Raises ValueError if prompt and target share a token.
+    """
+    before = prompt_ids(tokenizer, prompt)
+    text = prompt + (target if target.startswith(" ") else " " + target)
+    ids = prompt_ids(tokenizer, text)
+    if ids[: len(before)] != before or len(ids) == len(before):
+        raise ValueError(f"{text!r} does not tokenise into the prompt {prompt!r} followed by a target: the two share "
+                         "a token; end the prompt with a whole word and no space")
+    return ids[len(before):]
+
+
+def subject_last(tokenizer, before, subject, after):
+    """Index of the subject's last token in `before + subject + after`: the token that holds its last character.
+
+    For GPT-2 this is the index of kmeng01/rome `rome/repr_tools.py` ("subject_last").
+
+    Raises ValueError if that token also holds characters that follow the subject.
+    """
+    text = before + subject + after
+    end = len(before) + len(subject.rstrip())
+    offsets = tokenizer(text, return_offsets_mapping=True)["offset_mapping"]
+    holding = [i for i, (start, stop) in enumerate(offsets) if start < end <= stop]
+    if not holding or offsets[holding[-1]][1] != end:
+        raise ValueError(f"subject {subject!r} not found in the tokenised prompt {text!r}: its last character does not "
+                         "end a token; put a space or punctuation behind {} in the prompt")
+    return holding[-1]
+
+
+def context_rows(tokenizer, contexts, prompt, subject, target=None):
+    """One `Row` for each context template: the context around the prompt, the subject inside, then the target.
+
+    Args:
+        contexts: templates with one `{}`, where the prompt goes; "{}" is the bare prompt.
+        prompt: template with one `{}`, where the subject goes.
+        target: the object text, or None for rows without targets.
+    """
+    before, after = split_at_placeholder(prompt)
+    rows = []
+    for context in contexts:
+        left, right = split_at_placeholder(context)
+        text = left + before + subject + after + right
+        ids = prompt_ids(tokenizer, text)
+        targets = () if target is None else target_ids(tokenizer, text, target)
+        rows.append(Row(ids + targets[:-1], subject_last(tokenizer, left + before, subject, after + right), targets))
+    return rows
+
+
+def pad(rows, device):
+    """Right-padded ids (rows, tokens) and lengths (rows,) of a list of id sequences. Padding is id 0, always masked."""
+    import torch
+
+    lengths = torch.tensor([len(ids) for ids in rows])
+    ids = torch.zeros(len(rows), int(lengths.max()), dtype=torch.long)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)] = torch.tensor(row)
+    return ids.to(device), lengths.to(device)
+
+
+def additive_mask(allowed, dtype):
+    """Additive attention mask (rows, 1, queries, keys): 0 where `allowed` (rows, queries, keys) is true."""
+    import torch
+
+    mask = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device)
+    return mask.masked_fill(~allowed, torch.finfo(dtype).min)[:, None]
+
+
+def causal(lengths, width, dtype):
+    """Position ids (rows, width) and causal additive mask of right-padded rows with these lengths."""
+    import torch
+
+    positions = torch.arange(width, device=lengths.device)
+    allowed = (positions[None, :, None] >= positions[None, None, :]) & (positions < lengths[:, None])[:, None, :]
+    return positions.expand(len(lengths), width), additive_mask(allowed, dtype)
+
+
+def check_length(lm, n_tokens):
+    """Raise ValueError if a text of n_tokens does not fit the model's positions or its attention window."""
+    config = lm.model.config
+    for name in ("max_position_embeddings", "sliding_window"):
+        limit = getattr(config, name, None)
+        if limit and n_tokens > limit:
+            raise ValueError(f"a text of {n_tokens} tokens is longer than {name} = {limit} of {lm.name}; shorten it")
