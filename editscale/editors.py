@@ -1,0 +1,114 @@
+"""The editing methods by name, and how to add one.
+
+A method is one line of METHODS: its hyper-parameters (a dataclass), how its context templates are sampled, and a
+function `(lm, fact, params, contexts, factors) -> Edit` that leaves the model as it was.
+"""
+
+from dataclasses import dataclass, fields
+from functools import partial
+from pathlib import Path
+
+from editscale import memit, prefixes, rome
+
+
+@dataclass(frozen=True)
+class Method:
+    """One editing method; see the module's first lines."""
+
+    params: type
+    contexts: object  # (lm, starts, generator, n_short, n_long) -> contexts
+    edit: object  # (lm, fact, params, contexts, factors) -> Edit
+
+
+def _rome_contexts(lm, starts, generator, n_short, n_long):
+    return prefixes.rome_contexts(lm, starts, generator, n_short=n_short, n_long=n_long)
+
+
+def _memit_contexts(lm, starts, generator, n_short, n_long):
+    return prefixes.memit_contexts(lm, generator)  # always one text from each of five seed words
+
+
+def _memit_edit(lm, fact, params, contexts, factors):
+    return memit.edit(lm, [fact], params, contexts, factors)
+
+
+METHODS = {
+    **{name: Method(rome.RomeParams, _rome_contexts, partial(rome.edit, variant=name)) for name in rome.VARIANTS},
+    "memit": Method(memit.MemitParams, _memit_contexts, _memit_edit),
+}
+
+
+def method(name):
+    """The `Method` of this name. Raises ValueError that lists the known ones."""
+    if name not in METHODS:
+        raise ValueError(f"unknown method {name!r}; the methods are {', '.join(METHODS)} (editscale/editors.py)")
+    return METHODS[name]
+
+
+def read_params(name, path):
+    """Hyper-parameters of a method from a flat YAML file.
+
+    Raises FileNotFoundError, or ValueError that names the file, the entry and what was expected there.
+    """
+    import yaml
+
+    params = method(name).params
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no hyper-parameters for {name} at {path}; see params/rome and params/memit")
+    given = yaml.safe_load(path.read_text())
+    if not isinstance(given, dict):
+        raise ValueError(f"{path} must map names to values")
+    expected = {f.name: f.type for f in fields(params)}
+    for entry in given:
+        if entry not in expected:
+            raise ValueError(f"{path}: unknown entry {entry!r}; {params.__name__} has {', '.join(expected)}")
+    for entry, kind in expected.items():
+        if entry not in given:
+            raise ValueError(f"{path}: entry {entry!r} is missing")
+        value = float(given[entry]) if kind is float and type(given[entry]) is int else given[entry]
+        if type(value) is not kind or (kind is list and not all(type(x) is int for x in value)):
+            raise ValueError(f"{path}: {entry} must be a {kind.__name__}, not {given[entry]!r}")
+        given[entry] = value
+    return params(**given)
+
+
+def layers_of(params):
+    """The layers a method edits, ascending."""
+    return sorted(params.layers)
+
+
+def cholesky_factors(moments, device):
+    """layer ↦ lower Cholesky factor of the second moment, float64, computed once for a run.
+
+    Args:
+        moments: layer ↦ C, (d_key, d_key).
+
+    Raises ValueError if a moment is not positive definite: collected from too few tokens.
+    """
+    import torch
+
+    factors = {}
+    for layer, moment in moments.items():
+        factor, info = torch.linalg.cholesky_ex(moment.double())
+        if info:
+            raise ValueError(f"the second moment of layer {layer} is not positive definite; collect it from more tokens "
+                             f"(at least about 10 × {moment.shape[0]})")
+        factors[layer] = factor.to(device)
+    return factors
+
+
+def summary(edit):
+    """Scalars that describe an edit: a row for a table, floats and ints.
+
+    steps are forwards; losses, `nll` and `kl` in nats per token; norms in the model's units; `denominator` is k·u
+    (ROME variants; None for MEMIT). For several facts edited together, the first one's.
+    """
+    trace = edit.trace
+    losses = trace["losses"][0] if isinstance(trace["losses"], list) else trace["losses"]
+    init = trace["init"][:, 0] if trace["init"].ndim == 2 else trace["init"]
+    delta = trace["delta"][:, 0] if trace["delta"].ndim == 2 else trace["delta"]
+    return {"steps": len(losses), "loss_first": losses[0, 0].item(), "loss_last": losses[-1, 0].item(),
+            "nll_last": losses[-1, 1].item(), "kl_last": losses[-1, 2].item(),
+            "delta_norm": delta.norm().item(), "init_norm": init.norm().item(),
+            "denominator": trace["denominator"].item() if "denominator" in trace else None}

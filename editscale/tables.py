@@ -1,0 +1,109 @@
+"""Result tables of runs: tidy, one row per measurement, every column named here. No torch.
+
+A run is one method on one order of facts, forwards or reversed. Its folder holds `edits.parquet`, `unedited.parquet`
+and `drift.parquet`, written from its ledger by notebook 02; the other notebooks read only these.
+"""
+
+from pathlib import Path
+
+import pandas as pd
+
+from editscale import drift, metrics
+
+COLUMNS = {
+    "method": "editing method",
+    "order": "which of the ten unique-subject orders, 0–9",
+    "reversed": "true if the order's first facts were edited last to first",
+    "edits": "edits applied so far, 1 for the first; scores are of that edit's own fact, right after it",
+    "case_id": "the fact's number in its data set",
+    "relation_id": "the fact's relation (Wikidata property)",
+    "status": "edited, or non-finite: the factors held NaN or infinity and were not applied",
+    "efficacy": "share of rewrite prompts with NLL(new) < NLL(true), 0–1",
+    "paraphrase": "share of paraphrase prompts with NLL(new) < NLL(true), 0–1",
+    "neighborhood": "share of neighborhood prompts with NLL(true) < NLL(new), 0–1",
+    "efficacy_magnitude": "mean exp(−NLL(new)) − exp(−NLL(true)), −1–1",
+    "paraphrase_magnitude": "the same on paraphrase prompts",
+    "neighborhood_magnitude": "mean exp(−NLL(true)) − exp(−NLL(new)), −1–1",
+    "efficacy_accuracy": "share of rewrite prompts whose greedy continuation is the new target, 0–1",
+    "paraphrase_accuracy": "the same on paraphrase prompts",
+    "neighborhood_accuracy": "share of neighborhood prompts whose greedy continuation is the true target, 0–1",
+    "steps": "forwards of the value optimisation",
+    "loss_first": "its loss at δ = 0, nats",
+    "loss_last": "its loss at the last forward, nats",
+    "nll_last": "the NLL part of the last loss, nats per token",
+    "kl_last": "the KL part of the last loss",
+    "delta_norm": "‖δ‖",
+    "init_norm": "‖m₀‖ (ROME variants) or ‖h₀‖ (MEMIT)",
+    "denominator": "k·u of ROME variants; small ones make large updates",
+    "layer": "edited layer, 0-indexed",
+    "update_norm": "‖ΔW‖ of one edit (Frobenius)",
+    "distance": "‖W − W₀‖ (Frobenius)",
+    "normalised_l2": "‖W − W₀‖ / number of entries, as the paper plots it",
+    "relative_drift": "‖W − W₀‖ / ‖W₀‖",
+}
+
+RUN = ("method", "order", "reversed")
+_HIDDEN = ("edit", "fact_sha256", "factors_sha256")  # the ledger's own bookkeeping
+
+
+def edits_table(ledger, method, order, reverse):
+    """One row per edit: what was edited, how the optimisation went, scores right after the edit."""
+    rows = [{"method": method, "order": order, "reversed": reverse, "edits": row["edit"],
+             **{k: v for k, v in row.items() if k not in _HIDDEN}} for row in ledger.rows]
+    return _numeric(pd.DataFrame(rows))
+
+
+def unedited_table(ledger, method, order, reverse):
+    """One row per fact of the sequence: its scores on the unedited model, in the order of the edits."""
+    rows = [{"method": method, "order": order, "reversed": reverse, "edits": i, **row}
+            for i, row in enumerate(ledger.unedited(), start=1)]
+    return _numeric(pd.DataFrame(rows))
+
+
+def drift_table(ledger, method, order, reverse):
+    """One row per edit and edited layer: norms of `drift.of_ledger`."""
+    rows = [{"method": method, "order": order, "reversed": reverse, **row} for row in drift.of_ledger(ledger)]
+    return _numeric(pd.DataFrame(rows))
+
+
+def _numeric(table):
+    """null scores, which JSON rows use for NaN, as NaN; unknown columns are an error, so that none goes undescribed."""
+    unknown = [name for name in table if name not in COLUMNS]
+    if unknown:
+        raise ValueError(f"columns {', '.join(unknown)} are not described in tables.COLUMNS")
+    text = ("method", "relation_id", "status", "reversed")
+    return table.assign(**{name: pd.to_numeric(table[name]) for name in table if name not in text})
+
+
+def summary(table, by=RUN):
+    """ES, PS, NS and S in percent over the rows of each run: means over facts, S the harmonic mean of the three means."""
+    means = 100 * table.groupby(list(by), sort=False)[list(metrics.KINDS)].mean()
+    means["S"] = [metrics.harmonic_score(*row) for row in means.itertuples(index=False)]
+    return means.rename(columns={"efficacy": "ES", "paraphrase": "PS", "neighborhood": "NS"})
+
+
+def gather(folders, name):
+    """The table `name` ("edits", "unedited" or "drift") of several runs, one below the other.
+
+    Raises FileNotFoundError that names the run that is missing, ValueError if there are no folders.
+    """
+    if not folders:
+        raise ValueError("no runs given; parameter 'runs' lists the folders that notebook 02 wrote")
+    tables = []
+    for folder in folders:
+        path = Path(folder) / f"{name}.parquet"
+        if not path.is_file():
+            raise FileNotFoundError(f"no {name}.parquet in {folder}; run notebook 02 with out={folder} first")
+        tables.append(pd.read_parquet(path))
+    return pd.concat(tables, ignore_index=True)
+
+
+def check_same_facts(edits):
+    """Raise ValueError unless all runs of one order edited the same facts, so that they may be compared."""
+    for order, rows in edits.groupby("order"):
+        sets = {key: frozenset(run["case_id"]) for key, run in rows.groupby(list(RUN))}
+        first = next(iter(sets))
+        for key, cases in sets.items():
+            if cases != sets[first]:
+                raise ValueError(f"runs {first} and {key} of order {order} edited different facts ({len(sets[first])} and "
+                                 f"{len(cases)}, {len(sets[first] & cases)} in common); give runs with one n_edits and fact set")

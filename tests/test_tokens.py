@@ -1,0 +1,111 @@
+"""Where subjects end and targets begin, and that padding and masks hide what they should."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import tiny
+
+from editscale import tokens
+
+SUBJECTS = ("Ada Example", "Lund", "Bo", "the 1984 bridge", "Zürich", "Ada Example's harp", " Lund")
+TEMPLATES = ("{} plays the", "The mother tongue of {} is", "In {}, the river is", "The town of {}")
+
+
+def released_index(tokenizer, before, subject):
+    """The length arithmetic of the released code, for tokenizers without BOS."""
+    if before:
+        return len(tokenizer(before[:-1])["input_ids"]) + len(tokenizer(" " + subject.strip())["input_ids"]) - 1
+    return len(tokenizer(subject)["input_ids"]) - 1
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+@pytest.mark.parametrize("subject", SUBJECTS[:-1])
+def test_subject_last_is_the_released_codes_index(template, subject):
+    tokenizer = tiny.tiny_tokenizer()
+    before, after = tokens.split_at_placeholder(template)
+    assert tokens.subject_last(tokenizer, before, subject, after) == released_index(tokenizer, before, subject)
+
+
+@pytest.mark.parametrize("bos", (False, True))
+@pytest.mark.parametrize("subject", SUBJECTS)
+def test_tokens_up_to_subject_last_spell_the_text_up_to_the_subject(bos, subject):
+    tokenizer = tiny.tiny_tokenizer(bos)
+    last = tokens.subject_last(tokenizer, "The mother tongue of ", subject, " is Danish")
+    ids = tokens.prompt_ids(tokenizer, f"The mother tongue of {subject} is Danish")
+    assert tokenizer.decode(ids[: last + 1], skip_special_tokens=True) == f"The mother tongue of {subject}"
+
+
+def test_a_subject_that_ends_inside_a_token_is_an_error():
+    with pytest.raises(ValueError, match="subject 'Dan' not found in the tokenised prompt"):
+        tokens.subject_last(tiny.tiny_tokenizer(), "The language is ", "Dan", "ish")
+
+
+@pytest.mark.parametrize("template", ("no placeholder", "{} and {}", "{name}"))
+def test_a_template_without_exactly_one_placeholder_is_an_error(template):
+    with pytest.raises(ValueError, match="exactly one"):
+        tokens.split_at_placeholder(template)
+
+
+@pytest.mark.parametrize("bos", (False, True))
+def test_prompt_and_target_ids_join_to_the_ids_of_the_whole_text(bos):
+    tokenizer = tiny.tiny_tokenizer(bos)
+    prompt, target = "The mother tongue of Bo is", "Old Danish"
+    joined = tokens.prompt_ids(tokenizer, prompt) + tokens.target_ids(tokenizer, prompt, target)
+    assert joined == tokens.prompt_ids(tokenizer, f"{prompt} {target}")
+    assert tokens.target_ids(tokenizer, prompt, target) == tokens.target_ids(tokenizer, prompt, " " + target)
+
+
+def test_a_prompt_that_shares_a_token_with_the_target_is_an_error():
+    def one_token_per_text(text):
+        return {"input_ids": [len(text)]}
+
+    with pytest.raises(ValueError, match="the two share a token"):
+        tokens.target_ids(one_token_per_text, "The language is", "Danish")
+
+
+def test_rows_hold_all_target_tokens_but_the_last():
+    tokenizer = tiny.tiny_tokenizer()
+    bare, behind = tokens.context_rows(tokenizer, ["{}", "The river. {}"], "{} plays the", "Ada Example", "old harp")
+    text = "Ada Example plays the old harp"
+    assert bare.ids == tokens.prompt_ids(tokenizer, text)[:-1]
+    assert [*bare.ids[min(bare.predicting) + 1:], bare.targets[-1]] == list(bare.targets)
+    shift = len(behind.ids) - len(bare.ids)
+    assert behind.subject_last == bare.subject_last + shift
+    assert tokenizer.decode(behind.ids[: behind.subject_last + 1]) == "The river. Ada Example"
+
+
+def test_braces_in_contexts_and_subjects_are_text():
+    with pytest.raises(ValueError, match="exactly one"):
+        tokens.context_rows(tiny.tiny_tokenizer(), ["{} {}"], "{} is", "Bo")
+    row, = tokens.context_rows(tiny.tiny_tokenizer(), ["a {b. {}"], "{} is", "B{o}")
+    assert tiny.tiny_tokenizer().decode(row.ids) == "a {b. B{o} is"
+
+
+def test_a_masked_batch_gives_what_each_row_gives_alone():
+    lm = tiny.tiny_model("llama", dtype=torch.float64)
+    rows = [tokens.prompt_ids(lm.tokenizer, text) for text in ("Lund is in", "The river runs through the town", "Bo")]
+    ids, lengths = tokens.pad(rows, "cpu")
+    positions, mask = tokens.causal(lengths, ids.shape[1], lm.dtype)
+    together = lm.model(input_ids=ids, attention_mask=mask, position_ids=positions).logits
+    for i, row in enumerate(rows):
+        alone = lm.model(input_ids=torch.tensor([row])).logits[0]
+        torch.testing.assert_close(together[i, : len(row)], alone, rtol=0, atol=1e-5)  # RMSNorm, softmax: float32
+
+
+def test_a_text_longer_than_the_model_reads_is_an_error():
+    with pytest.raises(ValueError, match="longer than max_position_embeddings = 128"):
+        tokens.check_length(tiny.tiny_model("gpt2"), 129)
+
+
+def test_subject_last_agrees_with_the_released_code_on_counterfact():
+    path = Path(__file__).parents[2] / "shared" / "data" / "counterfact_sample.json"
+    if not path.exists():
+        pytest.skip("real CounterFact records are not beside this checkout")
+    tokenizer = tiny.tiny_tokenizer()
+    for record in json.loads(path.read_text()):
+        request = record["requested_rewrite"]
+        before, after = tokens.split_at_placeholder(request["prompt"])
+        assert tokens.subject_last(tokenizer, before, request["subject"], after) \
+            == released_index(tokenizer, before, request["subject"]), request

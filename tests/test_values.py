@@ -1,0 +1,118 @@
+"""The cached forward computes what full forwards through the unmodified model compute."""
+
+from types import SimpleNamespace
+
+import pytest
+import tiny
+import torch
+
+from editscale import anatomy, tokens, values
+from editscale.facts import Fact
+
+PARAMS = SimpleNamespace(v_num_grad_steps=6, v_lr=0.3, v_weight_decay=0.5, clamp_norm_factor=4.0, kl_factor=0.0625)
+CONTEXTS = ["{}", "The river. {}", "No one answered the door, because. {}"]
+FACTS = {
+    "first, one token": Fact(0, "Ada Example", "{} plays the", "harp", "cello"),
+    "middle, many tokens": Fact(1, "Bo Sample", "The mother tongue of {} is", "old Swedish from Stockholm", "Danish"),
+    "last": Fact(2, "Lund", "There is a river in the town of {}", "Denmark", "Sweden"),
+    "one token at position 0": Fact(3, "L", "{} is in", "the house of Bo", "Sweden"),
+}
+# Hugging Face computes RMSNorm, softmax and GPT-J's attention in float32 whatever the model's dtype; only GPT-2 is
+# float64 throughout. The tolerance of the others is what float32 leaves after a few layers.
+EXACT = ("gpt2",)
+
+
+@pytest.mark.parametrize("at", ("mlp", "block"))
+@pytest.mark.parametrize("model_type", anatomy.FAMILIES)
+def test_cached_and_plain_forwards_agree_at_any_offset(model_type, at):
+    lm = tiny.tiny_model(model_type, dtype=torch.float64)
+    tolerance = 1e-10 if model_type in EXACT else 2e-5
+    for name, fact in FACTS.items():
+        rows = values.target_rows(lm, fact, CONTEXTS)
+        for layer in (0, 1, lm.n_layers - 1):
+            ways = [way(lm, rows, layer, at) for way in (values.cached_forward, values.plain_forward)]
+            for ours, oracle in zip(ways[0][:3], ways[1][:3], strict=True):
+                torch.testing.assert_close(ours, oracle, rtol=tolerance, atol=tolerance)
+            generator = torch.Generator().manual_seed(layer)
+            delta = 0.5 * ways[0][0].norm() * torch.randn(lm.d_model, generator=generator, dtype=lm.dtype)
+            for one, two in zip(ways[0][3](delta), ways[1][3](delta), strict=True):
+                torch.testing.assert_close(one, two, rtol=tolerance, atol=tolerance, msg=f"{name}, layer {layer}")
+
+
+@pytest.mark.parametrize("model_type", ("gpt2", "llama", "gemma"))
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float64))
+def test_cached_and_plain_optimisation_agree(model_type, dtype):
+    lm = tiny.tiny_model(model_type, dtype=dtype)
+    tolerance = 1e-9 if dtype == torch.float64 and model_type in EXACT else 5e-4
+    for fact in FACTS.values():
+        cached, plain = (values.optimise(lm, fact, CONTEXTS, 1, PARAMS, at="block", forward=way)
+                         for way in (None, values.plain_forward))
+        torch.testing.assert_close(cached.losses, plain.losses, rtol=tolerance, atol=tolerance)
+        torch.testing.assert_close(cached.delta, plain.delta, rtol=tolerance, atol=tolerance * cached.delta.norm().item())
+
+
+def test_gradients_of_both_ways_agree():
+    lm = tiny.tiny_model("gpt2", dtype=torch.float64)
+    rows = values.target_rows(lm, FACTS["middle, many tokens"], CONTEXTS)
+    gradients = []
+    for way in (values.cached_forward, values.plain_forward):
+        init, _, _, forward = way(lm, rows, 1, "mlp")
+        delta = (0.1 * init).requires_grad_()
+        nll, log_p = forward(delta)
+        (nll.mean() + log_p[3]).backward()
+        gradients.append(delta.grad)
+    torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-12)
+
+
+def test_the_model_is_left_as_it_was():
+    lm = tiny.tiny_model("gptj")
+    before = {name: weight.clone() for name, weight in lm.model.state_dict().items()}
+    ids = torch.tensor([tokens.prompt_ids(lm.tokenizer, "Lund is in")])
+    logits = lm.model(ids).logits
+    values.optimise(lm, FACTS["first, one token"], CONTEXTS, 2, PARAMS, at="mlp")
+    assert all(torch.equal(weight, before[name]) for name, weight in lm.model.state_dict().items())
+    assert torch.equal(lm.model(ids).logits, logits)
+    hooked = [name for name, module in lm.model.named_modules() if module._forward_hooks or module._forward_pre_hooks]
+    assert hooked == []
+
+
+def quadratic(target):
+    """A forward whose NLL is ‖δ − target‖² and whose KL distribution does not move."""
+    return lambda delta: (((delta - target) ** 2).sum()[None], torch.log(torch.tensor([0.25, 0.75], dtype=delta.dtype)))
+
+
+def test_descent_stops_before_the_update_that_follows_a_small_loss():
+    init = torch.ones(3, dtype=torch.float64)
+    params = SimpleNamespace(**{**vars(PARAMS), "v_num_grad_steps": 50, "v_weight_decay": 0.0})
+    delta, losses, _ = values.descend(quadratic(0.2 * init), init, params)
+    assert losses[-1, 0] < 0.05 <= losses[-2, 0]
+    assert losses[-1, 4] == delta.norm()  # nothing moved after the last forward
+
+
+def test_steps_are_forwards_and_one_update_fewer():
+    init = torch.ones(3, dtype=torch.float64)
+    one, _, _ = values.descend(quadratic(5 * init), init, SimpleNamespace(**{**vars(PARAMS), "v_num_grad_steps": 1}))
+    two, losses, _ = values.descend(quadratic(5 * init), init, SimpleNamespace(**{**vars(PARAMS), "v_num_grad_steps": 2}))
+    assert one.norm() == 0 and len(losses) == 2
+    torch.testing.assert_close(two, torch.full_like(init, PARAMS.v_lr))  # Adam's first step is the learning rate
+
+
+def test_delta_stays_in_its_ball():
+    init = torch.ones(3, dtype=torch.float64)
+    params = SimpleNamespace(**{**vars(PARAMS), "clamp_norm_factor": 0.25})
+    delta, losses, _ = values.descend(quadratic(5 * init), init, params)
+    torch.testing.assert_close(delta.norm(), 0.25 * init.norm())
+    assert (losses[1:, 4] <= 0.25 * init.norm() * (1 + 1e-12)).all()
+
+
+def test_loss_parts_follow_the_released_code():
+    init = torch.tensor([3.0, 4.0], dtype=torch.float64)
+    log_p = [torch.log(torch.tensor(p, dtype=torch.float64)) for p in ([0.5, 0.5], [0.9, 0.1])]
+    calls = iter(log_p)
+    params = SimpleNamespace(**{**vars(PARAMS), "v_num_grad_steps": 2})
+    _, losses, _ = values.descend(lambda delta: ((delta.sum() + 2.0)[None], next(calls)), init, params)
+    kl = 0.9 * torch.log(torch.tensor(0.9 / 0.5)) + 0.1 * torch.log(torch.tensor(0.1 / 0.5))
+    norm = losses[1, 4]
+    expected = [losses[1, 1] + losses[1, 2] + losses[1, 3], losses[1, 1], 0.0625 * kl, 0.5 * norm / 25, norm]
+    torch.testing.assert_close(losses[1], torch.tensor(expected, dtype=torch.float64), rtol=1e-6, atol=0)
+    assert losses[0, 2] == losses[0, 3] == 0
