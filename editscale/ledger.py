@@ -112,7 +112,7 @@ class Ledger:
         edit = len(self.rows) + 1
         factors = {f"{u.layer}.{side}": getattr(u, side).detach().to("cpu").contiguous()
                    for u in updates for side in ("left", "right")} or {"none": torch.zeros(0)}
-        data = save(factors, metadata={"edit": str(edit), "case_id": str(row["case_id"])})
+        data = save(factors, metadata={"edit": str(edit)})  # one entry: safetensors writes several in any order
         write_atomically(self.factors_path(edit), data)
         row = {"edit": edit, **row, "factors_sha256": hashlib.sha256(data).hexdigest()}
         self._append_line("timing.jsonl", {"edit": edit, "seconds": round(seconds, 3)})

@@ -1,0 +1,61 @@
+"""Updates: what they add, what undoing restores, and that replaying them gives the same bits."""
+
+import pytest
+import tiny
+import torch
+
+from editscale import updates
+from editscale.updates import Update
+
+
+def random_update(lm, layer, rank=1, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return Update(layer, *(torch.randn(n, rank, generator=generator, dtype=lm.dtype) for n in lm.weight(layer).shape))
+
+
+@pytest.mark.parametrize("model_type", ("gpt2", "llama"))
+def test_apply_adds_the_matrix_to_the_weight_in_w_space(model_type):
+    lm = tiny.tiny_model(model_type, dtype=torch.float64)
+    before, update = lm.weight(2).clone(), random_update(lm, 2, rank=3)
+    updates.apply(lm, [update])
+    torch.testing.assert_close(lm.weight(2) - before, update.left @ update.right.T, rtol=0, atol=1e-13)
+
+
+def test_norm_is_the_norm_of_the_matrix():
+    update = random_update(tiny.tiny_model("gpt2", dtype=torch.float64), 1, rank=4)
+    assert update.norm() == pytest.approx(update.matrix().norm().item(), rel=1e-12)
+
+
+def test_the_same_updates_in_the_same_order_give_the_same_bits():
+    one, two = tiny.tiny_model("llama"), tiny.tiny_model("llama")
+    history = [random_update(one, layer, seed=seed) for seed in range(20) for layer in (1, 2)]
+    updates.apply(one, history)
+    for update in history:
+        updates.apply(two, [update])
+    assert all(torch.equal(one.weight(layer), two.weight(layer)) for layer in (1, 2))
+
+
+def test_restore_brings_back_the_original_bits():
+    lm = tiny.tiny_model("gpt2")
+    saved = updates.saved_weights(lm, [0, 3])
+    updates.apply(lm, [random_update(lm, 0), random_update(lm, 3)])
+    assert not torch.equal(lm.weight(0), saved[0])
+    updates.restore(lm, saved)
+    assert all(torch.equal(lm.weight(layer), weight) for layer, weight in saved.items())
+
+
+def test_an_update_that_does_not_fit_changes_nothing():
+    lm = tiny.tiny_model("gpt2")
+    before = lm.weight(0).clone()
+    wrong = Update(1, torch.ones(3, 1), torch.ones(lm.d_key, 1))
+    with pytest.raises(ValueError, match=r"update of layer 1 has factors \(3, 1\)"):
+        updates.apply(lm, [random_update(lm, 0), wrong])
+    assert torch.equal(lm.weight(0), before)
+
+
+def test_non_finite_factors_are_seen():
+    lm = tiny.tiny_model("gpt2")
+    update = random_update(lm, 0)
+    assert update.is_finite()
+    update.left[1] = float("nan")
+    assert not update.is_finite()
