@@ -43,8 +43,10 @@ FAMILIES = {
 def family_of(config):
     """The `Family` of a Hugging Face config. Raises ValueError for an architecture that is not supported."""
     if config.model_type not in FAMILIES:
-        raise ValueError(f"model type {config.model_type!r} is not supported; editscale knows {', '.join(FAMILIES)} "
-                         "(a new family is one line of FAMILIES in editscale/anatomy.py)")
+        raise ValueError(
+            f"model type {config.model_type!r} is not supported; editscale knows {', '.join(FAMILIES)} "
+            "(a new family is one line of FAMILIES in editscale/anatomy.py)"
+        )
     return FAMILIES[config.model_type]
 
 
@@ -92,8 +94,9 @@ class LanguageModel:
     def check_layer(self, layer):
         """Raise ValueError unless `layer` is an int in 0 … n_layers − 1."""
         if isinstance(layer, bool) or not isinstance(layer, int) or not 0 <= layer < self.n_layers:
-            raise ValueError(f"layer {layer!r} is not one of the {self.n_layers} layers 0–{self.n_layers - 1} "
-                             f"of {self.name}")
+            raise ValueError(
+                f"layer {layer!r} is not one of the {self.n_layers} layers 0–{self.n_layers - 1} of {self.name}"
+            )
 
     def block(self, layer):
         self.check_layer(layer)
@@ -118,8 +121,10 @@ class LanguageModel:
             return module.weight.data.T
         if isinstance(module, torch.nn.Linear):
             return module.weight.data
-        raise ValueError(f"the projection of {self.name} layer {layer} is a {type(module).__name__}; "
-                         "only Linear and Conv1D weights can be edited")
+        raise ValueError(
+            f"the projection of {self.name} layer {layer} is a {type(module).__name__}; "
+            "only Linear and Conv1D weights can be edited"
+        )
 
     def logits(self, hidden):
         """Next-token logits (…, vocabulary) of final hidden states (…, d_model), after the final norm."""
@@ -190,8 +195,9 @@ def segment(lm, start, stop=None):
         if start:
             entering["hidden"] = hidden
             tokens = {"inputs_embeds": hidden}
-        return part(**tokens, attention_mask=mask, position_ids=positions, past_key_values=cache,
-                    use_cache=cache is not None).last_hidden_state
+        return part(
+            **tokens, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=cache is not None
+        ).last_hidden_state
 
     return run
 
@@ -199,6 +205,7 @@ def segment(lm, start, stop=None):
 @contextmanager
 def watching(module, seen):
     """While open, call `seen(input, output)` with the tensors of each forward of `module`."""
+
     def hook(_, args, output):
         seen(args[0] if args else None, output[0] if isinstance(output, tuple) else output)
 

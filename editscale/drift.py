@@ -27,7 +27,7 @@ def distances(lefts, rights):
 
 def norms(lefts, rights):
     """‖L_t R_tᵀ‖ of each edit alone, (edits,) float64."""
-    return np.array([distances([left], [right])[0] for left, right in zip(lefts, rights)])
+    return np.array([distances([left], [right])[0] for left, right in zip(lefts, rights, strict=True)])
 
 
 def of_ledger(ledger):
@@ -43,7 +43,15 @@ def of_ledger(ledger):
             factors = ledger.factors(edit)
             lefts.append(factors.get(f"{layer}.left", np.zeros((d_value, 0))))
             rights.append(factors.get(f"{layer}.right", np.zeros((d_key, 0))))
-        for edit, (alone, total) in enumerate(zip(norms(lefts, rights), distances(lefts, rights)), start=1):
-            rows.append({"layer": int(layer), "edits": edit, "update_norm": alone, "distance": total,
-                         "normalised_l2": total / (d_value * d_key), "relative_drift": total / weight["norm"]})
+        for edit, (alone, total) in enumerate(zip(norms(lefts, rights), distances(lefts, rights), strict=True), 1):
+            rows.append(
+                {
+                    "layer": int(layer),
+                    "edits": edit,
+                    "update_norm": alone,
+                    "distance": total,
+                    "normalised_l2": total / (d_value * d_key),
+                    "relative_drift": total / weight["norm"],
+                }
+            )
     return rows

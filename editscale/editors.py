@@ -92,8 +92,10 @@ def cholesky_factors(moments, device):
     for layer, moment in moments.items():
         factor, info = torch.linalg.cholesky_ex(moment.double())
         if info:
-            raise ValueError(f"the second moment of layer {layer} is not positive definite; collect it from more tokens "
-                             f"(at least about 10 × {moment.shape[0]})")
+            raise ValueError(
+                f"the second moment of layer {layer} is not positive definite; collect it from more tokens "
+                f"(at least about 10 × {moment.shape[0]})"
+            )
         factors[layer] = factor.to(device)
     return factors
 
@@ -108,7 +110,13 @@ def summary(edit):
     losses = trace["losses"][0] if isinstance(trace["losses"], list) else trace["losses"]
     init = trace["init"][:, 0] if trace["init"].ndim == 2 else trace["init"]
     delta = trace["delta"][:, 0] if trace["delta"].ndim == 2 else trace["delta"]
-    return {"steps": len(losses), "loss_first": losses[0, 0].item(), "loss_last": losses[-1, 0].item(),
-            "nll_last": losses[-1, 1].item(), "kl_last": losses[-1, 2].item(),
-            "delta_norm": delta.norm().item(), "init_norm": init.norm().item(),
-            "denominator": trace["denominator"].item() if "denominator" in trace else None}
+    return {
+        "steps": len(losses),
+        "loss_first": losses[0, 0].item(),
+        "loss_last": losses[-1, 0].item(),
+        "nll_last": losses[-1, 1].item(),
+        "kl_last": losses[-1, 2].item(),
+        "delta_norm": delta.norm().item(),
+        "init_norm": init.norm().item(),
+        "denominator": trace["denominator"].item() if "denominator" in trace else None,
+    }

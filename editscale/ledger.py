@@ -80,8 +80,10 @@ class Ledger:
         differing = sorted(k for k in {*given, *self.fingerprint} if given.get(k) != self.fingerprint.get(k))
         if differing:
             details = "; ".join(f"{k}: ledger {self.fingerprint.get(k)!r}, now {given.get(k)!r}" for k in differing)
-            raise ValueError(f"the ledger at {self.folder} was made under other conditions ({details}); choose another "
-                             "out folder, or delete this one to begin again")
+            raise ValueError(
+                f"the ledger at {self.folder} was made under other conditions ({details}); choose another "
+                "out folder, or delete this one to begin again"
+            )
 
     def _read_rows(self):
         path = self.folder / "edits.jsonl"
@@ -96,8 +98,10 @@ class Ledger:
             except (ValueError, KeyError, TypeError):
                 if i == len(complete):
                     return rows, True
-                raise ValueError(f"{path} is damaged at edit {i}, before its last line; restore it from a copy, or "
-                                 "delete the folder to begin again") from None
+                raise ValueError(
+                    f"{path} is damaged at edit {i}, before its last line; restore it from a copy, or "
+                    "delete the folder to begin again"
+                ) from None
             rows.append(row)
         return rows, bool(tail)
 
@@ -110,8 +114,11 @@ class Ledger:
         from safetensors.torch import save
 
         edit = len(self.rows) + 1
-        factors = {f"{u.layer}.{side}": getattr(u, side).detach().to("cpu").contiguous()
-                   for u in updates for side in ("left", "right")} or {"none": torch.zeros(0)}
+        factors = {
+            f"{u.layer}.{side}": getattr(u, side).detach().to("cpu").contiguous()
+            for u in updates
+            for side in ("left", "right")
+        } or {"none": torch.zeros(0)}
         data = save(factors, metadata={"edit": str(edit)})  # one entry: safetensors writes several in any order
         write_atomically(self.factors_path(edit), data)
         row = {"edit": edit, **row, "factors_sha256": hashlib.sha256(data).hexdigest()}
@@ -137,12 +144,14 @@ class Ledger:
 
         data = self.factors_path(edit).read_bytes()
         if hashlib.sha256(data).hexdigest() != self.rows[edit - 1]["factors_sha256"]:
-            raise ValueError(f"{self.factors_path(edit)} is not what edit {edit} recorded; restore it from a copy, or "
-                             "delete the ledger to begin again")
+            raise ValueError(
+                f"{self.factors_path(edit)} is not what edit {edit} recorded; restore it from a copy, or "
+                "delete the ledger to begin again"
+            )
         return {name: tensor for name, tensor in load(data).items() if name != "none"}
 
     def updates(self, edit):
-        """The updates of an edit as recorded, on the CPU: `updates.apply` of edits 1 … n rebuilds the model bit for bit."""
+        """The updates of an edit as recorded, on the CPU; applying edits 1 … n rebuilds the model bit for bit."""
         import torch
 
         from editscale.updates import Update

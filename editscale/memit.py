@@ -37,8 +37,10 @@ def solve(keys, factor, weight):
     import torch
 
     if factor.shape[0] != keys.shape[0]:
-        raise ValueError(f"keys have {keys.shape[0]} entries but the second moment is {factor.shape[0]} × "
-                         f"{factor.shape[1]}; it was collected for another model or layer")
+        raise ValueError(
+            f"keys have {keys.shape[0]} entries but the second moment is {factor.shape[0]} × "
+            f"{factor.shape[1]}; it was collected for another model or layer"
+        )
     keys = keys.double()
     g = torch.cholesky_solve(keys, factor) / weight
     inner = torch.eye(keys.shape[1], dtype=torch.float64, device=keys.device) + keys.T @ g
@@ -73,17 +75,23 @@ def edit(lm, facts, params, contexts, factors, *, forward=None):
     import torch
 
     if lm.family.post_norm:
-        raise ValueError(f"MEMIT needs MLP outputs that are added to the residual stream as they are; {lm.name} has "
-                         f"{lm.family.post_norm} in between; use a ROME variant")
+        raise ValueError(
+            f"MEMIT needs MLP outputs that are added to the residual stream as they are; {lm.name} has "
+            f"{lm.family.post_norm} in between; use a ROME variant"
+        )
     layers = sorted(params.layers)
     groups = [len(group) for group in contexts]
     contexts = [context for group in contexts for context in group]
     last = layers[-1]
     found = [values.optimise(lm, fact, contexts, last, params, at="block", forward=forward) for fact in facts]
     z = torch.stack([one.init + one.delta for one in found], dim=1)
-    trace = {"z": z, "init": torch.stack([one.init for one in found], dim=1),
-             "delta": torch.stack([one.delta for one in found], dim=1),
-             "losses": [one.losses for one in found], "nll_per_prompt": [one.nll_per_prompt for one in found]}
+    trace = {
+        "z": z,
+        "init": torch.stack([one.init for one in found], dim=1),
+        "delta": torch.stack([one.delta for one in found], dim=1),
+        "losses": [one.losses for one in found],
+        "nll_per_prompt": [one.nll_per_prompt for one in found],
+    }
 
     rows = [row for fact in facts for row in tokens.context_rows(lm.tokenizer, contexts, fact.prompt, fact.subject)]
     # What follows the subject's last token cannot change its key: leave it out.
@@ -100,7 +108,7 @@ def edit(lm, facts, params, contexts, factors, *, forward=None):
             run = anatomy.segment(lm, first, last + 1)
             for i, layer in enumerate(layers):
                 seen = {}
-                with anatomy.watching(lm.projection(layer), lambda k, _: seen.update(key=k[each, at])):
+                with anatomy.watching(lm.projection(layer), lambda k, _, seen=seen: seen.update(key=k[each, at])):
                     block_out = run(entering, mask, positions)[each, at]
                 per_fact = seen["key"].split(len(contexts))
                 keys = torch.stack([mean_keys(k, groups) for k in per_fact], dim=1)

@@ -33,12 +33,15 @@ class PromptScore:
 
 def prompts_of(fact):
     """The prompts that score a fact, by kind."""
-    return {"efficacy": (fact.rewrite_prompt,), "paraphrase": fact.paraphrase_prompts,
-            "neighborhood": fact.neighborhood_prompts}
+    return {
+        "efficacy": (fact.rewrite_prompt,),
+        "paraphrase": fact.paraphrase_prompts,
+        "neighborhood": fact.neighborhood_prompts,
+    }
 
 
 def fact_scores(by_kind):
-    """One row of COLUMNS for a fact, from `{kind: [PromptScore, …]}`: means over prompts, fractions in 0–1, NaN if none."""
+    """One row of COLUMNS for a fact, from `{kind: [PromptScore, …]}`: means over its prompts, NaN where it has none."""
     import math
 
     row = {}
@@ -71,11 +74,15 @@ def score_facts(lm, facts, *, batch_tokens=4096):
     Args:
         batch_tokens: most tokens, padding included, in one forward. Does not change the result.
     """
-    prompts = [(i, kind, prompt, fact.target_new, fact.target_true)
-               for i, fact in enumerate(facts) for kind, of_kind in prompts_of(fact).items() for prompt in of_kind]
+    prompts = [
+        (i, kind, prompt, fact.target_new, fact.target_true)
+        for i, fact in enumerate(facts)
+        for kind, of_kind in prompts_of(fact).items()
+        for prompt in of_kind
+    ]
     scores = score_prompts(lm, [prompt[2:] for prompt in prompts], batch_tokens=batch_tokens)
     by_fact = [{kind: [] for kind in KINDS} for _ in facts]
-    for (i, kind, *_), score in zip(prompts, scores):
+    for (i, kind, *_), score in zip(prompts, scores, strict=True):
         by_fact[i][kind].append(score)
     return by_fact
 
@@ -88,8 +95,13 @@ def score_prompts(lm, prompts, *, batch_tokens=4096):
     """
     packed = []
     for prompt, new, true in prompts:
-        packed.append((tokens.prompt_ids(lm.tokenizer, prompt), tokens.target_ids(lm.tokenizer, prompt, new),
-                       tokens.target_ids(lm.tokenizer, prompt, true)))
+        packed.append(
+            (
+                tokens.prompt_ids(lm.tokenizer, prompt),
+                tokens.target_ids(lm.tokenizer, prompt, new),
+                tokens.target_ids(lm.tokenizer, prompt, true),
+            )
+        )
     width = [len(p) + len(new) + len(true) - 2 for p, new, true in packed]
     tokens.check_length(lm, max(width, default=0))
     scores = [None] * len(prompts)
@@ -97,7 +109,7 @@ def score_prompts(lm, prompts, *, batch_tokens=4096):
     while by_length:
         n = max(1, batch_tokens // width[by_length[0]])
         batch, by_length = by_length[:n], by_length[n:]
-        for i, score in zip(batch, _score_batch(lm, [packed[i] for i in batch])):
+        for i, score in zip(batch, _score_batch(lm, [packed[i] for i in batch]), strict=True):
             scores[i] = score
     return scores
 
@@ -112,8 +124,11 @@ def _score_batch(lm, packed):
     in_true = index >= n_prompt + n_new
     in_new = (index >= n_prompt) & ~in_true
     positions = torch.where(in_true, index - n_new, index)
-    allowed = (index[0][:, None] >= index[0][None, :]) & (index < lengths[:, None])[:, None, :] \
+    allowed = (
+        (index[0][:, None] >= index[0][None, :])
+        & (index < lengths[:, None])[:, None, :]
         & ~(in_true[:, :, None] & in_new[:, None, :])
+    )
     mask = tokens.additive_mask(allowed, lm.dtype)
 
     places = []  # row, index that predicts the token, token
@@ -121,10 +136,11 @@ def _score_batch(lm, packed):
         start = len(p) - 1
         places += [(r, start + i, t) for i, t in enumerate(new)]
         places += [(r, start if i == 0 else start + len(new) - 1 + i, t) for i, t in enumerate(true)]
-    row, index, target = (torch.tensor(x, device=lm.device) for x in zip(*places))
+    row, index, target = (torch.tensor(x, device=lm.device) for x in zip(*places, strict=True))
     with torch.no_grad():
-        hidden = lm.model.base_model(input_ids=ids, attention_mask=mask, position_ids=positions,
-                                     use_cache=False).last_hidden_state
+        hidden = lm.model.base_model(
+            input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False
+        ).last_hidden_state
         log_p = lm.logits(hidden[row, index]).log_softmax(dim=-1)
     nll = (-log_p.gather(1, target[:, None])[:, 0]).tolist()
     first = (log_p.argmax(dim=-1) == target).tolist()

@@ -68,6 +68,6 @@ def rome_contexts(lm, starts, generator, *, n_short=10, n_long=10):
 
 
 def memit_contexts(lm, generator):
-    """MEMIT's context templates in two groups: the bare prompt, and one text of 10 tokens from each of five seed words."""
+    """MEMIT's context templates in two groups: the bare prompt, and a text of 10 tokens from each seed word."""
     texts = [sample(lm, [start], 10, generator)[0] for start in seed_starts(lm, MEMIT_SEEDS)]
     return [["{}"], [as_context(lm.tokenizer, text) for text in texts]]

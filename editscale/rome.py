@@ -60,8 +60,10 @@ def direction(key, factor):
     if factor is None:
         return key / key.norm()
     if factor.shape[0] != key.shape[0]:
-        raise ValueError(f"key has {key.shape[0]} entries but the second moment is {factor.shape[0]} × "
-                         f"{factor.shape[1]}; it was collected for another model or layer")
+        raise ValueError(
+            f"key has {key.shape[0]} entries but the second moment is {factor.shape[0]} × "
+            f"{factor.shape[1]}; it was collected for another model or layer"
+        )
     solved = torch.cholesky_solve(key.double()[:, None], factor)[:, 0]
     return (solved / solved.norm()).to(key.dtype)
 
@@ -95,7 +97,16 @@ def edit(lm, fact, params, contexts, factors, *, variant="rome", forward=None):
     key, value = (mean_key, found.outputs.mean(0)) if variant == "r-rome" else (found.keys[0], found.outputs[0])
     u = direction(u_key, factors[params.layer] if params.mom2_adjustment else None)
     left, right = rank_one_factors(found.init + found.delta, key, value, u)
-    trace = {"keys": found.keys, "key_mean": u_key, "u": u, "init": found.init, "losses": found.losses,
-             "nll_per_prompt": found.nll_per_prompt, "delta": found.delta, "key": key, "value": value,
-             "denominator": key @ u}
+    trace = {
+        "keys": found.keys,
+        "key_mean": u_key,
+        "u": u,
+        "init": found.init,
+        "losses": found.losses,
+        "nll_per_prompt": found.nll_per_prompt,
+        "delta": found.delta,
+        "key": key,
+        "value": value,
+        "denominator": key @ u,
+    }
     return Edit((Update(params.layer, left, right),), trace)

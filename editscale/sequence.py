@@ -30,23 +30,34 @@ def fingerprint(lm, method, params, contexts, moments_identity):
 
     sources = [(Path(__file__).parent / f"{name}.py").read_bytes() for name in CODE]
 
-    return {"method": method, "params": asdict(params), "model": lm.name, "weights_sha256": lm.identity["weights_sha256"],
-            "dtype": str(lm.dtype).removeprefix("torch."), "device": lm.device.type, "torch": torch.__version__,
-            "contexts_sha256": sha256_json(contexts), "moments_sha256": sha256_json(moments_identity),
-            "code_sha256": hashlib.sha256(b"".join(sources)).hexdigest()}
+    return {
+        "method": method,
+        "params": asdict(params),
+        "model": lm.name,
+        "weights_sha256": lm.identity["weights_sha256"],
+        "dtype": str(lm.dtype).removeprefix("torch."),
+        "device": lm.device.type,
+        "torch": torch.__version__,
+        "contexts_sha256": sha256_json(contexts),
+        "moments_sha256": sha256_json(moments_identity),
+        "code_sha256": hashlib.sha256(b"".join(sources)).hexdigest(),
+    }
 
 
 def weights_record(lm, layers):
-    """layer ↦ shape and norm of the projections as they are now, for the ledger's head. Call it on the unedited model."""
-    return {str(layer): {"shape": list(lm.weight(layer).shape), "norm": lm.weight(layer).double().norm().item()}
-            for layer in layers}
+    """layer ↦ shape and norm of the projections of the unedited model, for the ledger's head."""
+    return {
+        str(layer): {"shape": list(lm.weight(layer).shape), "norm": lm.weight(layer).double().norm().item()}
+        for layer in layers
+    }
 
 
 def replay(lm, ledger, upto=None):
     """Apply the recorded edits 1 … upto (default all) to the unedited model."""
     for edit in range(1, (len(ledger) if upto is None else upto) + 1):
-        updates.apply(lm, [updates.Update(u.layer, u.left.to(lm.device), u.right.to(lm.device))
-                           for u in ledger.updates(edit)])
+        updates.apply(
+            lm, [updates.Update(u.layer, u.left.to(lm.device), u.right.to(lm.device)) for u in ledger.updates(edit)]
+        )
 
 
 def run(lm, facts, method, params, contexts, factors, ledger, *, on_collapse="stop", batch_tokens=4096):
@@ -68,8 +79,10 @@ def run(lm, facts, method, params, contexts, factors, ledger, *, on_collapse="st
     identities = [sha256_json(asdict(fact)) for fact in facts]
     for i, row in enumerate(ledger.rows[: len(facts)]):
         if row["fact_sha256"] != identities[i]:
-            raise ValueError(f"edit {i + 1} of the ledger at {ledger.folder} is case {row['case_id']}, not case "
-                             f"{facts[i].case_id} as in this sequence; choose another out folder")
+            raise ValueError(
+                f"edit {i + 1} of the ledger at {ledger.folder} is case {row['case_id']}, not case "
+                f"{facts[i].case_id} as in this sequence; choose another out folder"
+            )
     if len(ledger.unedited()) < len(facts):
         rows = []
         for fact in tqdm(facts, desc="score unedited model", unit="fact"):
@@ -88,9 +101,14 @@ def run(lm, facts, method, params, contexts, factors, ledger, *, on_collapse="st
         finite = all(update.is_finite() for update in done.updates)
         if finite:
             updates.apply(lm, done.updates)
-        row = {"case_id": fact.case_id, "fact_sha256": identities[i], "relation_id": fact.relation_id,
-               "status": "edited" if finite else "non-finite", **editors.summary(done),
-               **_scores(lm, fact, batch_tokens)}
+        row = {
+            "case_id": fact.case_id,
+            "fact_sha256": identities[i],
+            "relation_id": fact.relation_id,
+            "status": "edited" if finite else "non-finite",
+            **editors.summary(done),
+            **_scores(lm, fact, batch_tokens),
+        }
         ledger.append(row, done.updates if finite else [], time.perf_counter() - start)
         if not finite and on_collapse == "stop":
             break

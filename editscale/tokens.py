@@ -35,8 +35,10 @@ def split_at_placeholder(template):
     Raises ValueError unless there is exactly one `{}`.
     """
     if template.count("{}") != 1:
-        raise ValueError(f"template {template!r} holds {template.count('{}')} placeholders {{}}; exactly one is "
-                         "needed, where the subject goes")
+        raise ValueError(
+            f"template {template!r} holds {template.count('{}')} placeholders {{}}; exactly one is "
+            "needed, where the subject goes"
+        )
     return template.split("{}")
 
 
@@ -57,9 +59,11 @@ def target_ids(tokenizer, prompt, target):
     text = prompt + (target if target.startswith(" ") else " " + target)
     ids = prompt_ids(tokenizer, text)
     if ids[: len(before)] != before or len(ids) == len(before):
-        raise ValueError(f"{text!r} does not tokenise into the prompt {prompt!r} followed by a target: the two share "
-                         "a token; end the prompt with a whole word and no space")
-    return ids[len(before):]
+        raise ValueError(
+            f"{text!r} does not tokenise into the prompt {prompt!r} followed by a target: the two share "
+            "a token; end the prompt with a whole word and no space"
+        )
+    return ids[len(before) :]
 
 
 def subject_last(tokenizer, before, subject, after):
@@ -74,8 +78,10 @@ def subject_last(tokenizer, before, subject, after):
     offsets = tokenizer(text, return_offsets_mapping=True)["offset_mapping"]
     holding = [i for i, (start, stop) in enumerate(offsets) if start < end <= stop]
     if not holding or offsets[holding[-1]][1] != end:
-        raise ValueError(f"subject {subject!r} not found in the tokenised prompt {text!r}: its last character does not "
-                         "end a token; put a space or punctuation behind {} in the prompt")
+        raise ValueError(
+            f"subject {subject!r} not found in the tokenised prompt {text!r}: its last character does not "
+            "end a token; put a space or punctuation behind {} in the prompt"
+        )
     return holding[-1]
 
 

@@ -40,11 +40,16 @@ def apply(lm, updates):
     """
     for update in updates:
         shape = tuple(lm.weight(update.layer).shape)
-        fits = update.left.ndim == update.right.ndim == 2 and update.left.shape[1] == update.right.shape[1] \
+        fits = (
+            update.left.ndim == update.right.ndim == 2
+            and update.left.shape[1] == update.right.shape[1]
             and (update.left.shape[0], update.right.shape[0]) == shape
+        )
         if not fits:
-            raise ValueError(f"update of layer {update.layer} has factors {tuple(update.left.shape)} and "
-                             f"{tuple(update.right.shape)}; the weight of {lm.name} is {shape}")
+            raise ValueError(
+                f"update of layer {update.layer} has factors {tuple(update.left.shape)} and "
+                f"{tuple(update.right.shape)}; the weight of {lm.name} is {shape}"
+            )
     for update in updates:
         weight = lm.weight(update.layer)
         weight += update.matrix().to(weight)

@@ -110,10 +110,16 @@ def _scored(rows, device):
     """Flat indices of all target positions: row, position, target id, weight 1 / (targets of the row)."""
     import torch
 
-    flat = [(i, p, t, 1 / len(row.targets)) for i, row in enumerate(rows) for p, t in zip(row.predicting, row.targets)]
-    row, position, target, weight = zip(*flat)
-    return (*(torch.tensor(x, device=device) for x in (row, position, target)),
-            torch.tensor(weight, dtype=torch.float64, device=device))
+    flat = [
+        (i, p, t, 1 / len(row.targets))
+        for i, row in enumerate(rows)
+        for p, t in zip(row.predicting, row.targets, strict=True)
+    ]
+    row, position, target, weight = zip(*flat, strict=True)
+    return (
+        *(torch.tensor(x, device=device) for x in (row, position, target)),
+        torch.tensor(weight, dtype=torch.float64, device=device),
+    )
 
 
 def _nll(log_p, row, target, weight, n_rows):
@@ -139,9 +145,11 @@ def cached_forward(lm, rows, layer, at):
     positions, mask = tokens.causal(lengths, ids.shape[1], lm.dtype)
     seen = {}
     lower, upper = anatomy.segment(lm, 0, layer + 1), anatomy.segment(lm, layer + 1)
-    with torch.no_grad(), \
-            anatomy.watching(lm.projection(layer), lambda k, v: seen.update(key=k[each, last], value=v[each, last])), \
-            anatomy.watching(lm.mlp(layer), lambda _, m: seen.update(mlp=m[each, last])):
+    with (
+        torch.no_grad(),
+        anatomy.watching(lm.projection(layer), lambda k, v: seen.update(key=k[each, last], value=v[each, last])),
+        anatomy.watching(lm.mlp(layer), lambda _, m: seen.update(mlp=m[each, last])),
+    ):
         block_out = lower(ids, mask, positions)
         # Tokens before the subject's last one: only their attention keys and values in the upper blocks are kept.
         width = int(last.max())
@@ -179,7 +187,7 @@ def cached_forward(lm, rows, layer, at):
 
 
 def plain_forward(lm, rows, layer, at):
-    """The same function by full forwards through the unmodified Hugging Face model, as the released code computes it."""
+    """The same function by full forwards through the unmodified model, as the released code computes it."""
     import torch
 
     ids, lengths = tokens.pad([row.ids for row in rows], lm.device)
@@ -190,9 +198,11 @@ def plain_forward(lm, rows, layer, at):
     row, position, target, weight = _scored(rows, lm.device)
     seen = {}
 
-    with torch.no_grad(), \
-            anatomy.watching(lm.projection(layer), lambda k, v: seen.update(key=k[each, last], value=v[each, last])), \
-            anatomy.watching(place, lambda _, out: seen.update(init=out[0, last[0]])):
+    with (
+        torch.no_grad(),
+        anatomy.watching(lm.projection(layer), lambda k, v: seen.update(key=k[each, last], value=v[each, last])),
+        anatomy.watching(place, lambda _, out: seen.update(init=out[0, last[0]])),
+    ):
         lm.model(input_ids=ids, attention_mask=attended, use_cache=False)
 
     def forward(delta):

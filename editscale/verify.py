@@ -7,7 +7,7 @@ its README describes every array. Everything that is there is recomputed and com
 """
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from editscale import editors, facts, memit, metrics, models, rome, updates, values
@@ -93,7 +93,9 @@ def verify(folder, *, device="cpu", forward=None):
             raise FileNotFoundError(f"no {name} in {folder}; expected a folder like tests/golden")
     model_folders = [p.parent for p in folder.glob("*/config.json")]
     if len(model_folders) != 1:
-        raise ValueError(f"{folder} must hold exactly one sub-folder with a model (config.json); found {len(model_folders)}")
+        raise ValueError(
+            f"{folder} must hold exactly one sub-folder with a model (config.json); found {len(model_folders)}"
+        )
     setup = json.loads((folder / "setup.json").read_text())
     records = facts.parse(setup["records"], source=str(folder / "setup.json"))
     with np.load(folder / "second_moments.npz") as file:
@@ -116,8 +118,14 @@ def verify(folder, *, device="cpu", forward=None):
             path = folder / f"{name}_{suffix}.json"
             if path.is_file():
                 lm = models.load(str(model_folders[0]), device=device, dtype=precision)
-                found += _metrics(lm, name, precision, json.loads(path.read_text()), records,
-                                  {n: states[n] for n in edited if n in states})
+                found += _metrics(
+                    lm,
+                    name,
+                    precision,
+                    json.loads(path.read_text()),
+                    records,
+                    {n: states[n] for n in edited if n in states},
+                )
     if not found:
         raise ValueError(f"{folder} holds no array or metric files to compare with; expected e.g. rome_f32.npz")
     return found
@@ -132,7 +140,7 @@ def _hparams(kind, given, **change):
 
 
 def _same_orientation(lm, layer, golden, ours):
-    """Our ΔW or W, (d_value, d_key), as the file stores it: in the reference that is u vᵀ, or the module's own layout."""
+    """Our ΔW or W, (d_value, d_key), laid out as the file has it: as u vᵀ, or as the module stores it."""
     if ours.shape[0] != ours.shape[1]:
         return ours if golden.shape == ours.shape else ours.T
     return ours if lm.weight(layer).stride() == lm.projection(layer).weight.stride() else ours.T
@@ -142,42 +150,58 @@ def _rome(lm, name, precision, golden, setup, records, factors, original, forwar
     variant, change = FILES[name]
     params = _hparams(rome.RomeParams, setup["hparams_rome"], **change)
     worst, states = _Worst(precision, name), []
-    prefixes = sorted({key.split(".")[0] for key in golden if not key.startswith("seq.")},
-                      key=lambda p: (p.startswith("seq"), int(p.lstrip("singleq"))))
+    prefixes = sorted(
+        {key.split(".")[0] for key in golden if not key.startswith("seq.")},
+        key=lambda p: (p.startswith("seq"), int(p.lstrip("singleq"))),
+    )
     for prefix in prefixes:
         number = int(prefix.lstrip("singleq"))
         sequential = prefix.startswith("seq")
         if not sequential or number == 0:
             updates.restore(lm, original)
-        edit = rome.edit(lm, records[number], params, setup["context_templates_rome"], factors, variant=variant,
-                         forward=forward)
+        edit = rome.edit(
+            lm, records[number], params, setup["context_templates_rome"], factors, variant=variant, forward=forward
+        )
         trace, update = edit.trace, edit.updates[0]
         tolerance = "sequential" if sequential else "forward"
         keys = trace["keys"][:1] if variant == "p-rome" else trace["keys"]
         for kind, ours, allowed in (
-                ("keys_per_context", keys, tolerance), ("key_mean", trace["key_mean"], tolerance),
-                ("left_vector_u", trace["u"], "solve"), ("target_init", trace["init"], tolerance),
-                ("losses", trace["losses"], tolerance), ("nll_per_prompt", trace["nll_per_prompt"], tolerance),
-                ("delta_opt", trace["delta"], tolerance), ("target_v_star", trace["init"] + trace["delta"], tolerance),
-                ("cur_input", trace["key"], tolerance), ("cur_output", trace["value"], tolerance),
-                ("right_vector_v", update.left[:, 0], "solve"),
-                ("delta_weight", _same_orientation(lm, params.layer, golden[f"{prefix}.delta_weight"], update.matrix()),
-                 "solve")):
+            ("keys_per_context", keys, tolerance),
+            ("key_mean", trace["key_mean"], tolerance),
+            ("left_vector_u", trace["u"], "solve"),
+            ("target_init", trace["init"], tolerance),
+            ("losses", trace["losses"], tolerance),
+            ("nll_per_prompt", trace["nll_per_prompt"], tolerance),
+            ("delta_opt", trace["delta"], tolerance),
+            ("target_v_star", trace["init"] + trace["delta"], tolerance),
+            ("cur_input", trace["key"], tolerance),
+            ("cur_output", trace["value"], tolerance),
+            ("right_vector_v", update.left[:, 0], "solve"),
+            (
+                "delta_weight",
+                _same_orientation(lm, params.layer, golden[f"{prefix}.delta_weight"], update.matrix()),
+                "solve",
+            ),
+        ):
             worst.see(kind, allowed, prefix, ours.cpu(), golden[f"{prefix}.{kind}"])
         updates.apply(lm, edit.updates)
         states.append((("sequential" if sequential else "single"), number, updates.saved_weights(lm, [params.layer])))
     if "seq.final_weight" in golden:
         ours = lm.weight(params.layer)
-        worst.see("final_weight", "solve", "seq", _same_orientation(lm, params.layer, golden["seq.final_weight"], ours).cpu(),
-                  golden["seq.final_weight"])
+        worst.see(
+            "final_weight",
+            "solve",
+            "seq",
+            _same_orientation(lm, params.layer, golden["seq.final_weight"], ours).cpu(),
+            golden["seq.final_weight"],
+        )
     return worst, states
 
 
 def _memit(lm, name, precision, golden, setup, records, factors, original, forward):
     params = _hparams(memit.MemitParams, setup["hparams_memit"])
     worst, states = _Worst(precision, name), []
-    prefixes = sorted({key.split(".")[0] for key in golden} - {"seq"},
-                      key=lambda p: (p != "batch", p))
+    prefixes = sorted({key.split(".")[0] for key in golden} - {"seq"}, key=lambda p: (p != "batch", p))
     for prefix in prefixes:
         sequential = prefix != "batch"
         requests = [records[int(prefix.removeprefix("seq"))]] if sequential else records
@@ -185,27 +209,46 @@ def _memit(lm, name, precision, golden, setup, records, factors, original, forwa
             updates.restore(lm, original)
         edit = memit.edit(lm, requests, params, setup["context_templates_memit"], factors, forward=forward)
         trace, tolerance = edit.trace, "sequential" if sequential else "forward"
-        compared = [("zs", "zs", trace["z"], tolerance), ("z_target_init", "z_target_init", trace["init"], tolerance),
-                    ("z_delta_opt", "z_delta_opt", trace["delta"], tolerance)]
+        compared = [
+            ("zs", "zs", trace["z"], tolerance),
+            ("z_target_init", "z_target_init", trace["init"], tolerance),
+            ("z_delta_opt", "z_delta_opt", trace["delta"], tolerance),
+        ]
         for j in range(len(requests)):
-            compared += [("losses", f"req{j}.losses", trace["losses"][j], tolerance),
-                         ("nll_per_prompt", f"req{j}.nll_per_prompt", trace["nll_per_prompt"][j], tolerance)]
+            compared += [
+                ("losses", f"req{j}.losses", trace["losses"][j], tolerance),
+                ("nll_per_prompt", f"req{j}.nll_per_prompt", trace["nll_per_prompt"][j], tolerance),
+            ]
         for update in edit.updates:
             at, seen = f"layer{update.layer}", trace[update.layer]
             matrix = _same_orientation(lm, update.layer, golden[f"{prefix}.{at}.update"], update.matrix())
-            compared += [("ks", f"{at}.ks", seen["keys"], tolerance), ("cur_zs", f"{at}.cur_zs", seen["current"], tolerance),
-                         ("adj_k", f"{at}.adj_k", seen["solved"], "solve"), ("resid", f"{at}.resid", seen["residual"], "solve"),
-                         ("update", f"{at}.update", matrix, "solve")]
+            compared += [
+                ("ks", f"{at}.ks", seen["keys"], tolerance),
+                ("cur_zs", f"{at}.cur_zs", seen["current"], tolerance),
+                ("adj_k", f"{at}.adj_k", seen["solved"], "solve"),
+                ("resid", f"{at}.resid", seen["residual"], "solve"),
+                ("update", f"{at}.update", matrix, "solve"),
+            ]
         for kind, key, ours, allowed in compared:
             worst.see(kind, allowed, f"{prefix}.{key}", ours.cpu(), golden[f"{prefix}.{key}"])
         updates.apply(lm, edit.updates)
-        states.append((("sequential" if sequential else "batch"), len(states) - 1 if sequential else 0,
-                       updates.saved_weights(lm, params.layers)))
+        states.append(
+            (
+                ("sequential" if sequential else "batch"),
+                len(states) - 1 if sequential else 0,
+                updates.saved_weights(lm, params.layers),
+            )
+        )
     for layer in params.layers:
         key = f"seq.final_weight.layer{layer}"
         if key in golden:
-            worst.see("final_weight", "solve", key, _same_orientation(lm, layer, golden[key], lm.weight(layer)).cpu(),
-                      golden[key])
+            worst.see(
+                "final_weight",
+                "solve",
+                key,
+                _same_orientation(lm, layer, golden[key], lm.weight(layer)).cpu(),
+                golden[key],
+            )
     return worst, states
 
 
@@ -238,8 +281,10 @@ def table(differences):
     """The differences as text, one line each."""
     lines = [f"{'precision':9}  {'file':18}  {'array':28}  {'largest':>8}  {'allowed':>8}  where"]
     for d in differences:
-        lines.append(f"{d.precision:9}  {d.file:18}  {d.kind:28}  {d.largest:8.1e}  {d.allowed:8.1e}  "
-                     f"{'' if d.agrees else 'DIFFERS '}{d.where}")
+        lines.append(
+            f"{d.precision:9}  {d.file:18}  {d.kind:28}  {d.largest:8.1e}  {d.allowed:8.1e}  "
+            f"{'' if d.agrees else 'DIFFERS '}{d.where}"
+        )
     return "\n".join(lines)
 
 
@@ -254,8 +299,7 @@ def main(arguments):
     parser.add_argument("--plain", action="store_true", help="optimise values by full forwards instead of cached ones")
     given = parser.parse_args(arguments)
     try:
-        differences = verify(given.folder, device=given.device,
-                             forward=values.plain_forward if given.plain else None)
+        differences = verify(given.folder, device=given.device, forward=values.plain_forward if given.plain else None)
     except (FileNotFoundError, ValueError) as error:
         print(f"editscale verify: {error}", file=sys.stderr)
         return 2

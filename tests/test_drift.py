@@ -8,8 +8,10 @@ from editscale import drift
 
 def factors(n, ranks, d_value=7, d_key=11):
     random = np.random.default_rng(0)
-    return ([random.normal(size=(d_value, r)) for _, r in zip(range(n), ranks, strict=True)],
-            [random.normal(size=(d_key, r)) for _, r in zip(range(n), ranks, strict=True)])
+    return (
+        [random.normal(size=(d_value, r)) for _, r in zip(range(n), ranks, strict=True)],
+        [random.normal(size=(d_key, r)) for _, r in zip(range(n), ranks, strict=True)],
+    )
 
 
 def test_distance_is_the_norm_of_the_sum_of_all_updates_so_far():

@@ -11,7 +11,9 @@ PARAMS = Path(__file__).parents[1] / "params"
 GOOD = (PARAMS / "rome" / "gpt2-xl.yaml").read_text()
 
 
-@pytest.mark.parametrize("path", sorted([*PARAMS.glob("rome/*.yaml"), *PARAMS.glob("memit/*.yaml")]), ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+    "path", sorted([*PARAMS.glob("rome/*.yaml"), *PARAMS.glob("memit/*.yaml")]), ids=lambda p: p.stem
+)
 def test_every_shipped_file_is_read_and_every_line_says_its_source(path):
     params = editors.read_params(path.parent.name, path)
     assert editors.layers_of(params)
@@ -28,13 +30,17 @@ def test_published_values_of_gpt2_xl():
         assert (params.v_num_grad_steps, params.v_lr, params.v_weight_decay, params.kl_factor) == (20, 0.5, 0.5, 0.0625)
 
 
-@pytest.mark.parametrize(("text", "message"), [
-    (GOOD.replace("layer: 17", "layre: 17"), "unknown entry 'layre'"),
-    (GOOD.replace("layer: 17", ""), "entry 'layer' is missing"),
-    (GOOD.replace("layer: 17", "layer: seventeen"), "layer must be a int, not 'seventeen'"),
-    (GOOD.replace("layer: 17", "layer: true"), "layer must be a int, not True"),
-    (GOOD.replace("v_lr: 0.5", "v_lr: fast"), "v_lr must be a float, not 'fast'"),
-    ("- 1", "must map names to values")])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (GOOD.replace("layer: 17", "layre: 17"), "unknown entry 'layre'"),
+        (GOOD.replace("layer: 17", ""), "entry 'layer' is missing"),
+        (GOOD.replace("layer: 17", "layer: seventeen"), "layer must be a int, not 'seventeen'"),
+        (GOOD.replace("layer: 17", "layer: true"), "layer must be a int, not True"),
+        (GOOD.replace("v_lr: 0.5", "v_lr: fast"), "v_lr must be a float, not 'fast'"),
+        ("- 1", "must map names to values"),
+    ],
+)
 def test_a_wrong_file_is_one_clear_error(tmp_path, text, message):
     path = tmp_path / "wrong.yaml"
     path.write_text(text)

@@ -27,11 +27,43 @@ def test_every_golden_file_is_compared_in_both_precisions(differences):
     assert len(stored) == 14 and compared == stored
 
 
-@pytest.mark.parametrize(("file", "kinds"), [
-    ("rome", {"keys_per_context", "key_mean", "left_vector_u", "target_init", "losses", "nll_per_prompt", "delta_opt",
-              "target_v_star", "cur_input", "cur_output", "right_vector_v", "delta_weight"}),
-    ("memit", {"zs", "z_target_init", "z_delta_opt", "losses", "nll_per_prompt", "ks", "cur_zs", "adj_k", "resid",
-               "update"})])
+@pytest.mark.parametrize(
+    ("file", "kinds"),
+    [
+        (
+            "rome",
+            {
+                "keys_per_context",
+                "key_mean",
+                "left_vector_u",
+                "target_init",
+                "losses",
+                "nll_per_prompt",
+                "delta_opt",
+                "target_v_star",
+                "cur_input",
+                "cur_output",
+                "right_vector_v",
+                "delta_weight",
+            },
+        ),
+        (
+            "memit",
+            {
+                "zs",
+                "z_target_init",
+                "z_delta_opt",
+                "losses",
+                "nll_per_prompt",
+                "ks",
+                "cur_zs",
+                "adj_k",
+                "resid",
+                "update",
+            },
+        ),
+    ],
+)
 def test_every_kind_of_array_is_compared_alone_and_in_sequence(differences, file, kinds):
     compared = {d.kind for d in differences if d.file == file}
     assert compared == kinds | {f"{kind}, sequential" for kind in kinds} | {"final_weight, sequential"}

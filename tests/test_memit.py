@@ -10,8 +10,15 @@ from test_values import FACTS
 from editscale import anatomy, memit, tokens, updates
 
 CONTEXTS = [["{}"], ["The river. {}", "No one answered the door, because. {}"]]
-PARAMS = memit.MemitParams(layers=[0, 1, 2], v_num_grad_steps=4, v_lr=0.3, v_weight_decay=0.5, clamp_norm_factor=2.0,
-                           kl_factor=0.0625, mom2_update_weight=20.0)
+PARAMS = memit.MemitParams(
+    layers=[0, 1, 2],
+    v_num_grad_steps=4,
+    v_lr=0.3,
+    v_weight_decay=0.5,
+    clamp_norm_factor=2.0,
+    kl_factor=0.0625,
+    mom2_update_weight=20.0,
+)
 
 
 def factors_of(lm):
@@ -56,13 +63,20 @@ def test_layers_are_measured_after_the_ones_below_were_updated(model_type):
         seen, keys, current = {}, [], []
         for fact in facts:
             for row in tokens.context_rows(lm.tokenizer, ["{}", *CONTEXTS[1]], fact.prompt, fact.subject):
-                with anatomy.watching(lm.projection(update.layer), lambda k, _: seen.update(key=k)), \
-                        anatomy.watching(lm.block(2), lambda _, out: seen.update(out=out)):
+                with (
+                    anatomy.watching(lm.projection(update.layer), lambda k, _, seen=seen: seen.update(key=k)),
+                    anatomy.watching(lm.block(2), lambda _, out, seen=seen: seen.update(out=out)),
+                ):
                     lm.model(torch.tensor([row.ids]))
                 keys.append(seen["key"][0, row.subject_last])
                 current.append(seen["out"][0, row.subject_last])
-        k = torch.stack([torch.stack([keys[0], (keys[1] + keys[2]) / 2]).mean(0),
-                         torch.stack([keys[3], (keys[4] + keys[5]) / 2]).mean(0)], dim=1)
+        k = torch.stack(
+            [
+                torch.stack([keys[0], (keys[1] + keys[2]) / 2]).mean(0),
+                torch.stack([keys[3], (keys[4] + keys[5]) / 2]).mean(0),
+            ],
+            dim=1,
+        )
         residual = (edit.trace["z"] - torch.stack([current[0], current[3]], dim=1)) / (3 - i)
         direct = torch.linalg.solve(20.0 * moment(lm.d_key, update.layer) + k @ k.T, k)
         torch.testing.assert_close(update.matrix(), residual @ direct.T, rtol=0, atol=exact)

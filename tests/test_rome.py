@@ -8,8 +8,15 @@ from test_values import CONTEXTS, FACTS
 
 from editscale import rome, updates
 
-PARAMS = rome.RomeParams(layer=1, v_num_grad_steps=4, v_lr=0.3, v_weight_decay=0.5, clamp_norm_factor=4.0,
-                         kl_factor=0.0625, mom2_adjustment=True)
+PARAMS = rome.RomeParams(
+    layer=1,
+    v_num_grad_steps=4,
+    v_lr=0.3,
+    v_weight_decay=0.5,
+    clamp_norm_factor=4.0,
+    kl_factor=0.0625,
+    mom2_adjustment=True,
+)
 
 
 def moment(d_key, seed=0):
@@ -46,15 +53,18 @@ def test_update_is_the_closed_form_of_the_paper(variant):
     k_u, k = {"rome": (mean, bare), "r-rome": (mean, mean), "p-rome": (bare, bare)}[variant]
     solved = np.linalg.solve(c, k_u)
     v = (edit.trace["init"] + edit.trace["delta"]).numpy()
-    np.testing.assert_allclose(edit.updates[0].matrix().numpy(), np.outer(v - w @ k, solved) / (solved @ k),
-                               rtol=1e-7, atol=1e-10)
+    np.testing.assert_allclose(
+        edit.updates[0].matrix().numpy(), np.outer(v - w @ k, solved) / (solved @ k), rtol=1e-7, atol=1e-10
+    )
     assert np.linalg.matrix_rank(edit.updates[0].matrix().numpy()) == 1
 
 
 def test_variants_are_one_when_there_is_one_context():
     lm = tiny.tiny_model("gpt2", dtype=torch.float64)
     factors = {1: torch.linalg.cholesky(moment(lm.d_key))}
-    matrices = [rome.edit(lm, FACTS["last"], PARAMS, ["{}"], factors, variant=v).updates[0].matrix() for v in rome.VARIANTS]
+    matrices = [
+        rome.edit(lm, FACTS["last"], PARAMS, ["{}"], factors, variant=v).updates[0].matrix() for v in rome.VARIANTS
+    ]
     for matrix in matrices[1:]:
         torch.testing.assert_close(matrix, matrices[0], rtol=1e-9, atol=1e-12)
 

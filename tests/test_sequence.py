@@ -13,11 +13,24 @@ from editscale.facts import Fact
 from editscale.ledger import Ledger
 
 SUBJECTS = ("Ada Example", "Bo Sample", "Lund", "Stockholm", "Denmark")
-FACTS = [Fact(10 + i, subject, "{} is in the", "harp", "town", "R1", paraphrase_prompts=(f"The river of {subject} is the",),
-              neighborhood_prompts=("Sweden is in the", "Copenhagen is in the")) for i, subject in enumerate(SUBJECTS)]
+FACTS = [
+    Fact(
+        10 + i,
+        subject,
+        "{} is in the",
+        "harp",
+        "town",
+        "R1",
+        paraphrase_prompts=(f"The river of {subject} is the",),
+        neighborhood_prompts=("Sweden is in the", "Copenhagen is in the"),
+    )
+    for i, subject in enumerate(SUBJECTS)
+]
 COMMON = {"v_num_grad_steps": 4, "v_lr": 0.3, "v_weight_decay": 0.5, "kl_factor": 0.0625}
-PARAMS = {"rome": rome.RomeParams(layer=1, clamp_norm_factor=4.0, mom2_adjustment=True, **COMMON),
-          "memit": memit.MemitParams(layers=[0, 1], clamp_norm_factor=2.0, mom2_update_weight=20.0, **COMMON)}
+PARAMS = {
+    "rome": rome.RomeParams(layer=1, clamp_norm_factor=4.0, mom2_adjustment=True, **COMMON),
+    "memit": memit.MemitParams(layers=[0, 1], clamp_norm_factor=2.0, mom2_update_weight=20.0, **COMMON),
+}
 CONTEXTS = {"rome": ["{}", "The river. {}"], "memit": [["{}"], ["The river. {}", "Lund. {}"]]}
 
 
@@ -26,15 +39,21 @@ def edit_sequence(folder, method="rome", facts=FACTS, **options):
     lm = tiny.tiny_model("gpt2")
     params = PARAMS[method]
     factors = {layer: torch.linalg.cholesky(moment(lm.d_key)) for layer in params.layers}
-    book = Ledger(folder, sequence.fingerprint(lm, method, params, CONTEXTS[method], {"corpus": "none"}),
-                  sequence.weights_record(lm, params.layers))
+    book = Ledger(
+        folder,
+        sequence.fingerprint(lm, method, params, CONTEXTS[method], {"corpus": "none"}),
+        sequence.weights_record(lm, params.layers),
+    )
     sequence.run(lm, facts, method, params, CONTEXTS[method], factors, book, **options)
     return lm, book
 
 
 def files(folder):
-    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*")
-            if path.is_file() and path.name != "timing.jsonl"}
+    return {
+        path.relative_to(folder): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and path.name != "timing.jsonl"
+    }
 
 
 @pytest.mark.parametrize("method", PARAMS)
@@ -137,8 +156,10 @@ def test_reading_a_missing_ledger_says_what_makes_one(tmp_path):
         Ledger(tmp_path / "none")
 
 
-@pytest.mark.parametrize(("on_collapse", "statuses"), [("stop", ["edited", "non-finite"]),
-                                                        ("skip", ["edited", "non-finite", "edited", "edited", "edited"])])
+@pytest.mark.parametrize(
+    ("on_collapse", "statuses"),
+    [("stop", ["edited", "non-finite"]), ("skip", ["edited", "non-finite", "edited", "edited", "edited"])],
+)
 def test_a_non_finite_edit_is_recorded_and_not_applied(tmp_path, monkeypatch, on_collapse, statuses):
     real = rome.rank_one_factors
     calls = iter(range(100))

@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 import tiny
+import torch
 
 from editscale import tokens
 
@@ -70,7 +70,7 @@ def test_rows_hold_all_target_tokens_but_the_last():
     bare, behind = tokens.context_rows(tokenizer, ["{}", "The river. {}"], "{} plays the", "Ada Example", "old harp")
     text = "Ada Example plays the old harp"
     assert bare.ids == tokens.prompt_ids(tokenizer, text)[:-1]
-    assert [*bare.ids[min(bare.predicting) + 1:], bare.targets[-1]] == list(bare.targets)
+    assert [*bare.ids[min(bare.predicting) + 1 :], bare.targets[-1]] == list(bare.targets)
     shift = len(behind.ids) - len(bare.ids)
     assert behind.subject_last == bare.subject_last + shift
     assert tokenizer.decode(behind.ids[: behind.subject_last + 1]) == "The river. Ada Example"
@@ -79,7 +79,7 @@ def test_rows_hold_all_target_tokens_but_the_last():
 def test_braces_in_contexts_and_subjects_are_text():
     with pytest.raises(ValueError, match="exactly one"):
         tokens.context_rows(tiny.tiny_tokenizer(), ["{} {}"], "{} is", "Bo")
-    row, = tokens.context_rows(tiny.tiny_tokenizer(), ["a {b. {}"], "{} is", "B{o}")
+    (row,) = tokens.context_rows(tiny.tiny_tokenizer(), ["a {b. {}"], "{} is", "B{o}")
     assert tiny.tiny_tokenizer().decode(row.ids) == "a {b. B{o} is"
 
 
@@ -107,5 +107,6 @@ def test_subject_last_agrees_with_the_released_code_on_counterfact():
     for record in json.loads(path.read_text()):
         request = record["requested_rewrite"]
         before, after = tokens.split_at_placeholder(request["prompt"])
-        assert tokens.subject_last(tokenizer, before, request["subject"], after) \
-            == released_index(tokenizer, before, request["subject"]), request
+        assert tokens.subject_last(tokenizer, before, request["subject"], after) == released_index(
+            tokenizer, before, request["subject"]
+        ), request

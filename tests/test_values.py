@@ -45,10 +45,14 @@ def test_cached_and_plain_optimisation_agree(model_type, dtype):
     lm = tiny.tiny_model(model_type, dtype=dtype)
     tolerance = 1e-9 if dtype == torch.float64 and model_type in EXACT else 5e-4
     for fact in FACTS.values():
-        cached, plain = (values.optimise(lm, fact, CONTEXTS, 1, PARAMS, at="block", forward=way)
-                         for way in (None, values.plain_forward))
+        cached, plain = (
+            values.optimise(lm, fact, CONTEXTS, 1, PARAMS, at="block", forward=way)
+            for way in (None, values.plain_forward)
+        )
         torch.testing.assert_close(cached.losses, plain.losses, rtol=tolerance, atol=tolerance)
-        torch.testing.assert_close(cached.delta, plain.delta, rtol=tolerance, atol=tolerance * cached.delta.norm().item())
+        torch.testing.assert_close(
+            cached.delta, plain.delta, rtol=tolerance, atol=tolerance * cached.delta.norm().item()
+        )
 
 
 def test_gradients_of_both_ways_agree():
@@ -92,7 +96,9 @@ def test_descent_stops_before_the_update_that_follows_a_small_loss():
 def test_steps_are_forwards_and_one_update_fewer():
     init = torch.ones(3, dtype=torch.float64)
     one, _, _ = values.descend(quadratic(5 * init), init, SimpleNamespace(**{**vars(PARAMS), "v_num_grad_steps": 1}))
-    two, losses, _ = values.descend(quadratic(5 * init), init, SimpleNamespace(**{**vars(PARAMS), "v_num_grad_steps": 2}))
+    two, losses, _ = values.descend(
+        quadratic(5 * init), init, SimpleNamespace(**{**vars(PARAMS), "v_num_grad_steps": 2})
+    )
     assert one.norm() == 0 and len(losses) == 2
     torch.testing.assert_close(two, torch.full_like(init, PARAMS.v_lr))  # Adam's first step is the learning rate
 

