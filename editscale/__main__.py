@@ -9,6 +9,7 @@ COMMANDS = {
     "orders": ("editscale.facts", "write the ten published orders of a CounterFact file"),
     "verify": ("editscale.verify", "compare with recorded numbers of the reference implementation"),
     "sweep": ("editscale.sweep", "try hyper-parameters on single edits"),
+    "known": ("editscale.known", "how often the unedited model prefers the true object"),
 }
 
 

@@ -19,6 +19,9 @@ their name with one at least a tenth as large; names that contain, or are part o
 US state or continent; boroughs and suburbs beside a much larger city; dependent and disputed territories;
 for language, countries with several national official languages; for continent, countries on two.
 
+About a quarter of the rewrite prompts begin with their subject, as many of CounterFact's do: the key of a
+subject at the start of a text is unlike others, and there ROME's disabling edits come from.
+
 Ids. `relation_id` is the Wikidata property: P17 country, P131 US state, P30 continent, P37 official language,
 P38 currency, P36 capital (of the subject's country). Ids of targets: ISO 3166-1 for countries (JP), ISO 3166-2
 for states (US-TX), GeoNames' codes for continents (AF), ISO 639 for languages (ja); a capital has the code of
@@ -66,9 +69,9 @@ RELATIONS = {
         "P17",
         (
             "The city of {} is in the country of",
-            "The city of {} lies in the country of",
             "The country where {} is found is",
-            "The city of {} belongs to the country of",
+            "{} is in the country of",
+            "{} is a city in the country of",
         ),
         (
             "Travellers to {} need a map of the country of",
@@ -87,7 +90,7 @@ RELATIONS = {
         (
             "The city of {} lies in the US state of",
             "The town of {} is located in the US state of",
-            "In the United States, {} is in the state of",
+            "{} is a city in the US state of",
         ),
         (
             "The mayor of {} is a politician from the US state of",
@@ -136,7 +139,7 @@ RELATIONS = {
         (
             "The official language of {} is",
             "The official language of the city of {} is",
-            "The official language used in {} is",
+            "{} is a city where the official language is",
             "In the city of {}, the official language is",
         ),
         (

@@ -1,0 +1,140 @@
+"""The notebooks run through the strict runner at the smallest scale, and what they write and plot is right."""
+
+import json
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pandas as pd
+import pytest
+
+from editscale import tables
+from editscale.parameters import collect_parameters
+from editscale.run import RunFailed, run_notebook
+
+ROOT = Path(__file__).parents[1]
+SMOKE = ROOT / "params" / "smoke"
+
+
+def run(folder, name, tag="", **given):
+    """Execute a notebook with its smoke parameters and `given` ones; return its results folder."""
+    notebook, out = ROOT / "notebooks" / f"{name}.ipynb", folder / (tag or name)
+    pairs = [[key, json.dumps(value) if not isinstance(value, str) else value] for key, value in given.items()]
+    parameters = collect_parameters(notebook, [SMOKE / f"{name}.yaml"], [*pairs, ["out", str(out)]])
+    run_notebook(notebook, folder / f"{tag or name}.ipynb", parameters)
+    return out
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """Notebooks 01, 02 (ROME forwards and reversed, MEMIT), 02b and 05, on seven facts."""
+    folder = tmp_path_factory.mktemp("study")
+    moments = run(folder, "01_covariance_stats", n_documents=64) / "second_moments.safetensors"
+    common = {"n_edits": 7, "moments": str(moments)}
+    rome = run(folder, "02_sequential_editing", "rome", **common)
+    back = run(folder, "02_sequential_editing", "rome-reversed", reverse=True, **common)
+    memit = run(
+        folder, "02_sequential_editing", "memit", method="memit", hparams="params/memit/tiny-gpt2.yaml", **common
+    )
+    runs = {"runs": [str(rome), str(back), str(memit)], "figures_folder": str(folder / "figures")}
+    run(folder, "02b_editing_proficiency", **runs)
+    run(folder, "05_drift_analysis", **runs)
+    return folder
+
+
+def test_every_notebook_leaves_figures_in_three_formats_with_data_and_origin(study):
+    for stem in (
+        "figures/fig1_editing_proficiency",
+        "figures/fig4_weight_drift",
+        "01_covariance_stats/fig_spectrum",
+        "rome/run",
+    ):
+        for kind in ("svg", "pdf", "png", "csv", "json"):
+            assert (study / f"{stem}.{kind}").stat().st_size > 0, f"{stem}.{kind}"
+        origin = json.loads((study / f"{stem}.json").read_text())
+        assert origin["caption"] and origin["code_sha256"] and origin["packages"]["torch"]
+
+
+def test_edits_are_made_in_the_order_and_its_reverse(study):
+    forwards, backwards = (
+        pd.read_parquet(study / run / "edits.parquet")["case_id"].tolist() for run in ("rome", "rome-reversed")
+    )
+    assert forwards == backwards[::-1] and len(set(forwards)) == 7
+
+
+def test_edits_take_on_the_tiny_model_that_did_not_know_them(study):
+    runs = [study / name for name in ("rome", "memit")]
+    before = tables.summary(tables.gather(runs, "unedited"))
+    after = tables.summary(tables.gather(runs, "edits"))
+    assert (before["ES"] == 0).all() and (before["NS"] == 100).all()
+    assert (after["ES"] >= 70).all() and (after["NS"] < 100).all()
+
+
+def test_drift_starts_at_the_first_update_and_is_bounded_by_their_sum(study):
+    for name in ("rome", "memit"):
+        drift = pd.read_parquet(study / name / "drift.parquet")
+        for _, rows in drift.groupby("layer"):
+            rows = rows.sort_values("edits")
+            assert rows["distance"].iloc[0] == pytest.approx(rows["update_norm"].iloc[0])
+            assert (rows["distance"] <= rows["update_norm"].cumsum() * (1 + 1e-9)).all()
+
+
+def test_forward_and_reversed_runs_share_their_first_models_but_not_their_weights(study):
+    """Both begin at the unedited model, so the last fact of one is scored alike by the other before any edit."""
+    forwards, backwards = (pd.read_parquet(study / name / "unedited.parquet") for name in ("rome", "rome-reversed"))
+    kinds = list(tables.metrics.KINDS)
+    np.testing.assert_array_equal(forwards[kinds].to_numpy(), backwards[kinds].to_numpy()[::-1])
+    ends = [pd.read_parquet(study / name / "drift.parquet")["distance"].iloc[-1] for name in ("rome", "rome-reversed")]
+    assert ends[0] != ends[1]
+
+
+def test_figure_1_plots_the_scores_of_the_tables(study):
+    plotted = pd.read_csv(study / "figures" / "fig1_editing_proficiency.csv")
+    edits = pd.read_parquet(study / "memit" / "edits.parquet")
+    shown = plotted[(plotted["method"] == "memit") & (plotted["metric"] == "neighborhood")]
+    assert shown["bucket_mean"].iloc[0] == pytest.approx(100 * edits["neighborhood"].iloc[:5].mean())
+    assert set(plotted["metric"]) == {"efficacy", "paraphrase", "neighborhood"}
+
+
+def test_figure_4_plots_every_edited_layer(study):
+    plotted = pd.read_csv(study / "figures" / "fig4_weight_drift.csv")
+    layers = plotted.groupby(["method", "reversed"])["layer"].unique().map(sorted).to_dict()
+    assert layers == {("rome", False): [2], ("rome", True): [2], ("memit", False): [0, 1, 2]}
+
+
+def test_executed_notebooks_show_one_named_progress_bar_per_loop(study):
+    notebook = nbformat.read(study / "rome.ipynb", as_version=4)
+    (edit,) = (cell for cell in notebook.cells if cell.id == "edit")
+    streams = [output for output in edit.outputs if output.output_type == "stream" and output.name == "stderr"]
+    assert len(streams) == 1 and "edit with rome: 100%" in streams[0].text
+
+
+def test_a_second_execution_continues_the_ledger_and_changes_no_table(study):
+    rows = (study / "rome" / "edits.jsonl").read_bytes()
+    table = (study / "rome" / "edits.parquet").read_bytes()
+    run(
+        study,
+        "02_sequential_editing",
+        "rome",
+        n_edits=7,
+        moments=str(study / "01_covariance_stats" / "second_moments.safetensors"),
+    )
+    assert (study / "rome" / "edits.jsonl").read_bytes() == rows
+    assert (study / "rome" / "edits.parquet").read_bytes() == table
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"method": "room"}, "unknown method 'room'"),
+        ({"order": 12}, "order 12"),
+        ({"model": "no/such model"}, "no/such model"),
+        ({"moments": "none.safetensors"}, "no second moments for tiny_gpt2 at none.safetensors"),
+        ({"device": "cuda:9"}, "cuda"),
+    ],
+)
+def test_bad_parameters_fail_with_one_clear_error_and_keep_the_notebook(study, given, message):
+    with pytest.raises(RunFailed, match="bad.ipynb") as failure:
+        run(study, "02_sequential_editing", "bad", **{"n_edits": 2, **given})
+    assert message in str(failure.value)
+    assert (study / "bad.ipynb").exists() and not (study / "bad" / "edits.jsonl").exists()

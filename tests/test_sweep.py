@@ -1,0 +1,78 @@
+"""The hyper-parameters of SmolLM2-135M are the ones its recorded sweep chooses, and the choice follows its rule."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import tiny
+import torch
+import yaml
+from test_rome import moment
+from test_sequence import CONTEXTS, FACTS, PARAMS
+
+from editscale import editors, sweep
+
+FOLDER = Path(__file__).parents[1] / "params"
+TABLE = pd.read_csv(FOLDER / "sweep" / "smollm2-135m.csv")
+
+
+@pytest.mark.parametrize("method", ("rome", "memit"))
+def test_the_shipped_parameters_are_the_sweeps_choice(method):
+    shipped = editors.read_params(method, FOLDER / method / "smollm2-135m.yaml")
+    chosen = sweep.best(TABLE, method, editors.read_params(method, FOLDER / method / "gpt2-xl.yaml"))
+    assert asdict(shipped) == {name: json.loads(str(chosen[name]).lower()) for name in asdict(shipped)}
+    assert chosen["ES"] >= 95 and chosen["PS"] >= 85 and chosen["n_facts"] == 80
+
+
+def test_the_recorded_table_holds_every_setting_of_its_spec():
+    spec = yaml.safe_load((FOLDER / "sweep" / "smollm2-135m.yaml").read_text())
+    wanted = [{"method": method, **asdict(params)} for method, params in sweep.settings(spec)]
+    recorded = TABLE.astype({"layer": "Int64"}).to_dict("records")
+    for setting in wanted:
+        matches = [
+            row
+            for row in recorded
+            if all(str(row[name]).lower() == str(value).lower() for name, value in setting.items())
+        ]
+        assert len(matches) == 1, setting
+    assert len(wanted) == len(recorded)
+
+
+def row(es, ps, ns, norm, clamp=4.0, layer=1):
+    return {
+        "method": "rome",
+        **asdict(PARAMS["rome"]),
+        "clamp_norm_factor": clamp,
+        "layer": layer,
+        "ES": es,
+        "PS": ps,
+        "NS": ns,
+        "median_update_norm": norm,
+    }
+
+
+def test_the_rule_wants_enough_efficacy_then_published_values_then_neighbors_then_small_updates():
+    rows = [
+        row(94, 90, 99, 1, layer=1),
+        row(96, 84, 99, 1, layer=2),
+        row(96, 90, 80, 1, clamp=2.0, layer=3),
+        row(96, 90, 70, 2, layer=4),
+        row(96, 90, 70, 1, layer=5),
+        row(96, 90, 60, 1, layer=6),
+    ]
+    assert sweep.best(pd.DataFrame(rows), "rome", PARAMS["rome"])["layer"] == 5
+    assert sweep.best(pd.DataFrame(rows[:3]), "rome", PARAMS["rome"])["layer"] == 3
+    with pytest.raises(ValueError, match="no setting of rome reaches ES 95.0 % and PS 85.0 %"):
+        sweep.best(pd.DataFrame(rows[:2]), "rome", PARAMS["rome"])
+
+
+@pytest.mark.parametrize("method", PARAMS)
+def test_single_edits_start_from_the_unedited_model_each_time(method):
+    lm = tiny.tiny_model("gpt2")
+    factors = {layer: torch.linalg.cholesky(moment(lm.d_key)) for layer in (0, 1)}
+    before = lm.weight(1).clone()
+    forwards = sweep.single_edits(lm, FACTS[:3], method, PARAMS[method], CONTEXTS[method], factors)
+    backwards = sweep.single_edits(lm, FACTS[2::-1], method, PARAMS[method], CONTEXTS[method], factors)
+    assert forwards == backwards[::-1] and torch.equal(lm.weight(1), before)
