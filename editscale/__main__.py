@@ -1,23 +1,25 @@
-"""The command line, `python -m editscale COMMAND …`: a command is a module with `main(arguments) -> exit
-status`."""
+"""The command line: `python -m editscale COMMAND …`."""
 
 import importlib
 import sys
 
+# Name ↦ module, the function in it that takes arguments and returns an exit status, one line of help.
 COMMANDS = {
-    "run": ("editscale.run", "execute a notebook with checked parameters"),
-    "orders": ("editscale.facts", "write the ten published orders of a CounterFact file"),
-    "verify": ("editscale.verify", "compare with recorded numbers of the reference implementation"),
-    "sweep": ("editscale.sweep", "try hyper-parameters on single edits"),
-    "known": ("editscale.known", "how often the unedited model prefers the true object"),
+    "run": ("editscale.run", "main", "execute a notebook with checked parameters"),
+    "counterfact": ("editscale.facts", "download_main", "download CounterFact, checked by size and sha256"),
+    "orders": ("editscale.facts", "orders_main", "write the ten published orders of a CounterFact file"),
+    "known": ("editscale.known", "main", "how often the unedited model prefers the true object, per relation"),
+    "sweep": ("editscale.sweep", "main", "try hyper-parameters on single edits"),
+    "verify": ("editscale.verify", "main", "compare with recorded numbers of the reference implementations"),
 }
 
 
 def main(arguments: list[str]) -> int:
     """Exit status of the command named first; its module is the only one that is imported."""
     if arguments and arguments[0] in COMMANDS:
-        return importlib.import_module(COMMANDS[arguments[0]][0]).main(arguments[1:])
-    lines = [f"  {name:8}{text}" for name, (_, text) in COMMANDS.items()]
+        module, function, _ = COMMANDS[arguments[0]]
+        return getattr(importlib.import_module(module), function)(arguments[1:])
+    lines = [f"  {name:12}{text}" for name, (_, _, text) in COMMANDS.items()]
     usage = "\n".join(["usage: python -m editscale COMMAND …  (COMMAND --help says more)", *lines])
     if arguments in (["-h"], ["--help"]):
         print(usage)

@@ -100,7 +100,7 @@ def load(path) -> list[Fact]:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"no facts file {path}; CounterFact: editscale.facts.download_counterfact")
+        raise FileNotFoundError(f"no facts file {path}; CounterFact: python -m editscale counterfact FOLDER")
     text = path.read_bytes()
     try:
         records = json.loads(text)
@@ -108,7 +108,7 @@ def load(path) -> list[Fact]:
         raise ValueError(
             f"{path} is not complete JSON ({len(text):,} bytes; {error}); it was probably cut off while it "
             f"was fetched or copied: delete it and fetch it anew (CounterFact, {COUNTERFACT_BYTES:,} bytes: "
-            "editscale.facts.download_counterfact)"
+            "python -m editscale counterfact FOLDER)"
         ) from error
     return parse(records, str(path))
 
@@ -205,7 +205,21 @@ def write_orders(facts_path, out_path) -> Path:
     return Path(out_path)
 
 
-def main(arguments: list[str]) -> int:
+def download_main(arguments: list[str]) -> int:
+    """Exit status of `python -m editscale counterfact FOLDER`: 0 when the checked file is there."""
+    parser = argparse.ArgumentParser(
+        prog="python -m editscale counterfact", description="download CounterFact and check its size and sha256"
+    )
+    parser.add_argument("folder", metavar="FOLDER", help="where counterfact.json goes")
+    try:
+        print(download_counterfact(parser.parse_args(arguments).folder))
+    except (OSError, ValueError) as error:
+        print(f"editscale counterfact: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def orders_main(arguments: list[str]) -> int:
     """Exit status of `python -m editscale orders FILE [OUT]`: 0 when the orders are written."""
     parser = argparse.ArgumentParser(
         prog="python -m editscale orders", description="write the paper's ten orders of unique subjects"

@@ -12,7 +12,7 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-from editscale import editors, metrics, updates
+from editscale import editors, metrics, tokens, updates, values
 
 
 def sha256_json(value):
@@ -60,6 +60,22 @@ def replay(lm, ledger, upto=None):
         )
 
 
+def check_facts(lm, facts, contexts):
+    """Raise ValueError, naming the fact, if one cannot be edited or scored: its subject ends inside a token, it shares
+    a token with a target, or a text is longer than the model reads. Takes milliseconds per fact."""
+    flat = [c for group in contexts for c in ([group] if isinstance(group, str) else group)]
+    for fact in facts:
+        try:
+            rows = values.target_rows(lm, fact, flat)
+            tokens.check_length(lm, max(len(row.ids) for row in rows))
+            for prompts in metrics.prompts_of(fact).values():
+                for prompt in prompts:
+                    for target in (fact.target_new, fact.target_true):
+                        tokens.target_ids(lm.tokenizer, prompt, target)
+        except ValueError as error:
+            raise ValueError(f"case {fact.case_id}: {error}") from error
+
+
 def run(lm, facts, method, params, contexts, factors, ledger, *, on_collapse="stop", batch_tokens=4096):
     """Edit `facts` in order on the unedited model `lm`, from where `ledger` ends.
 
@@ -70,12 +86,14 @@ def run(lm, facts, method, params, contexts, factors, ledger, *, on_collapse="st
             sequence there, "skip" goes on with the next fact.
         batch_tokens: see `metrics.score_facts`.
 
-    Raises ValueError if the ledger holds edits of other facts than `facts`.
+    Raises ValueError, before anything is edited, if a fact cannot be (see `check_facts`), or if the ledger holds edits
+    of other facts.
     """
     from tqdm import tqdm
 
     if on_collapse not in ("stop", "skip"):
         raise ValueError(f"on_collapse is {on_collapse!r}; expected 'stop' or 'skip'")
+    check_facts(lm, facts, contexts)
     identities = [sha256_json(asdict(fact)) for fact in facts]
     for i, row in enumerate(ledger.rows[: len(facts)]):
         if row["fact_sha256"] != identities[i]:

@@ -187,7 +187,7 @@ def test_truncated_file_says_so_and_how_to_fetch_anew(tmp_path):
     path = tmp_path / "facts.json"
     whole = json.dumps([record()])
     path.write_text(whole[: len(whole) // 2])
-    with pytest.raises(ValueError, match="not complete JSON .* cut off .* fetch it anew .*download_counter"):
+    with pytest.raises(ValueError, match="not complete JSON .* cut off .* fetch it anew .*editscale counterfact"):
         facts.load(path)
 
 
@@ -307,9 +307,9 @@ def test_orders_text_has_the_published_layout(tmp_path):
 def test_orders_command_prints_the_hash_or_one_error(tmp_path, capsys):
     path, out = tmp_path / "facts.json", tmp_path / "orders.json"
     path.write_text(json.dumps([record()]))
-    assert facts.main([str(path), str(out)]) == 0
+    assert facts.orders_main([str(path), str(out)]) == 0
     assert hashlib.sha256(out.read_bytes()).hexdigest() in capsys.readouterr().out
-    assert facts.main([str(tmp_path / "no.json"), str(out)]) == 1
+    assert facts.orders_main([str(tmp_path / "no.json"), str(out)]) == 1
     assert "no facts file" in capsys.readouterr().err
 
 

@@ -124,6 +124,13 @@ def test_other_facts_are_refused(tmp_path):
         edit_sequence(tmp_path, facts=[FACTS[0], *FACTS[2:]])
 
 
+def test_a_fact_that_cannot_be_edited_is_named_before_the_first_edit(tmp_path):
+    wrong = Fact(99, "Dan", "The language is {}ish and", "harp", "town")
+    with pytest.raises(ValueError, match="case 99: subject 'Dan' not found in the tokenised prompt"):
+        edit_sequence(tmp_path, facts=[*FACTS, wrong])
+    assert len(Ledger(tmp_path)) == 0
+
+
 def test_a_torn_last_row_is_dropped_and_its_edit_done_again(tmp_path):
     edit_sequence(tmp_path / "whole")
     edit_sequence(tmp_path / "torn", facts=FACTS[:4])
