@@ -27,7 +27,7 @@ def sampled_documents(lm, n_documents, length, generator, *, batch_size=128, pro
     Yields lists of token ids.
     """
     import torch
-    from tqdm.auto import tqdm
+    from tqdm import tqdm
 
     from editscale import models
 

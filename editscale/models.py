@@ -7,6 +7,7 @@ named by the sha256 of its weight files.
 import hashlib
 import json
 import re
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -41,6 +42,10 @@ def load(source, *, revision="", device="cpu", dtype="float32", cache="runs/mode
     FileNotFoundError for files that are not there. Nothing stands in for what was asked for.
     """
     import torch
+
+    with warnings.catch_warnings():  # the bar that transformers picks complains in notebooks without ipywidgets
+        warnings.simplefilter("ignore")
+        import tqdm.auto  # noqa: F401
     from transformers import AutoModelForCausalLM
 
     if dtype not in DTYPES:

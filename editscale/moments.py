@@ -73,7 +73,7 @@ def collect_at(lm, documents, layers, counts, *, corpus="", batch_tokens=4096, p
     model reads.
     """
     import torch
-    from tqdm.auto import tqdm
+    from tqdm import tqdm
 
     layers, counts = sorted(set(layers)), list(counts)
     for layer in layers:

@@ -6,8 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny
+import torch
+from test_rome import moment
 
-from editscale import values, verify
+from editscale import facts, rome, values, verify
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -112,3 +115,46 @@ def test_a_folder_without_numbers_is_an_error(tmp_path, capsys):
     assert "no setup.json" in capsys.readouterr().err
     assert verify.main([str(subset(tmp_path))]) == 2
     assert "no array or metric files" in capsys.readouterr().err
+
+
+def golden_of_a_llama(folder):
+    """A folder in the format of tests/golden for a tiny random Llama, its numbers made by full forwards here."""
+    lm = tiny.tiny_model("llama", n_layers=4)
+    lm.model.save_pretrained(folder / "tiny_llama")
+    lm.tokenizer.save_pretrained(folder / "tiny_llama")
+    c = moment(lm.d_key)
+    setup = json.loads((GOLDEN / "setup.json").read_text())
+    setup["context_templates_rome"] = setup["context_templates_rome"][:3]
+    setup["hparams_rome"] |= {"layers": [1], "v_num_grad_steps": 4}
+    (folder / "setup.json").write_text(json.dumps(setup))
+    np.savez(folder / "second_moments.npz", **{"mom2.layer1": c.numpy()})
+    params = verify._hparams(rome.RomeParams, setup["hparams_rome"])
+    record = facts.parse(setup["records"], source="setup")[0]
+    factors = {1: torch.linalg.cholesky(c)}
+    edit = rome.edit(lm, record, params, setup["context_templates_rome"], factors, forward=values.plain_forward)
+    t, update = edit.trace, edit.updates[0]
+    arrays = {
+        "keys_per_context": t["keys"],
+        "key_mean": t["key_mean"],
+        "left_vector_u": t["u"],
+        "target_init": t["init"],
+        "losses": t["losses"],
+        "nll_per_prompt": t["nll_per_prompt"],
+        "delta_opt": t["delta"],
+        "target_v_star": t["init"] + t["delta"],
+        "cur_input": t["key"],
+        "cur_output": t["value"],
+        "right_vector_v": update.left[:, 0],
+        "delta_weight": update.matrix(),
+    }
+    return {f"single0.{name}": array.numpy() for name, array in arrays.items()}
+
+
+@pytest.mark.parametrize("suffix", ("f32", "f64"))
+def test_a_folder_of_another_family_is_compared_with_its_own_tolerance(tmp_path, suffix):
+    """A Linear stores W where GPT-2 stores its transpose, and Llama's float64 is float32 in places."""
+    np.savez(tmp_path / f"rome_{suffix}.npz", **golden_of_a_llama(tmp_path))
+    found = verify.verify(tmp_path)
+    assert {d.kind for d in found} >= {"delta_weight", "losses", "left_vector_u"}
+    assert all(d.agrees for d in found), verify.table(found)
+    assert {d.allowed for d in found} == {1e-5, 2e-4}
