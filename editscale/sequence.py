@@ -109,7 +109,7 @@ def run(lm, facts, method, params, contexts, factors, ledger, *, on_collapse="st
     replay(lm, ledger, upto=min(len(ledger), len(facts)))
 
     edit = editors.method(method).edit
-    for i, fact in enumerate(tqdm(facts, desc=f"edit with {method}", unit="edit", initial=0)):
+    for i, fact in enumerate(tqdm(facts, desc=f"edit with {method}", unit="edit")):
         if i < len(ledger):
             if ledger.rows[i]["status"] != "edited" and on_collapse == "stop":
                 break
