@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 from editscale import tokens
 
+BATCH_TOKENS = 512  # tokens of one forward; attention grows with its square
 KINDS = ("efficacy", "paraphrase", "neighborhood")  # also the order of columns
 COLUMNS = tuple(kind + suffix for suffix in ("", "_magnitude", "_accuracy") for kind in KINDS)
 
@@ -68,11 +69,11 @@ def harmonic_score(efficacy, paraphrase, neighborhood):
     return 0.0 if min(scores) == 0 else len(scores) / sum(1 / s for s in scores)
 
 
-def score_facts(lm, facts, *, batch_tokens=4096):
+def score_facts(lm, facts, *, batch_tokens=BATCH_TOKENS):
     """Prompt scores of facts on the model as it stands: a list of `{kind: [PromptScore, …]}`.
 
     Args:
-        batch_tokens: most tokens, padding included, in one forward. Does not change the result.
+        batch_tokens: most tokens in one forward, before what is shared is taken out. Does not change the result.
     """
     prompts = [
         (i, kind, prompt, fact.target_new, fact.target_true)
@@ -87,67 +88,45 @@ def score_facts(lm, facts, *, batch_tokens=4096):
     return by_fact
 
 
-def score_prompts(lm, prompts, *, batch_tokens=4096):
+def score_prompts(lm, prompts, *, batch_tokens=BATCH_TOKENS):
     """`PromptScore` of each (prompt, new object, true object), in order.
 
-    Both objects share one row, prompt + new + true without their last tokens, in which the second object sees the
-    prompt but not the first: the prompt runs once, and an object of one token costs nothing.
+    What prompts share, and the prompt that both objects share, runs once (`tokens.tree`).
     """
-    packed = []
+    pairs = []
     for prompt, new, true in prompts:
-        packed.append(
-            (
-                tokens.prompt_ids(lm.tokenizer, prompt),
-                tokens.target_ids(lm.tokenizer, prompt, new),
-                tokens.target_ids(lm.tokenizer, prompt, true),
-            )
-        )
-    width = [len(p) + len(new) + len(true) - 2 for p, new, true in packed]
-    tokens.check_length(lm, max(width, default=0))
-    scores = [None] * len(prompts)
-    by_length = sorted(range(len(prompts)), key=lambda i: (-width[i], i))
-    while by_length:
-        n = max(1, batch_tokens // width[by_length[0]])
-        batch, by_length = by_length[:n], by_length[n:]
-        for i, score in zip(batch, _score_batch(lm, [packed[i] for i in batch]), strict=True):
-            scores[i] = score
+        before = tokens.prompt_ids(lm.tokenizer, prompt)
+        pairs.append((before, *(tokens.target_ids(lm.tokenizer, prompt, target) for target in (new, true))))
+    tokens.check_length(lm, max((len(before) + max(len(new), len(true)) for before, new, true in pairs), default=0))
+    scores, batch, n = [None] * len(pairs), [], 0
+    for i in sorted(range(len(pairs)), key=lambda i: pairs[i]):  # neighbours share most
+        width = sum(map(len, pairs[i]))
+        if batch and n + width > batch_tokens:
+            _score_batch(lm, pairs, batch, scores)
+            batch, n = [], 0
+        batch, n = [*batch, i], n + width
+    if batch:
+        _score_batch(lm, pairs, batch, scores)
     return scores
 
 
-def _score_batch(lm, packed):
+def _score_batch(lm, pairs, batch, scores):
+    """Write the scores of the pairs numbered in `batch` to `scores`."""
     import torch
 
-    ids, lengths = tokens.pad([p + new[:-1] + true[:-1] for p, new, true in packed], lm.device)
-    n_prompt, n_new = (torch.tensor([len(row[k]) for row in packed], device=lm.device)[:, None] for k in (0, 1))
-    n_new = n_new - 1
-    index = torch.arange(ids.shape[1], device=lm.device)[None]
-    in_true = index >= n_prompt + n_new
-    in_new = (index >= n_prompt) & ~in_true
-    positions = torch.where(in_true, index - n_new, index)
-    allowed = (
-        (index[0][:, None] >= index[0][None, :])
-        & (index < lengths[:, None])[:, None, :]
-        & ~(in_true[:, :, None] & in_new[:, None, :])
-    )
-    mask = tokens.additive_mask(allowed, lm.dtype)
-
-    places = []  # row, index that predicts the token, token
-    for r, (p, new, true) in enumerate(packed):
-        start = len(p) - 1
-        places += [(r, start + i, t) for i, t in enumerate(new)]
-        places += [(r, start if i == 0 else start + len(new) - 1 + i, t) for i, t in enumerate(true)]
-    row, index, target = (torch.tensor(x, device=lm.device) for x in zip(*places, strict=True))
+    texts = [(before, target) for i in batch for before, target in ((pairs[i][0], t) for t in pairs[i][1:])]
+    packed = tokens.tree([before + target[:-1] for before, target in texts])
+    ids, positions, mask = tokens.tree_inputs(packed, lm.device, lm.dtype)
+    index = [p for (_, target), place in zip(texts, packed.places, strict=True) for p in place[-len(target) :]]
+    targets = torch.tensor([t for _, target in texts for t in target], device=lm.device)
     with torch.no_grad():
         hidden = lm.model.base_model(
             input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False
         ).last_hidden_state
-        log_p = lm.logits(hidden[row, index]).log_softmax(dim=-1)
-    nll = (-log_p.gather(1, target[:, None])[:, 0]).tolist()
-    first = (log_p.argmax(dim=-1) == target).tolist()
-
-    scores, at = [], 0
-    for _, new, true in packed:
-        split = slice(at, at + len(new)), slice(at + len(new), at + len(new) + len(true))
-        at = split[1].stop
-        scores.append(PromptScore(*(sum(nll[s]) / len(nll[s]) for s in split), *(all(first[s]) for s in split)))
-    return scores
+        log_p = lm.logits(hidden[0, index]).log_softmax(dim=-1)
+    sizes = [len(target) for _, target in texts]
+    nlls = (-log_p.gather(1, targets[:, None])[:, 0]).split(sizes)
+    firsts = (log_p.argmax(dim=-1) == targets).split(sizes)
+    nll, correct = [x.mean().item() for x in nlls], [x.all().item() for x in firsts]
+    for k, i in enumerate(batch):
+        scores[i] = PromptScore(*nll[2 * k : 2 * k + 2], *correct[2 * k : 2 * k + 2])

@@ -76,7 +76,7 @@ def check_facts(lm, facts, contexts):
             raise ValueError(f"case {fact.case_id}: {error}") from error
 
 
-def run(lm, facts, method, params, contexts, factors, ledger, *, on_collapse="stop", batch_tokens=4096):
+def run(lm, facts, method, params, contexts, factors, ledger, *, on_collapse="stop", batch_tokens=metrics.BATCH_TOKENS):
     """Edit `facts` in order on the unedited model `lm`, from where `ledger` ends.
 
     Args:

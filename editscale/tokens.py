@@ -1,5 +1,8 @@
 """Prompts as token ids: where the subject ends, where a target begins, padding and attention masks.
 
+Texts that are run together form one row of tokens, a `Tree`: a beginning that several of them share is there once, and
+a token attends to its own text only. So nothing is padded, and nothing is computed twice.
+
 Every text is tokenised once, as a whole, the way the model's tokenizer does it (with BOS where it adds one), and
 positions are found from character offsets. For GPT-2's byte-level BPE this gives the same ids and positions as the
 length arithmetic of the released code (kmeng01/rome `rome/repr_tools.py`); it also holds for tokenizers with BOS and
@@ -7,6 +10,8 @@ for SentencePiece, where that arithmetic miscounts.
 """
 
 from dataclasses import dataclass
+
+import numpy as np
 
 
 @dataclass(frozen=True)
@@ -102,6 +107,57 @@ def context_rows(tokenizer, contexts, prompt, subject, target=None):
         targets = () if target is None else target_ids(tokenizer, text, target)
         rows.append(Row(ids + targets[:-1], subject_last(tokenizer, left + before, subject, after + right), targets))
     return rows
+
+
+@dataclass(frozen=True)
+class Tree:
+    """Texts as one row of tokens, each behind the token that precedes it in its text.
+
+    Attributes:
+        ids, positions: (tokens,) token ids, and their places within their texts.
+        sees: (tokens, tokens) bool; [i, j] is true where j is i or one of the tokens before i in its text.
+        places: for each text, the indices of its tokens in the row.
+    """
+
+    ids: np.ndarray
+    positions: np.ndarray
+    sees: np.ndarray
+    places: list
+
+
+def tree(texts, marks=None):
+    """The `Tree` of some texts, given as token ids.
+
+    Args:
+        marks: one position per text, or None. A marked token is shared only where it is marked in both texts: it
+            stands for a token that an edit will change.
+    """
+    nodes, ids, positions, parents, places = {}, [], [], [], []
+    for text, mark in zip(texts, marks or [None] * len(texts), strict=True):
+        node, place = -1, []
+        for position, token in enumerate(text):
+            key = (node, token, position == mark)
+            if key not in nodes:
+                nodes[key] = len(ids)
+                ids.append(token)
+                positions.append(position)
+                parents.append(node)
+            node = nodes[key]
+            place.append(node)
+        places.append(place)
+    sees = np.eye(len(ids), dtype=bool)
+    for i, parent in enumerate(parents):
+        if parent >= 0:
+            sees[i] |= sees[parent]
+    return Tree(np.array(ids), np.array(positions), sees, places)
+
+
+def tree_inputs(packed, device, dtype):
+    """A `Tree` as a model takes it: ids and position ids (1, tokens), additive mask (1, 1, tokens, tokens)."""
+    import torch
+
+    ids, positions, sees = (torch.tensor(x, device=device)[None] for x in (packed.ids, packed.positions, packed.sees))
+    return ids, positions, additive_mask(sees, dtype)
 
 
 def pad(rows, device):

@@ -13,6 +13,8 @@ the upper blocks and takes logits at the scored positions only.
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from editscale import anatomy, tokens
 
 KL_PROMPT = "{} is a"  # the subject's "essence" is kept by a KL term at the subject's last token
@@ -139,49 +141,46 @@ def cached_forward(lm, rows, layer, at):
     """
     import torch
 
-    ids, lengths = tokens.pad([row.ids for row in rows], lm.device)
-    each = torch.arange(len(rows), device=lm.device)
-    last = torch.tensor([row.subject_last for row in rows], device=lm.device)
-    positions, mask = tokens.causal(lengths, ids.shape[1], lm.dtype)
+    # The KL prompt is read at its subject only; what follows it there is not run.
+    texts = [row.ids for row in rows[:-1]] + [rows[-1].ids[: rows[-1].subject_last + 1]]
+    packed = tokens.tree(texts, [row.subject_last for row in rows])
+    ids, positions, mask = tokens.tree_inputs(packed, lm.device, lm.dtype)
+    last = torch.tensor([place[row.subject_last] for place, row in zip(packed.places, rows, strict=True)])
+    subjects = last.unique()  # rows of the same text up to the subject share its last token
+    after = packed.sees[:, subjects].any(axis=1)
+    before, after = (torch.tensor(np.flatnonzero(part), device=lm.device) for part in (~after, after))
+
     seen = {}
     lower, upper = anatomy.segment(lm, 0, layer + 1), anatomy.segment(lm, layer + 1)
     with (
         torch.no_grad(),
-        anatomy.watching(lm.projection(layer), lambda k, v: seen.update(key=k[each, last], value=v[each, last])),
-        anatomy.watching(lm.mlp(layer), lambda _, m: seen.update(mlp=m[each, last])),
+        anatomy.watching(lm.projection(layer), lambda k, v: seen.update(key=k[0, last], value=v[0, last])),
+        anatomy.watching(lm.mlp(layer), lambda _, m: seen.update(mlp=m[0])),
     ):
         block_out = lower(ids, mask, positions)
         # Tokens before the subject's last one: only their attention keys and values in the upper blocks are kept.
-        width = int(last.max())
-        before = anatomy.KeyValues()
-        if width and layer + 1 < lm.n_layers:
-            upper(block_out[:, :width], mask[:, :, :width, :width], positions[:, :width], before)
+        earlier = anatomy.KeyValues()
+        if len(before) and layer + 1 < lm.n_layers:
+            upper(block_out[:, before], mask[:, :, before][..., before], positions[:, before], earlier)
 
-    # Each row from its subject's last token on, aligned left.
-    n_after = lengths - last
-    offset = torch.arange(int(n_after.max()), device=lm.device)
-    gather = (last[:, None] + offset).clamp(max=ids.shape[1] - 1)
-    hidden = block_out[each[:, None], gather]
-    after_positions = last[:, None] + offset
-    within = (offset[None, :, None] >= offset[None, None, :]) & (offset < n_after[:, None])[:, None, :]
-    earlier = (torch.arange(width, device=lm.device) < last[:, None])[:, None, :].expand(-1, len(offset), -1)
-    after_mask = tokens.additive_mask(torch.cat([earlier, within], dim=-1), lm.dtype)
-
+    hidden, after_positions = block_out[0, after], positions[:, after]
+    after_mask = mask[:, :, after][..., torch.cat([before, after])]
+    at_subject = torch.isin(after, subjects.to(lm.device))[:, None]
+    place_of = {node: i for i, node in enumerate(after.tolist())}
+    init = seen["mlp"][last[0]] if at == "mlp" else block_out[0, last[0]]
+    mlp_out = seen["mlp"][after]
     post_norm = lm.family.post_norm if at == "mlp" else ""
     post = lm.block(layer).get_submodule(post_norm) if post_norm else None
-    init = seen["mlp"][0] if at == "mlp" else hidden[0, 0]
-    row, position, target, weight = _scored(rows, lm.device)
-    position = position - last[row]
-    row = torch.cat([row, each[-1:]])
-    position = torch.cat([position, torch.zeros_like(position[:1])])
+    row, position, target, weight = _scored(rows[:-1], lm.device)
+    scored = [place_of[packed.places[r][p]] for r, p in zip(row.tolist(), position.tolist(), strict=True)]
+    scored = torch.tensor([*scored, place_of[int(last[-1])]], device=lm.device)
 
     def forward(delta):
-        first = hidden[:, 0]
-        first = first + delta if post is None else first + post(seen["mlp"] + delta) - post(seen["mlp"])
-        states = torch.cat([first[:, None], hidden[:, 1:]], dim=1)
-        final = upper(states, after_mask, after_positions, anatomy.KeyValues(before.seen))
-        log_p = lm.logits(final[row, position]).log_softmax(dim=-1)
-        return _nll(log_p[:-1], row[:-1], target, weight, len(rows) - 1), log_p[-1]
+        change = delta if post is None else post(mlp_out + delta) - post(mlp_out)
+        states = torch.where(at_subject, hidden + change, hidden)
+        final = upper(states[None], after_mask, after_positions, anatomy.KeyValues(earlier.seen))
+        log_p = lm.logits(final[0, scored]).log_softmax(dim=-1)
+        return _nll(log_p[:-1], row, target, weight, len(rows) - 1), log_p[-1]
 
     return init.clone(), seen["key"], seen["value"], forward
 

@@ -7,7 +7,7 @@ import pytest
 import tiny
 import torch
 
-from editscale import tokens
+from editscale import anatomy, tokens
 
 SUBJECTS = ("Ada Example", "Lund", "Bo", "the 1984 bridge", "Zürich", "Ada Example's harp", " Lund")
 TEMPLATES = ("{} plays the", "The mother tongue of {} is", "In {}, the river is", "The town of {}")
@@ -110,3 +110,30 @@ def test_subject_last_agrees_with_the_released_code_on_counterfact():
         assert tokens.subject_last(tokenizer, before, request["subject"], after) == released_index(
             tokenizer, before, request["subject"]
         ), request
+
+
+def test_a_tree_holds_shared_beginnings_once_and_spells_every_text():
+    texts = [(1, 2, 3), (1, 2, 4, 5), (2, 3), (1, 2)]
+    packed = tokens.tree(texts)
+    assert len(packed.ids) == 7
+    for text, place in zip(texts, packed.places, strict=True):
+        assert tuple(packed.ids[place]) == text and list(packed.positions[place]) == list(range(len(text)))
+        assert set(packed.sees[place[-1]].nonzero()[0]) == set(place)
+
+
+def test_a_marked_token_is_shared_only_where_both_texts_mark_it():
+    packed = tokens.tree([(1, 2, 3), (1, 2, 4), (1, 2, 3)], marks=[1, 1, 2])
+    assert packed.places[0][:2] == packed.places[1][:2]
+    assert packed.places[2][0] == packed.places[0][0] and packed.places[2][1] != packed.places[0][1]
+
+
+@pytest.mark.parametrize("model_type", anatomy.FAMILIES)
+def test_texts_of_a_tree_give_what_each_gives_alone(model_type):
+    lm = tiny.tiny_model(model_type, dtype=torch.float64)
+    texts = [tokens.prompt_ids(lm.tokenizer, t) for t in ("Lund is in", "The river runs", "Lund is the town", "Bo")]
+    packed = tokens.tree(texts)
+    ids, positions, mask = tokens.tree_inputs(packed, "cpu", lm.dtype)
+    together = lm.model(input_ids=ids, attention_mask=mask, position_ids=positions).logits[0]
+    for text, place in zip(texts, packed.places, strict=True):
+        alone = lm.model(input_ids=torch.tensor([text])).logits[0]
+        torch.testing.assert_close(together[place], alone, rtol=0, atol=1e-5)  # RMSNorm, softmax: float32

@@ -122,3 +122,14 @@ def test_loss_parts_follow_the_released_code():
     expected = [losses[1, 1] + losses[1, 2] + losses[1, 3], losses[1, 1], 0.0625 * kl, 0.5 * norm / 25, norm]
     torch.testing.assert_close(losses[1], torch.tensor(expected, dtype=torch.float64), rtol=1e-6, atol=0)
     assert losses[0, 2] == losses[0, 3] == 0
+
+
+def test_a_context_that_begins_with_the_subject_does_not_carry_the_offset_there():
+    """The bare prompt's subject is a beginning of the context's text; δ belongs behind the first only."""
+    lm = tiny.tiny_model("gpt2", dtype=torch.float64)
+    fact = Fact(5, "Ada Example", "{} plays the", "old harp", "cello")
+    rows = values.target_rows(lm, fact, ["{}", "Ada Example plays the harp. {}"])
+    ways = [way(lm, rows, 1, "mlp") for way in (values.cached_forward, values.plain_forward)]
+    delta = torch.ones(lm.d_model, dtype=lm.dtype)
+    for one, two in zip(ways[0][3](delta), ways[1][3](delta), strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-10, atol=1e-10)
