@@ -21,7 +21,7 @@ INSTALL = $(BIN)/uv pip install --quiet --python $(BIN)/python $(FIND_LINKS) -c 
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help figures smoke test lab lock clean
+.PHONY: help figures smoke html diff test lab lock clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*##/\1 /p' Makefile | while read -r target text; do \
@@ -32,6 +32,13 @@ figures: $(READY)  ## run the study's notebooks and draw its figures (SCALE=lapt
 
 smoke: override SCALE = smoke
 smoke: figures  ## the same on the bundled tiny model, in minutes
+
+html: $(READY)  ## what SCALE has executed as one browsable report, runs/<scale>/html/index.html
+	$(BIN)/python -m editscale report '$(SCALE)'
+
+diff: $(READY)  ## what differs between two executed runs: A=runs/laptop B=../other/runs/laptop
+	@test -n '$(A)' -a -n '$(B)' || { echo 'give two executed runs: make diff A=runs/laptop B=../other/runs/laptop'; exit 2; }
+	$(BIN)/python -m editscale compare '$(A)' '$(B)'
 
 test: $(READY)  ## the test suite (WORKERS=2 processes)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile

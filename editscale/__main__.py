@@ -6,6 +6,9 @@ import sys
 # Name ↦ module, the function in it that takes arguments and returns an exit status, one line of help.
 COMMANDS = {
     "run": ("editscale.run", "main", "execute a notebook with checked parameters"),
+    "report": ("editscale.report", "main", "write the executed notebooks and figures of a scale as one HTML report"),
+    "compare": ("editscale.compare", "main", "what differs between two executed runs or notebooks"),
+    "gallery": ("editscale.gallery", "main", "write figures/README.md from the figures of a scale"),
     "counterfact": ("editscale.facts", "download_main", "download CounterFact, checked by size and sha256"),
     "orders": ("editscale.facts", "orders_main", "write the ten published orders of a CounterFact file"),
     "known": ("editscale.known", "main", "how often the unedited model prefers the true object, per relation"),

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from matplotlib import rc_context
 
+from editscale import intervals
 from editscale.provenance import code_sha256, package_versions, write_json
 
 # Colors of seaborn's "colorblind" palette; marker and dash keep methods apart in gray.
@@ -29,6 +30,11 @@ METHOD_STYLE = {
 def run_label(method: str, order: int, reversed: bool) -> str:
     """What legends and captions call a run: its method, order and direction."""
     return f"{method}, order {order}" + (" reversed" if reversed else "")
+
+
+def label_of(row) -> str:
+    """`run_label` of a table's row (a Series, or one of `itertuples`) with columns method, order and reversed."""
+    return run_label(row.method, row.order, row.reversed)
 
 
 def stacked(tables: list[pd.DataFrame]) -> pd.DataFrame:
@@ -68,14 +74,173 @@ def proficiency_panel(ax, rows: pd.DataFrame, metric: str, *, bucket: int = 5, w
         values = 100 * bucket_means(group[metric].to_numpy(), bucket)
         if not len(values):
             raise ValueError(f"{run_label(**run)} has {len(group)} edits, fewer than one bucket of {bucket}")
-        edits, moving = bucket * np.arange(len(values)), trailing_mean(values, window)
-        style = _run_style(run)
-        ax.plot(edits, values, color=style["color"], linewidth=0.7, alpha=0.5, label="_bucket means")
-        ax.plot(edits, moving, **style, markevery=_marker_places(len(edits)), label=run_label(**run))
-        columns = {"metric": metric, "edits": edits, "bucket_mean": values, "moving_mean": moving}
-        plotted.append(pd.DataFrame({**run, **columns}))
-    ax.set(xlabel="edits applied", ylabel=f"{metric} (%)", ylim=(-3, 103))
-    return stacked(plotted)
+        columns = {"metric": metric, "edits": bucket * np.arange(len(values)), "bucket_mean": values}
+        plotted.append(pd.DataFrame({**run, **columns, "moving_mean": trailing_mean(values, window)}))
+        if n_orders(rows, run) == 1:
+            color = METHOD_STYLE[run["method"]]["color"]
+            ax.plot(columns["edits"], values, color=color, linewidth=0.7, alpha=0.5, label="_bucket means")
+    plotted = stacked(plotted)
+    lines_panel(ax, plotted, "moving_mean", label=f"{metric} (%)")
+    ax.set_ylim(-3, 103)
+    return plotted
+
+
+def lines_panel(ax, rows: pd.DataFrame, column: str, *, label: str, percent: bool = False) -> pd.DataFrame:
+    """Draw a measurement over edits and return the plotted numbers.
+
+    One line per run; where a method has several orders in one direction, thin lines for them, and their mean with a
+    95 % bootstrap interval over orders.
+
+    Args:
+        rows: columns method, order, reversed, edits and `column`.
+        label: words and unit of the vertical axis.
+        percent: `column` is a share; draw it from 0 to 100.
+
+    Returns:
+        Columns method, order, reversed, edits and `column`, and the band's mean, low and high where there is one.
+    """
+    plotted = []
+    for run, group in _runs(rows, column):
+        drawn = group[[*run, "edits", column]].assign(**{column: group[column] * (100 if percent else 1)})
+        style = _run_style(run) | {"markevery": _marker_places(len(drawn))}
+        if n_orders(rows, run) == 1:
+            ax.plot(drawn["edits"], drawn[column], **style, label=run_label(**run))
+        else:
+            ax.plot(drawn["edits"], drawn[column], color=style["color"], linewidth=0.6, alpha=0.5, label="_order")
+        plotted.append(drawn)
+    plotted = stacked(plotted)
+    bands = []
+    for (method, backward), group in plotted.groupby(["method", "reversed"], sort=False):
+        if group["order"].nunique() > 1:
+            band = intervals.band(group, column, np.random.default_rng(0))
+            style = _run_style({"method": method, "reversed": backward}) | {"markevery": _marker_places(len(band))}
+            text = f"{method}, {group['order'].nunique()} orders" + (" reversed" if backward else "")
+            ax.plot(band["edits"], band["mean"], **style, label=text)
+            ax.fill_between(band["edits"], band["low"], band["high"], color=style["color"], alpha=0.2, linewidth=0)
+            bands.append(band.assign(method=method, reversed=backward))
+    ax.set(xlabel="edits applied", ylabel=label)
+    if percent:
+        ax.set_ylim(-3, 103)
+    return plotted.merge(stacked(bands), how="left") if bands else plotted
+
+
+def points_panel(ax, rows: pd.DataFrame, x: str, y: str, *, label: str, other: str, joined: bool = False) -> None:
+    """Draw `y` against `x`, one color and marker per method.
+
+    Args:
+        rows: column method, and order and reversed if `joined`; where a column `flagged` is true the point is ringed.
+        label, other: words and unit of the two axes.
+        joined: a thin line through the points of each run, in the order of its edits.
+    """
+    for method in _methods(rows):
+        points, style = rows[rows["method"] == method], METHOD_STYLE[method]
+        ax.scatter(points[x], points[y], s=26, alpha=0.8, color=style["color"], marker=style["marker"], label=method)
+        if "flagged" in points and points["flagged"].any():
+            ringed = points[points["flagged"]]
+            ax.scatter(ringed[x], ringed[y], s=130, facecolors="none", edgecolors=style["color"], label="_flagged")
+        if joined:
+            for _, run in points.sort_values("edits").groupby(["order", "reversed"]):
+                ax.plot(run[x], run[y], color=style["color"], linestyle=style["linestyle"], linewidth=0.6, alpha=0.6)
+    ax.set(xlabel=label, ylabel=other)
+
+
+def spectrum_panel(ax, rows: pd.DataFrame, unedited: pd.DataFrame) -> None:
+    """Draw singular values by rank, one line per run, over the same layers' unedited ones (dotted).
+
+    Args:
+        rows: columns method, order, reversed, layer, index and singular_value, one layer and place per run.
+        unedited: the same columns.
+    """
+    for layer in sorted(rows["layer"].unique()):
+        before = unedited[unedited["layer"] == layer].drop_duplicates("index")
+        ax.plot(
+            before["index"] + 1, before["singular_value"], color="0.3", linestyle=":", label=f"unedited, layer {layer}"
+        )
+    for run, group in _runs(rows, "singular_value", "index"):
+        style = _run_style(run) | {"markevery": _marker_places(len(group))}
+        group = group.sort_values("index")
+        text = f"{run_label(**run)}, layer {group['layer'].iloc[0]}"
+        ax.plot(group["index"] + 1, group["singular_value"], **style, label=text)
+    ax.set(xscale="log", yscale="log", xlabel="rank (log scale)", ylabel="singular value of W (log scale)")
+    ax.legend()
+
+
+def survival_panel(ax, curves: pd.DataFrame) -> pd.DataFrame:
+    """Draw Kaplan–Meier curves as steps with their intervals and return the plotted numbers.
+
+    Args:
+        curves: columns method, age, survival, low, high (forgetting.survival by method).
+
+    Returns:
+        Columns method, edits (the age) and survival, low and high in percent.
+    """
+    for method in _methods(curves):
+        curve, color = curves[curves["method"] == method], METHOD_STYLE[method]["color"]
+        age, (survival, low, high) = curve["age"], (100 * curve[name] for name in ("survival", "low", "high"))
+        ax.step(age, survival, where="post", color=color, linestyle=METHOD_STYLE[method]["linestyle"], label=method)
+        ax.fill_between(age, low, high, step="post", color=color, alpha=0.15, linewidth=0)
+    ax.set(xlabel="age of the edit, in edits since its own", ylabel="facts never missed (%)", ylim=(-3, 103))
+    percent = curves[["survival", "low", "high"]] * 100
+    return pd.concat([curves[["method", "age"]].rename(columns={"age": "edits"}), percent], axis=1)
+
+
+def histogram_panel(ax, histogram: pd.DataFrame, *, label: str) -> None:
+    """Draw counts per bin as steps, one line per run.
+
+    Args:
+        histogram: columns method, order, reversed, low, high, facts (forgetting.forget_histogram); may be empty.
+    """
+    for run, bins in _runs(histogram.rename(columns={"low": "edits"}), "facts") if len(histogram) else ():
+        style, edges = METHOD_STYLE[run["method"]], [*bins["edits"], bins["high"].iloc[-1]]
+        width = 1 if run["reversed"] else 1.8
+        ax.stairs(
+            bins["facts"],
+            edges,
+            color=style["color"],
+            linestyle=style["linestyle"],
+            linewidth=width,
+            label=run_label(**run),
+        )
+    ax.set(xlabel=label, ylabel="facts")
+    if len(histogram):
+        ax.legend()
+
+
+def mark_regions(ax, regions: pd.DataFrame, inflections: pd.DataFrame) -> None:
+    """Shade catastrophic stretches in their method's color, and mark inflections with their interval at the bottom.
+
+    Args:
+        regions: columns method, label, start, stop (forgetting.regions).
+        inflections: columns method, found, inflection, low, high (forgetting.inflections).
+    """
+    for row in regions[regions["label"] == "catastrophic"].itertuples():
+        ax.axvspan(row.start, row.stop, color=METHOD_STYLE[row.method]["color"], alpha=0.12, linewidth=0)
+    for place, row in enumerate(inflections[inflections["found"].isin(["bend", "jump"])].itertuples()):
+        color, height = METHOD_STYLE[row.method]["color"], 1 + 3 * place
+        ax.plot(
+            [row.low, row.high], [height, height], color=color, linewidth=2.5, solid_capstyle="butt", label="_interval"
+        )
+        ax.plot(row.inflection, height, color=color, marker="|", markersize=10, label="_inflection")
+
+
+def n_orders(rows: pd.DataFrame, run: dict) -> int:
+    """How many orders the table holds of a run's method in its direction."""
+    return rows.loc[(rows["method"] == run["method"]) & (rows["reversed"] == run["reversed"]), "order"].nunique()
+
+
+def orders_note(rows: pd.DataFrame) -> str:
+    """What a caption says about bands: over how many orders they are, or that there is none."""
+    counts = rows.groupby(["method", "reversed"])["order"].nunique()
+    several = [f"{count} orders of {method}" for (method, _), count in counts.items() if count > 1]
+    if not several:
+        return "Single orders, so no band."
+    return f"Bands are 95 % bootstrap intervals over {' and '.join(several)}, thin lines single orders."
+
+
+def legend_below(fig, ax) -> None:
+    """One legend for all panels, under them, with the entries of `ax`."""
+    handles, labels = ax.get_legend_handles_labels()
+    fig.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)))
 
 
 def drift_panel(ax, rows: pd.DataFrame, column: str = "normalised_l2", *, label: str) -> pd.DataFrame:
@@ -153,14 +318,19 @@ def _runs(rows: pd.DataFrame, column: str, *keys: str):
     missing = [name for name in ("method", "order", "reversed", "edits", *keys, column) if name not in rows]
     if missing:
         raise ValueError(f"the table lacks {', '.join(missing)}; it has {', '.join(rows.columns)}")
-    unknown = sorted(set(rows["method"]) - set(METHOD_STYLE))
-    if unknown:
-        raise ValueError(f"no style for {', '.join(unknown)}; give it one in figures.METHOD_STYLE")
-    for method in (name for name in METHOD_STYLE if name in set(rows["method"])):
+    for method in _methods(rows):
         for (backward, order), group in rows[rows["method"] == method].groupby(["reversed", "order"]):
             if group.duplicated(["edits", *keys]).any():
                 raise ValueError(f"{method}, order {order}: several rows for one number of edits")
             yield {"method": method, "order": order, "reversed": backward}, group.sort_values("edits")
+
+
+def _methods(rows: pd.DataFrame) -> list[str]:
+    """The methods of a table in the order of METHOD_STYLE."""
+    unknown = sorted(set(rows["method"]) - set(METHOD_STYLE))
+    if unknown:
+        raise ValueError(f"no style for {', '.join(unknown)}; give it one in figures.METHOD_STYLE")
+    return [name for name in METHOD_STYLE if name in set(rows["method"])]
 
 
 def _run_style(run: dict) -> dict:

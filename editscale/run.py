@@ -32,15 +32,13 @@ def repository_root(notebook: str | Path) -> Path:
     raise FileNotFoundError(f"no folder above {notebook} holds pyproject.toml; it is not in the repository")
 
 
-def run_notebook(
-    notebook: str | Path, executed: str | Path, parameters: dict, *, threads: int = 1, html: bool = False
-) -> dict:
+def run_notebook(notebook: str | Path, executed: str | Path, parameters: dict, *, threads: int = 1) -> dict:
     """The run's `done.json`, after executing `notebook` with checked `parameters`
     (parameters.collect_parameters).
 
     The kernel is python3 of this interpreter, in the repository root, with `threads` threads for linear
     algebra: with one, results do not depend on the number of cores. The executed notebook is written to
-    `executed` whether it fails or not, with `html` also as a page beside it. Raises RunFailed when a cell
+    `executed` whether it fails or not. Raises RunFailed when a cell
     fails or exits, or when declared results are missing; ValueError or OSError for what can be seen before
     the kernel starts."""
     import papermill
@@ -79,8 +77,6 @@ def run_notebook(
             failure = error
     if not executed.is_file():
         raise RunFailed(f"{notebook.name} was not executed: {_one_line(failure)}") from failure
-    if html:
-        _write_html(executed)
     cell = _stopped_at(read_notebook(executed), raised=failure is not None)
     if cell:
         reason = "it left through sys.exit()" if failure is None else _one_line(failure)
@@ -112,12 +108,11 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("-f", dest="files", metavar="YAML", help="values of parameters", **several)
     parser.add_argument("-p", dest="pairs", metavar=("NAME", "VALUE"), nargs=2, help="one value", **several)
     parser.add_argument("--threads", type=int, default=1, help="threads for linear algebra (default 1)")
-    parser.add_argument("--html", action="store_true", help="also write OUT as an HTML page")
     given = parser.parse_args(arguments)
     began = time.monotonic()
     try:
         parameters = collect_parameters(given.notebook, given.files, given.pairs)
-        run_notebook(given.notebook, given.executed, parameters, threads=given.threads, html=given.html)
+        run_notebook(given.notebook, given.executed, parameters, threads=given.threads)
     except (ValueError, OSError, RunFailed) as error:
         print(f"editscale run: {error}", file=sys.stderr)
         return 1 if isinstance(error, RunFailed) else 2
@@ -160,13 +155,6 @@ def _kernel_environment(threads: int):
     finally:
         os.environ.clear()
         os.environ.update(before)
-
-
-def _write_html(executed: Path) -> None:
-    from nbconvert import HTMLExporter
-
-    page, _ = HTMLExporter().from_filename(str(executed))
-    executed.with_suffix(".html").write_text(page, encoding="utf-8")
 
 
 def _stopped_at(notebook, raised: bool) -> str | None:

@@ -1,7 +1,8 @@
 """Result tables of runs: tidy, one row per measurement, every column named here. No torch.
 
 A run is one method on one order of facts, forwards or reversed. Its folder holds `edits.parquet`, `unedited.parquet`
-and `drift.parquet`, written from its ledger by notebook 02; the other notebooks read only these.
+and `drift.parquet`, written from its ledger by notebook 02; `recall/` and `downstream/` in it hold what notebooks 03
+and 04 measured along the run. The other notebooks read only these.
 """
 
 from pathlib import Path
@@ -14,7 +15,8 @@ COLUMNS = {
     "method": "editing method",
     "order": "which of the ten unique-subject orders, 0–9",
     "reversed": "true if the order's first facts were edited last to first",
-    "edits": "edits applied so far, 1 for the first; scores are of that edit's own fact, right after it",
+    "edits": "edits applied so far, 0 for the unedited model; in `edits` scores are of the last edit's own fact",
+    "edit": "place of the scored fact among the edits, from 1",
     "case_id": "the fact's number in its data set",
     "relation_id": "the fact's relation (Wikidata property)",
     "status": "edited, or non-finite: the factors held NaN or infinity and were not applied",
@@ -40,10 +42,28 @@ COLUMNS = {
     "distance": "‖W − W₀‖ (Frobenius)",
     "normalised_l2": "‖W − W₀‖ / number of entries, as the paper plots it",
     "relative_drift": "‖W − W₀‖ / ‖W₀‖",
+    "index": "place of a singular value, 0 for the largest",
+    "singular_value": "singular value of the edited W",
+    "perplexity": "of fixed English sentences; infinite where the model gives no numbers any more",
+    "task": "few-shot task (editscale/glue.py)",
+    "n_examples": "examples asked, balanced over the labels",
+    "accuracy": "share answered rightly, 0–1; an answer without a label word is wrong",
+    "f1": "F1 averaged over the labels by their frequency, 0–1",
+    "mcc": "Matthews correlation coefficient, −1–1",
+    "invalid": "share of answers without a label word, 0–1",
+    "ngram_entropy": "H₂/3 + 2H₃/3 of written texts, bits (bigrams and trigrams)",
+    "word_entropy": "entropy of the words of all texts over its largest possible value, 0–1",
+    "reference_score": "TF-IDF cosine of written texts and texts about the new object; NaN without such texts",
 }
 
 RUN = ("method", "order", "reversed")
+NOTEBOOKS = {".": "02", "recall": "03", "downstream": "04"}  # what writes each folder of a run
 _HIDDEN = ("edit", "fact_sha256", "factors_sha256")  # the ledger's own bookkeeping
+
+
+def of_run(rows, key):
+    """Measurements along a run as a table: the run's key (method, order, reversed) before each row's own columns."""
+    return _numeric(pd.DataFrame([{**key, **row} for row in rows]))
 
 
 def edits_table(ledger, method, order, reverse):
@@ -81,7 +101,7 @@ def _numeric(table):
     unknown = [name for name in table if name not in COLUMNS]
     if unknown:
         raise ValueError(f"columns {', '.join(unknown)} are not described in tables.COLUMNS")
-    text = ("method", "relation_id", "status", "reversed")
+    text = ("method", "relation_id", "status", "reversed", "task")
     return table.assign(**{name: pd.to_numeric(table[name]) for name in table if name not in text})
 
 
@@ -93,7 +113,7 @@ def summary(table, by=RUN):
 
 
 def gather(folders, name):
-    """The table `name` ("edits", "unedited" or "drift") of several runs, one below the other.
+    """The table `name` of several runs, one below the other: "edits", "recall/history", "downstream/generation", ….
 
     Raises FileNotFoundError that names the run that is missing, ValueError if there are no folders.
     """
@@ -103,7 +123,8 @@ def gather(folders, name):
     for folder in folders:
         path = Path(folder) / f"{name}.parquet"
         if not path.is_file():
-            raise FileNotFoundError(f"no {name}.parquet in {folder}; run notebook 02 with out={folder} first")
+            notebook, out = NOTEBOOKS[str(Path(name).parent)], path.parent
+            raise FileNotFoundError(f"no {path.name} in {out}; run notebook {notebook} with out={out} first")
         tables.append(pd.read_parquet(path))
     return pd.concat(tables, ignore_index=True)
 

@@ -31,9 +31,16 @@ GATHERING = """\
 runs: list = []  # folders of runs
 figures_folder: str = "figures"  # folder for figures
 out: str = "runs"  # folder for results"""
+ALONG = """\
+run: str = ""  # folder of a run
+out: str = "runs"  # folder for results"""
+ALONGS = ("03_recall_history", "04_glue_eval")
 GATHERS = {
     "02b_editing_proficiency": "fig1_editing_proficiency",
+    "03b_forgetting_analysis": "fig2_facts_forgotten",
+    "04b_downstream_performance": "fig3_downstream",
     "05_drift_analysis": "fig4_weight_drift",
+    "05b_disabling_edits": "fig5_disabling_edits",
 }
 WRITE = """\
 import json
@@ -42,6 +49,14 @@ from editscale.provenance import finish, provenance
 from editscale import rome
 Path(out, "given.json").write_text(json.dumps({"n_edits": n_edits, "hparams": hparams, "reverse": reverse}))
 finish(out, [f"{out}/given.json"], provenance())"""
+LOOK = """\
+import json
+from pathlib import Path
+from editscale.provenance import finish, provenance
+from editscale import memit
+given = json.loads(Path(run, "given.json").read_text())
+Path(out, "looked.json").write_text(json.dumps(given))
+finish(out, [f"{out}/looked.json"], provenance())"""
 GATHER = """\
 import json
 from pathlib import Path
@@ -68,9 +83,11 @@ def study(tmp_path_factory):
     stats = 'out: str = "runs"  # folder for results', 'n_edits = hparams = reverse = ""\n' + WRITE
     write_notebook(root / "notebooks/01_covariance_stats.ipynb", *stats)
     write_notebook(root / "notebooks/02_sequential_editing.ipynb", EDITING, WRITE)
+    for name in ALONGS:
+        write_notebook(root / f"notebooks/{name}.ipynb", ALONG, LOOK)
     for name, figure in GATHERS.items():
         write_notebook(root / f"notebooks/{name}.ipynb", GATHERING, f'FIGURE = "{figure}.svg"', GATHER)
-    values = dict.fromkeys(["01_covariance_stats", *GATHERS], "")
+    values = dict.fromkeys(["01_covariance_stats", *ALONGS, *GATHERS], "")
     for name, text in {**values, "02_sequential_editing": "n_edits: 3\n", "grid": GRID}.items():
         path = root / f"params/tiny/{name}.yaml"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -106,12 +123,20 @@ def test_every_run_of_the_grid_gets_its_parameters_and_leaves_its_results(study)
         assert (study / f"runs/tiny/notebooks/02_sequential_editing/rome-{sequence}.ipynb").is_file()
 
 
+def test_notebooks_along_a_run_see_it_and_write_into_its_folder(study):
+    for sequence, reverse in {"order-0": False, "order-0-reversed": True}.items():
+        for folder, name in {"recall": ALONGS[0], "downstream": ALONGS[1]}.items():
+            looked = study / f"runs/tiny/rome/{sequence}/{folder}/looked.json"
+            assert json.loads(looked.read_text())["reverse"] == reverse
+            assert (study / f"runs/tiny/notebooks/{name}/rome-{sequence}.ipynb").is_file()
+
+
 def test_gathering_notebooks_see_all_runs_in_the_order_of_the_grid(study):
-    for name in ("proficiency", "drift"):
+    for name in ("proficiency", "forgetting", "performance", "drift", "disabling"):
         seen = json.loads((study / f"runs/tiny/{name}/seen.json").read_text())
         assert [run["reverse"] for run in seen] == [False, True]
     figures = sorted(path.name for path in (study / "figures/tiny").iterdir())
-    assert figures == ["fig1_editing_proficiency.svg", "fig4_weight_drift.svg"]
+    assert figures == sorted(f"{figure}.svg" for figure in GATHERS.values())
 
 
 def test_nothing_runs_again_until_something_that_matters_changes(study):
@@ -119,12 +144,16 @@ def test_nothing_runs_again_until_something_that_matters_changes(study):
         with (study / name).open("a") as file:
             file.write("\n# changed\n")
 
-    every_edit = {"sequential_editing": 2, "editing_proficiency": 1, "drift_analysis": 1}
+    gathered = {name.split("_", 1)[1]: 1 for name in GATHERS}
+    looked = {"recall_history": 2, "glue_eval": 2}
+    every_edit = {"sequential_editing": 2, **looked, **gathered}
     (study / "editscale/rome.py").touch()
-    change("editscale/memit.py")  # no notebook here imports it
     assert jobs(study) == {}
     (study / "figures/tiny/fig4_weight_drift.svg").unlink()
     assert jobs(study) == {"drift_analysis": 1}
+    change("editscale/memit.py")  # the notebooks along a run import it, those that edit do not
+    later = {name: n for name, n in gathered.items() if name != "editing_proficiency"}
+    assert jobs(study) == {**looked, **later}
     change("params/rome/tiny.yaml")
     assert jobs(study) == every_edit
     change("editscale/rome.py")  # the first two notebooks import it

@@ -48,6 +48,42 @@ def test_trailing_mean_is_shorter_at_the_start_and_keeps_constants():
 # --------------------------------------------------------------------------------------------------- panels
 
 
+def test_one_order_is_a_line_and_several_are_thin_lines_with_a_band(ax):
+    rows = pd.concat(
+        [table(order=0, n_edits=4, recall=[1, 1, 0.5, 0]), table(order=1, n_edits=4, recall=[1, 0, 0.5, 0])]
+    )
+    plotted = figures.lines_panel(
+        ax, pd.concat([rows, table("memit", n_edits=4, recall=1.0)]), "recall", label="recall (%)", percent=True
+    )
+    thin, mean = ax.lines[:2], ax.lines[-1]
+    assert all(line.get_linewidth() < mean.get_linewidth() for line in thin)
+    assert mean.get_label() == "rome, 2 orders" and mean.get_ydata().tolist() == [100, 50, 50, 0]
+    band = plotted[plotted["method"] == "rome"].drop_duplicates("edits")
+    assert (band["low"] <= band["mean"]).all() and (band["mean"] <= band["high"]).all()
+    assert plotted.loc[plotted["method"] == "memit", "mean"].isna().all()
+    assert len(ax.collections) == 1
+    assert figures.orders_note(rows).startswith("Bands are 95 % bootstrap intervals over 2 orders of rome")
+    assert figures.orders_note(table()) == "Single orders, so no band."
+
+
+def test_flagged_points_are_ringed(ax):
+    rows = table(n_edits=3, recall=[0.1, 0.2, 0.3]).assign(flagged=[False, True, False])
+    figures.points_panel(ax, rows, "edits", "recall", label="edits", other="recall")
+    points, rings = ax.collections
+    assert points.get_offsets().tolist() == [[1, 0.1], [2, 0.2], [3, 0.3]] and rings.get_offsets().tolist() == [
+        [2, 0.2]
+    ]
+
+
+def test_spectra_are_drawn_by_rank_over_the_unedited_ones(ax):
+    rows = pd.concat([table(n_edits=1, layer=3, index=i, singular_value=v) for i, v in enumerate((8.0, 2.0))])
+    before = rows.assign(edits=0, singular_value=[4.0, 2.0])
+    figures.spectrum_panel(ax, rows, before)
+    dotted, line = ax.lines
+    assert dotted.get_ydata().tolist() == [4, 2] and line.get_ydata().tolist() == [8, 2]
+    assert line.get_xdata().tolist() == [1, 2]
+
+
 def test_proficiency_draws_bucket_means_thin_and_their_trailing_mean_thick(ax):
     plotted = figures.proficiency_panel(ax, table(), "efficacy")
     thin, thick = ax.lines

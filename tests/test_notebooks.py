@@ -8,12 +8,19 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from editscale import tables
+from editscale import gallery, tables
 from editscale.parameters import collect_parameters
 from editscale.run import RunFailed, run_notebook
 
 ROOT = Path(__file__).parents[1]
 SMOKE = ROOT / "params" / "smoke"
+GATHERING = (
+    "02b_editing_proficiency",
+    "03b_forgetting_analysis",
+    "04b_downstream_performance",
+    "05_drift_analysis",
+    "05b_disabling_edits",
+)
 
 
 def run(folder, name, tag="", **given):
@@ -27,7 +34,7 @@ def run(folder, name, tag="", **given):
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
-    """Notebooks 01, 02 (ROME forwards and reversed, MEMIT), 02b and 05, on seven facts."""
+    """All notebooks on seven facts: three runs with 02, 03 and 04 each, then the notebooks that gather them."""
     folder = tmp_path_factory.mktemp("study")
     moments = run(folder, "01_covariance_stats", n_documents=64) / "second_moments.safetensors"
     common = {"n_edits": 7, "moments": str(moments)}
@@ -36,16 +43,18 @@ def study(tmp_path_factory):
     memit = run(
         folder, "02_sequential_editing", "memit", method="memit", hparams="params/memit/tiny-gpt2.yaml", **common
     )
+    for name in (rome, back, memit):
+        run(folder, "03_recall_history", f"{name.name}/recall", run=str(name), every=1)
+        run(folder, "04_glue_eval", f"{name.name}/downstream", run=str(name))
     runs = {"runs": [str(rome), str(back), str(memit)], "figures_folder": str(folder / "figures")}
-    run(folder, "02b_editing_proficiency", **runs)
-    run(folder, "05_drift_analysis", **runs)
+    for name in GATHERING:
+        run(folder, name, **runs)
     return folder
 
 
 def test_every_notebook_leaves_figures_in_three_formats_with_data_and_origin(study):
     for stem in (
-        "figures/fig1_editing_proficiency",
-        "figures/fig4_weight_drift",
+        *(f"figures/{name}" for name in gallery.FIGURES),
         "01_covariance_stats/fig_spectrum",
         "rome/run",
     ):
@@ -100,6 +109,67 @@ def test_figure_4_plots_every_edited_layer(study):
     plotted = pd.read_csv(study / "figures" / "fig4_weight_drift.csv")
     layers = plotted.groupby(["method", "reversed"])["layer"].unique().map(sorted).to_dict()
     assert layers == {("rome", False): [2], ("rome", True): [2], ("memit", False): [0, 1, 2]}
+
+
+def test_a_fact_asked_right_after_its_edit_is_recalled_as_its_edit_was_scored(study):
+    for name in ("rome", "rome-reversed", "memit"):
+        history = pd.read_parquet(study / name / "recall" / "history.parquet")
+        edits = pd.read_parquet(study / name / "edits.parquet")
+        assert len(history) == 7 * 8 / 2
+        just_edited = history[history["edit"] == history["edits"]]
+        for column in ("case_id", "efficacy", "efficacy_accuracy"):
+            assert just_edited[column].tolist() == edits[column].tolist()
+
+
+def test_all_runs_begin_at_one_unedited_model(study):
+    runs = [study / name for name in ("rome", "rome-reversed", "memit")]
+    for name, column in (("recall/perplexity", "perplexity"), ("downstream/downstream", "accuracy")):
+        rows = tables.gather(runs, name)
+        before = rows[rows["edits"] == 0]
+        assert len(before) == 3 and before[column].nunique() == 1
+        assert (rows.groupby(list(tables.RUN))["edits"].max() > 0).all()
+    spectra = tables.gather(runs, "recall/spectra")
+    assert (
+        spectra[(spectra["edits"] == 0) & (spectra["layer"] == 2) & (spectra["index"] == 0)]["singular_value"].nunique()
+        == 1
+    )
+
+
+def test_figure_2_plots_the_papers_curve_and_the_recall_of_the_tables(study):
+    plotted = pd.read_csv(study / "figures" / "fig2_facts_forgotten.csv")
+    paper = plotted[(plotted["panel"] == "paper") & (plotted["method"] == "memit")]
+    assert paper["edits"].tolist() == list(range(1, 8)) and paper["forgotten_percent"].between(0, 100).all()
+    history = pd.read_parquet(study / "memit" / "recall" / "history.parquet")
+    edits = pd.read_parquet(study / "memit" / "edits.parquet")
+    learned = edits.loc[edits["efficacy_accuracy"] == 1, "edits"]
+    last = history[(history["edits"] == 7) & history["edit"].isin(learned)]["efficacy_accuracy"]
+    shown = plotted[(plotted["panel"] == "recall") & (plotted["method"] == "memit") & (plotted["edits"] == 7)]
+    assert shown["recall"].item() == pytest.approx(100 * last.mean())
+
+
+def test_figure_5_shows_each_methods_single_edits_beside_those_of_its_runs(study):
+    plotted = pd.read_csv(study / "figures" / "fig5_disabling_edits.csv")
+    assert set(plotted["method"]) == {"rome", "memit"}
+    first = pd.read_parquet(study / "rome" / "edits.parquet")["case_id"].iloc[0]
+    single = pd.read_csv(study / "05b_disabling_edits" / "single.csv")
+    assert len(single[single["method"] == "rome"]) >= 3
+    # The first edit of a run is made on the unedited model, alone.
+    alone = plotted[(plotted["case_id"] == first) & (plotted["edits"] == 1) & ~plotted["reversed"]]
+    assert np.allclose(alone["update_norm_alone"], alone["update_norm_in_run"])
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "message"),
+    [
+        ("03_recall_history", {"every": 8}, "a checkpoint every 8 edits does not fit a run of 7"),
+        ("04_glue_eval", {"tasks": ["sst3"]}, "unknown task 'sst3'"),
+        ("04_glue_eval", {"tasks": ["sst2"], "source": "no-such-folder"}, "no-such-folder"),
+    ],
+)
+def test_wrong_schedules_and_tasks_fail_with_one_clear_error(study, name, given, message):
+    with pytest.raises(RunFailed, match="bad.ipynb") as failure:
+        run(study, name, "bad", run=str(study / "rome"), **given)
+    assert message in str(failure.value)
 
 
 def test_executed_notebooks_show_one_named_progress_bar_per_loop(study):

@@ -167,7 +167,13 @@ def test_every_dependency_says_why_and_every_import_is_a_dependency():
         )
     }  # fmt: skip
     modules = {canonicalize_name(requirement.name).replace("-", "_") for requirement in DEPENDENCIES}
-    modules |= {"yaml", "traitlets", "jupyter_client", "tokenizers"}  # of pyyaml, ipykernel and transformers
+    modules |= {
+        "yaml",
+        "bs4",
+        "traitlets",
+        "jupyter_client",
+        "tokenizers",
+    }  # pyyaml, beautifulsoup4; of ipykernel, transformers
     assert imported - set(sys.stdlib_module_names) - modules - {"editscale"} == set()
 
 

@@ -1,0 +1,185 @@
+"""Disabling edits: single edits that break a model. Found in the tables of a run, and applied alone.
+
+In the paper (arXiv:2401.07453) an edit is seen to disable the model where the distance of the weights jumps and
+recall, downstream scores and generation fall with it; the released code holds no threshold
+(scalable-model-editing/rebuilding-rome `experiments/disable_edits_plots.py` draws distance against word entropy of
+single edits). Here `detect` finds jumps by a stated rule, `effects` puts beside them what fell, and `single_edit`
+applies a fact's edit alone to the unedited model. Only `single_edit` needs torch.
+"""
+
+import numpy as np
+import pandas as pd
+
+from editscale.tables import RUN
+
+JUMP = 5.0  # times the running median of earlier updates
+
+
+def detect(drift, *, jump=JUMP, least_earlier=5):
+    """Edits whose update is more than `jump` times the running median of the earlier ones in their run and layer.
+
+    Args:
+        drift: columns method, order, reversed, layer, edits, update_norm (`tables.drift_table`).
+        jump: an update of exactly `jump` times the median is no jump.
+        least_earlier: applied edits that must come before. An edit before that is not judged, however large.
+
+    Returns:
+        One row per run and edit, in the order of edits: method, order, reversed, edits, layer, update_norm,
+        times_median. Where several layers jump at one edit, the one with the largest ratio; of equals the lowest.
+
+    The median at an edit is of all earlier edits, jumps among them, never of later ones: an edit is judged the same
+    in a longer run. Updates of norm 0, non-finite edits that were not applied, do not count as earlier edits. After a
+    collapse many updates may be large; the first of them is the disabling one.
+    """
+    place = [*RUN, "layer"]
+    _check_columns(drift, "drift", [*place, "edits", "update_norm"])
+    if not (jump > 1 and least_earlier >= 1):
+        raise ValueError(f"jump is {jump} and least_earlier {least_earlier}; expected jump > 1 and least_earlier ≥ 1")
+    if drift.duplicated([*place, "edits"]).any():
+        raise ValueError("the drift table holds several rows for one run, layer and edit; give each run once")
+    rows = drift.sort_values([*place, "edits"], ignore_index=True)
+    norms = rows["update_norm"].where(rows["update_norm"] > 0).groupby([rows[name] for name in place])
+    median = norms.transform(lambda x: x.shift().expanding(min_periods=least_earlier).median())
+    rows["times_median"] = rows["update_norm"] / median
+    largest_first = rows[rows["times_median"] > jump].sort_values(
+        [*RUN, "edits", "times_median", "layer"], ascending=[True] * 4 + [False, True]
+    )
+    found = largest_first.drop_duplicates([*RUN, "edits"])
+    return found[[*RUN, "edits", "layer", "update_norm", "times_median"]].reset_index(drop=True)
+
+
+def effects(jumps, edits, history=None, perplexity=None):
+    """The edits of `detect` with their fact, and recall and perplexity before and after each.
+
+    Args:
+        jumps: what `detect` returned.
+        edits: columns method, order, reversed, edits, case_id, efficacy_accuracy (`tables.edits_table`).
+        history: columns method, order, reversed, edits (the checkpoint), edit, efficacy_accuracy; or None.
+        perplexity: columns method, order, reversed, edits, perplexity; or None.
+
+    Returns:
+        Columns method, order, reversed, edits, case_id, layer, update_norm, times_median, recall_before,
+        recall_after, perplexity_before, perplexity_after.
+
+    Recall is taken at the last checkpoint before the edit and at the first one that includes it, both over the same
+    facts: those edited up to the earlier checkpoint and learned, that is recalled right after their own edit. So
+    edits that fall between two checkpoints share their numbers. Perplexity is that with one edit less, and with the
+    edit. What was not measured is NaN.
+    """
+    _check_columns(edits, "edits", [*RUN, "edits", "case_id", "efficacy_accuracy"])
+    if history is not None:
+        _check_columns(history, "history", [*RUN, "edits", "edit", "efficacy_accuracy"])
+    if perplexity is not None:
+        _check_columns(perplexity, "perplexity", [*RUN, "edits", "perplexity"])
+    rows = []
+    for jump in jumps.to_dict("records"):
+        run, edit = {name: jump[name] for name in RUN}, jump["edits"]
+        done = _of_run(edits, run).set_index("edits")
+        if edit not in done.index:
+            raise ValueError(f"the edits table lacks edit {edit} of {run}; give the tables of the same runs")
+        recall = perplexities = (np.nan, np.nan)
+        if history is not None:
+            learned = done.index[done["efficacy_accuracy"] == 1]
+            recall = _recall_around(_of_run(history, run), edit, learned)
+        if perplexity is not None:
+            values = _of_run(perplexity, run).set_index("edits")["perplexity"]
+            perplexities = tuple(values.get(n, np.nan) for n in (edit - 1, edit))
+        rows.append(
+            {
+                **run,
+                "edits": edit,
+                "case_id": done.loc[edit, "case_id"],
+                **{name: jump[name] for name in ("layer", "update_norm", "times_median")},
+                **dict(zip(("recall_before", "recall_after"), recall, strict=True)),
+                **dict(zip(("perplexity_before", "perplexity_after"), perplexities, strict=True)),
+            }
+        )
+    names = [*RUN, "edits", "case_id", "layer", "update_norm", "times_median"]
+    names += ["recall_before", "recall_after", "perplexity_before", "perplexity_after"]
+    return pd.DataFrame(rows, columns=names)
+
+
+def _recall_around(history, edit, learned):
+    """Recall of the learned facts known at the last checkpoint before `edit`: there, and at the next checkpoint."""
+    checkpoints = history["edits"]
+    before, after = checkpoints[checkpoints < edit].max(), checkpoints[checkpoints >= edit].min()
+    earlier = history[history["edit"].isin(learned) & (history["edit"] <= before)]
+    at = earlier.groupby("edits")["efficacy_accuracy"].mean()
+    return tuple(at.get(checkpoint, np.nan) for checkpoint in (before, after))
+
+
+def _of_run(table, run):
+    return table[np.logical_and.reduce([table[name] == value for name, value in run.items()])]
+
+
+def _check_columns(table, name, needed):
+    missing = [column for column in needed if column not in table]
+    if missing:
+        raise ValueError(f"the {name} table lacks {', '.join(missing)}; it has {', '.join(table.columns)}")
+
+
+def with_ordinary(facts, flagged, n_ordinary):
+    """The flagged facts, and `n_ordinary` others evenly spaced in the sequence, in the sequence's order.
+
+    Args:
+        facts: the facts of a run; flagged case ids that are not among them are left out.
+        flagged: case ids.
+    """
+    flagged = set(flagged)
+    others = [fact for fact in facts if fact.case_id not in flagged]
+    n = min(n_ordinary, len(others))
+    spaced = {others[(2 * i + 1) * len(others) // (2 * n)].case_id for i in range(n)}
+    return [fact for fact in facts if fact.case_id in flagged | spaced]
+
+
+def single_edit(lm, fact, method, params, contexts, factors, texts):
+    """What one fact's edit alone does to the model as it stands: a row per edited layer; the model stays as it was.
+
+    Args:
+        method, params, contexts, factors: see `editors`.
+        texts: texts for the perplexity (`generation.fixed_texts()`).
+
+    Returns:
+        Dicts with case_id, method, status, layer, update_norm, normalised_l2, relative_drift (of that layer, as
+        `drift` defines them), denominator (k·u; None for MEMIT), efficacy and efficacy_accuracy (`metrics`),
+        word_entropy (of `generation.teacher_forced_texts`) and perplexity. An edit with non-finite factors is not
+        applied, as in `sequence.run`: status "non-finite", scores NaN.
+
+    Weights are put back bit for bit, also after an error.
+    """
+    from editscale import editors, generation, metrics, updates
+
+    edit = editors.method(method).edit(lm, fact, params, contexts, factors)
+    finite = all(update.is_finite() for update in edit.updates)
+    original = updates.saved_weights(lm, [update.layer for update in edit.updates])
+    scores = dict.fromkeys(("efficacy", "efficacy_accuracy", "word_entropy", "perplexity"), np.nan)
+    if finite:
+        try:
+            updates.apply(lm, edit.updates)
+            prompt = (fact.rewrite_prompt, fact.target_new, fact.target_true)
+            (score,) = metrics.score_prompts(lm, [prompt])
+            scores = {
+                "efficacy": float(score.nll_new < score.nll_true),
+                "efficacy_accuracy": float(score.correct_new),
+                "word_entropy": generation.word_entropy(generation.teacher_forced_texts(lm, fact)),
+                "perplexity": generation.perplexity(lm, texts),
+            }
+        finally:
+            updates.restore(lm, original)
+    rows = []
+    for update in edit.updates:
+        norm, weight = update.norm(), original[update.layer]
+        rows.append(
+            {
+                "case_id": fact.case_id,
+                "method": method,
+                "status": "edited" if finite else "non-finite",
+                "layer": update.layer,
+                "update_norm": norm,
+                "normalised_l2": norm / weight.numel(),
+                "relative_drift": norm / weight.double().norm().item(),
+                "denominator": editors.summary(edit)["denominator"],
+                **scores,
+            }
+        )
+    return rows

@@ -1,0 +1,134 @@
+"""A model's answers to few-shot tasks, and their scores. The answers are greedy continuations of the prompts.
+
+The beginning that all prompts share, the demonstrations, is run once; attention keys and values of it serve every
+batch. The rest of the prompts of a batch form one row of tokens (`tokens.tree`), so nothing is padded. The answers are
+those of decoding each prompt alone, as scalable-model-editing/gradual-catastrophic-forgetting `glue_eval/` does.
+"""
+
+import os
+from collections import Counter
+from itertools import takewhile
+
+from editscale import anatomy, glue, tokens
+
+BATCH_TOKENS = 512  # tokens of one forward, without the shared beginning; attention grows with its square
+N_NEW = 3  # tokens of an answer; all of them, since a later one can hold an answer word or another final marker
+_NOTHING = -1  # where the logits hold NaN: no token
+
+
+def evaluate(lm, task, *, batch_tokens=BATCH_TOKENS):
+    """One row of the downstream table: task, n_examples, accuracy, f1, mcc, invalid of the model as it stands."""
+    given = answers(lm, task, batch_tokens=batch_tokens)
+    return {"task": task.name, "n_examples": len(given), **scores(given, task.labels)}
+
+
+def answers(lm, task, *, batch_tokens=BATCH_TOKENS):
+    """The model's label for each example of a `glue.Task`: 0, 1, or glue.INVALID. NaN weights give invalid answers.
+
+    Args:
+        batch_tokens: most tokens in one forward, without the shared beginning. Does not change the result.
+
+    Raises ValueError if a prompt is too long for the model.
+    """
+    prompts = [tokens.prompt_ids(lm.tokenizer, prompt) for prompt in task.prompts]
+    new = greedy(lm, prompts, N_NEW, batch_tokens=batch_tokens)
+    texts = (prompt + ids for prompt, ids in zip(prompts, new, strict=True))
+    return [task.format.parse(lm.tokenizer.decode(ids, skip_special_tokens=True)) for ids in texts]
+
+
+def scores(answers, labels):
+    """Accuracy, weighted F1 and Matthews correlation of answers, and the share of invalid ones.
+
+    An invalid answer is wrong, and a class of its own that is never the true one. F1 is the mean over true classes,
+    weighted with how often each is true, of 2·hits / (true + answered); 0 where nothing was answered. The
+    correlation is R_K of Gorodkin 2004, for two classes Matthews'; 0 where it is undefined. As in scikit-learn.
+    """
+    answers, labels = list(answers), list(labels)
+    if not labels or len(answers) != len(labels):
+        raise ValueError(f"{len(answers)} answers to {len(labels)} labels; one answer for each example is needed")
+    n, true, answered = len(labels), Counter(labels), Counter(answers)
+    hits = Counter(label for answer, label in zip(answers, labels, strict=True) if answer == label)
+    n_hits = sum(hits.values())
+    covariance = n_hits * n - sum(true[k] * answered[k] for k in true)
+    variances = [n * n - sum(count * count for count in counts.values()) for counts in (true, answered)]
+    return {
+        "accuracy": n_hits / n,
+        "f1": sum(true[k] * 2 * hits[k] / (true[k] + answered[k]) for k in true) / n,
+        "mcc": covariance / (variances[0] * variances[1]) ** 0.5 if all(variances) else 0.0,
+        "invalid": answered[glue.INVALID] / n,
+    }
+
+
+def references(labels):
+    """Scores to beat on these labels: `constant`, the better of always giving one label, and `chance`, a coin.
+
+    The coin's scores are those of all its answers together, each label once to each example.
+    """
+    labels = list(labels)
+    constant = max((scores([k] * len(labels), labels) for k in range(2)), key=lambda row: row["f1"])
+    return {"constant": constant, "chance": scores([0] * len(labels) + [1] * len(labels), 2 * labels)}
+
+
+def greedy(lm, prompts, n_new, *, batch_tokens=BATCH_TOKENS):
+    """The n_new most probable next tokens of each prompt, one after the other: tuples of ids, in order.
+
+    Fewer where the model ends its text (an end token is left out), and where its logits are NaN.
+
+    Args:
+        prompts: token ids, none empty.
+    """
+    import torch
+
+    prompts = [tuple(prompt) for prompt in prompts]
+    tokens.check_length(lm, max(map(len, prompts), default=0) + n_new - 1)
+    shared = min(len(os.path.commonprefix(prompts)), min(map(len, prompts), default=1) - 1)
+    run, new, batch, n = anatomy.segment(lm, 0), [], [], 0
+    with torch.no_grad():
+        beginning = anatomy.KeyValues()
+        if shared:
+            ids, positions, mask = tokens.tree_inputs(tokens.tree([prompts[0][:shared]]), lm.device, lm.dtype)
+            run(ids, mask, positions, beginning)
+        for prompt in prompts:
+            if batch and n + len(prompt) - shared > batch_tokens:
+                new += _greedy_batch(lm, run, batch, shared, beginning.seen, n_new)
+                batch, n = [], 0
+            batch, n = [*batch, prompt[shared:]], n + len(prompt) - shared
+        if batch:
+            new += _greedy_batch(lm, run, batch, shared, beginning.seen, n_new)
+    ends = lm.model.generation_config.eos_token_id
+    stops = {_NOTHING, *(ends if isinstance(ends, list) else [ends])}
+    return [tuple(takewhile(lambda token: token not in stops, row)) for row in new]
+
+
+def _greedy_batch(lm, run, rests, shared, past, n_new):
+    """n_new tokens for each of `rests`, the token ids behind the shared beginning; `past` its keys and values."""
+    import torch
+
+    packed = tokens.tree(rests)
+    ids, positions, sees = (torch.tensor(x, device=lm.device) for x in (packed.ids, packed.positions, packed.sees))
+    positions = positions + shared
+    sees = torch.cat([sees.new_ones(len(ids), shared), sees], dim=1)
+    last = [place[-1] for place in packed.places]
+    chosen = []
+    while True:
+        cache = anatomy.KeyValues(past)
+        hidden = run(ids[None], tokens.additive_mask(sees[None], lm.dtype), positions[None], cache)
+        logits = lm.logits(hidden[0, last])
+        token = logits.argmax(dim=-1)
+        chosen.append(token.where(~logits.isnan().any(dim=-1), _NOTHING))
+        if len(chosen) == n_new:
+            return torch.stack(chosen, dim=1).tolist()
+        # Each new token sees what the one before it in its text saw, and itself.
+        past = _behind(past, cache.seen)
+        ids, positions, n_texts = token, positions[last] + 1, len(rests)
+        sees = torch.cat([sees[last], torch.eye(n_texts, dtype=torch.bool, device=lm.device)], dim=1)
+        last = list(range(n_texts))
+
+
+def _behind(past, seen):
+    """Keys and values of earlier tokens followed by those of later ones, for every layer."""
+    import torch
+
+    if not past:
+        return seen
+    return {layer: tuple(map(lambda a, b: torch.cat([a, b], dim=-2), past[layer], seen[layer])) for layer in seen}

@@ -1,0 +1,181 @@
+"""What a model still knows along a recorded run: its ledger is replayed, and the model looked at on the way.
+
+Checkpoints are places in the ledger, not copies of the model: the recorded updates are added to the unedited weights
+one after another, which gives the bits the run had (scalable-model-editing/gradual-catastrophic-forgetting
+`experiments/evaluate_history.py` saves and reloads whole models instead).
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from editscale import metrics, updates
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run of notebook 02, reopened.
+
+    Attributes:
+        folder: where its ledger is.
+        parameters: what notebook 02 was given.
+        lm: its model, unedited.
+        facts: its facts, in the order they were edited.
+        ledger: its `Ledger`, open for reading.
+    """
+
+    folder: Path
+    parameters: dict
+    lm: object
+    facts: list
+    ledger: object
+
+    @property
+    def key(self):
+        """The columns that name a run in every table: method, order, reversed."""
+        return {
+            "method": self.parameters["method"],
+            "order": self.parameters["order"],
+            "reversed": self.parameters["reverse"],
+        }
+
+
+def record_of(folder):
+    """The record that notebook 02 left in a run's folder. Raises FileNotFoundError if the run has not finished."""
+    path = Path(folder) / "done.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"no finished run in {folder}; run notebook 02 with out={folder} first")
+    return json.loads(path.read_text())
+
+
+def reopen(folder, *, device="cpu", model_cache="runs/models"):
+    """The `Run` in a folder, its model loaded as it was before the first edit.
+
+    Raises FileNotFoundError if the run has not finished; ValueError if the model's weights or the facts are no longer
+    those of the ledger.
+    """
+    from dataclasses import asdict
+
+    from editscale import facts, ledger, models, sequence
+
+    parameters = record_of(folder)["parameters"]
+    book = ledger.Ledger(folder)
+    chosen = facts.in_order(
+        facts.open_set(parameters["fact_set"]),
+        parameters["order"],
+        parameters["n_edits"],
+        reverse=parameters["reverse"],
+    )[: len(book)]  # a run may have stopped at its collapse
+    for row, fact in zip(book.rows, chosen, strict=True):
+        if row["fact_sha256"] != sequence.sha256_json(asdict(fact)):
+            raise ValueError(
+                f"edit {row['edit']} of {folder} is case {row['case_id']}, but {parameters['fact_set']} now has case "
+                f"{fact.case_id} there; run notebook 02 again with another out folder"
+            )
+    lm = models.load(
+        parameters["model"],
+        revision=parameters["revision"],
+        device=device,
+        dtype=parameters["dtype"],
+        cache=model_cache,
+    )
+    if lm.identity["weights_sha256"] != book.fingerprint["weights_sha256"]:
+        raise ValueError(
+            f"{parameters['model']} has other weights than the model that {folder} edited (sha256 "
+            f"{lm.identity['weights_sha256'][:12]}, not {book.fingerprint['weights_sha256'][:12]})"
+        )
+    return Run(Path(folder), parameters, lm, chosen, book)
+
+
+def checkpoints(n_edits, every):
+    """The numbers of edits every, 2·every, … up to n_edits. Raises ValueError if there is none."""
+    if not 1 <= every <= n_edits:
+        raise ValueError(f"a checkpoint every {every} edits does not fit a run of {n_edits}; choose 1 to {n_edits}")
+    return list(range(every, n_edits + 1, every))
+
+
+def replayed(run, places):
+    """Yield each number of edits in `places`, ascending, with the model as it was then; 0 is the unedited model.
+
+    Applies the ledger's updates to `run.lm`, and takes them off again, bit for bit, at the end.
+
+    Raises ValueError if the places do not ascend, or go beyond the ledger.
+    """
+    places = list(places)
+    if places != sorted(set(places)) or not 0 <= min(places, default=-1) <= max(places, default=0) <= len(run.ledger):
+        raise ValueError(
+            f"checkpoints must ascend within 0 … {len(run.ledger)}, the edits of {run.folder}, not {places}"
+        )
+    lm, done = run.lm, 0
+    original = updates.saved_weights(lm, [int(layer) for layer in run.ledger.weights])
+    try:
+        for checkpoint in places:
+            for edit in range(done + 1, checkpoint + 1):
+                recorded = run.ledger.updates(edit)
+                updates.apply(
+                    lm, [updates.Update(u.layer, u.left.to(lm.device), u.right.to(lm.device)) for u in recorded]
+                )
+            done = checkpoint
+            yield checkpoint
+    finally:
+        updates.restore(lm, original)
+
+
+def recall_rows(run, n_edits):
+    """One row per fact among the first `n_edits`, scored behind its rewrite prompt on the model as it stands.
+
+    Keys: edits, edit (the fact's place, from 1), case_id, efficacy, efficacy_magnitude, efficacy_accuracy.
+    """
+    facts = run.facts[:n_edits]
+    prompts = [(fact.rewrite_prompt, fact.target_new, fact.target_true) for fact in facts]
+    rows = []
+    for edit, (fact, score) in enumerate(zip(facts, metrics.score_prompts(run.lm, prompts), strict=True), start=1):
+        scores = metrics.fact_scores({"efficacy": [score], "paraphrase": [], "neighborhood": []})
+        names = ("efficacy", "efficacy_magnitude", "efficacy_accuracy")
+        rows.append({"edits": n_edits, "edit": edit, "case_id": fact.case_id, **{k: scores[k] for k in names}})
+    return rows
+
+
+def spectrum_rows(run, n_edits):
+    """The singular values of each edited projection as it stands, descending: rows of edits, layer, index, value."""
+    import torch
+
+    return [
+        {"edits": n_edits, "layer": int(layer), "index": i, "singular_value": value}
+        for layer in run.ledger.weights
+        for i, value in enumerate(torch.linalg.svdvals(run.lm.weight(int(layer)).double()).tolist())
+    ]
+
+
+def folder_of(folders, method, order):
+    """The folder, among those of several runs, of a method's forward run on an order. ValueError if there is none."""
+    for folder in folders:
+        parameters = record_of(folder)["parameters"]
+        if (parameters["method"], parameters["order"], parameters["reverse"]) == (method, order, False):
+            return folder
+    raise ValueError(f"no forward run of {method} on order {order} among {', '.join(folders)}")
+
+
+def editing_of(run):
+    """What the run edited with, made again: hyper-parameters, contexts and Cholesky factors of the second moments.
+
+    Raises ValueError if the contexts or the second moments are no longer those of the ledger.
+    """
+    import torch
+
+    from editscale import editors, moments, prefixes, sequence
+
+    given, lm, book = run.parameters, run.lm, run.ledger
+    params = editors.read_params(given["method"], given["hparams"])
+    known = moments.load(given["moments"], lm, editors.layers_of(params))
+    starts = prefixes.seed_starts(lm, given["prefix_seeds"])
+    generator = torch.Generator().manual_seed(given["seed"])
+    contexts = editors.method(given["method"]).contexts(
+        lm, starts, generator, given["n_short_prefixes"], given["n_long_prefixes"]
+    )
+    for name, value in (("contexts", contexts), ("moments", known.identity)):
+        if sequence.sha256_json(value) != book.fingerprint[f"{name}_sha256"]:
+            raise ValueError(
+                f"the {name} made for {run.folder} now differ from those of its ledger; run notebook 02 again"
+            )
+    return params, contexts, editors.cholesky_factors(known.moments, lm.device)

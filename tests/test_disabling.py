@@ -1,0 +1,240 @@
+"""A planted jump is found at the edit where it was planted, and nowhere else; a single edit leaves no trace."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+import tiny
+import torch
+from test_rome import moment
+from test_sequence import CONTEXTS, FACTS, PARAMS
+
+from editscale import disabling, editors, generation, metrics, updates
+from editscale.facts import Fact
+
+TEXTS = ["The river runs through the town.", "Lund is in Sweden."]
+RUNS = (("rome", 0, False), ("rome", 0, True), ("memit", 1, False))
+
+
+def run_rows(run, **columns):
+    return pd.DataFrame(dict(zip(("method", "order", "reversed"), run, strict=True)) | columns)
+
+
+def drift_table(planted=(), n_edits=60, layers=(3, 4), runs=RUNS):
+    """Norms within a factor 2 of a layer's own size; `planted` are (run, layer, edit, times that size)."""
+    random, tables = np.random.default_rng(0), []
+    for i, run in enumerate(runs):
+        for layer in layers:
+            norms = 10.0**layer * random.uniform(0.7, 1.4, n_edits)
+            for of_run, of_layer, edit, times in planted:
+                if (of_run, of_layer) == (i, layer):
+                    norms[edit - 1] = 10.0**layer * times
+            tables.append(run_rows(run, layer=layer, edits=range(1, n_edits + 1), update_norm=norms))
+    return pd.concat(tables, ignore_index=True)
+
+
+def found(drift, **options):
+    table = disabling.detect(drift, **options)
+    return [(*row,) for row in table[["method", "order", "reversed", "edits", "layer"]].itertuples(index=False)]
+
+
+def test_updates_of_ordinary_size_are_no_jumps():
+    assert found(drift_table()) == []
+
+
+def test_a_planted_jump_is_found_where_it_was_planted():
+    drift = drift_table([(0, 4, 23, 20.0), (1, 3, 41, 12.0), (2, 3, 8, 9.0)])
+    expected = [("memit", 1, False, 8, 3), ("rome", 0, False, 23, 4), ("rome", 0, True, 41, 3)]
+    assert found(drift) == expected
+    assert found(drift.sample(frac=1, random_state=0)) == expected
+    assert found(drift, jump=15) == [expected[1]]
+
+
+def test_a_jump_is_measured_against_the_median_of_earlier_updates_only():
+    norms = [2.0, 1.0, 3.0, 100.0, 12.0, 1000.0]
+    drift = run_rows(RUNS[0], layer=0, edits=range(1, 7), update_norm=norms)
+    jumps = disabling.detect(drift, jump=3, least_earlier=2)
+    # medians: of (2, 1, 3) 2; of (2, 1, 3, 100) 2.5; of (2, 1, 3, 100, 12) 3
+    assert jumps["edits"].tolist() == [4, 5, 6]
+    assert jumps["times_median"].tolist() == pytest.approx([100 / 2, 12 / 2.5, 1000 / 3])
+    shorter = disabling.detect(drift[drift["edits"] <= 5], jump=3, least_earlier=2)
+    pd.testing.assert_frame_equal(shorter, jumps[jumps["edits"] <= 5])
+
+
+def test_exactly_the_threshold_is_no_jump():
+    drift = run_rows(RUNS[0], layer=0, edits=range(1, 5), update_norm=[2.0, 2.0, 2.0, 10.0])
+    assert found(drift, jump=5, least_earlier=3) == []
+    assert len(found(drift, jump=4.99, least_earlier=3)) == 1
+
+
+def test_an_edit_with_too_few_before_it_is_not_judged():
+    early = drift_table([(0, 3, 5, 50.0)])
+    assert found(early, least_earlier=5) == [] and len(found(early, least_earlier=4)) == 1
+
+
+def test_edits_that_were_not_applied_are_neither_jumps_nor_earlier_edits():
+    norms = [0.0, 1.0, 0.0, 0.0, 0.0, 4.0, 0.0, 30.0]
+    drift = run_rows(RUNS[0], layer=0, edits=range(1, 9), update_norm=norms)
+    jumps = disabling.detect(drift, jump=3, least_earlier=2)
+    assert jumps["edits"].tolist() == [8] and jumps["times_median"].tolist() == [30 / 2.5]
+
+
+def test_layers_that_jump_together_are_one_row_with_the_largest_ratio():
+    steady = {"edits": range(1, 8), "update_norm": [1.0] * 6}
+    layers = [
+        run_rows(RUNS[2], **(steady | {"update_norm": [1.0] * 6 + [last]}), layer=layer)
+        for layer, last in ((5, 9.0), (3, 8.0), (4, 9.0))
+    ]
+    jumps = disabling.detect(pd.concat(layers))
+    assert jumps[["edits", "layer", "times_median"]].to_numpy().tolist() == [[7, 4, 9.0]]  # of equals the lowest
+
+
+def test_detect_names_what_a_table_lacks_or_holds_twice():
+    drift = drift_table()
+    with pytest.raises(ValueError, match="the drift table lacks update_norm; it has method, order"):
+        disabling.detect(drift.drop(columns="update_norm"))
+    with pytest.raises(ValueError, match="several rows for one run, layer and edit"):
+        disabling.detect(pd.concat([drift, drift]))
+    with pytest.raises(ValueError, match="expected jump > 1"):
+        disabling.detect(drift, jump=1)
+
+
+def result_tables():
+    """One run whose edit 7 jumps: fact 2 was never learned; of facts 1, 3, 4 and 5, learned, one survives it."""
+    edits = run_rows(RUNS[0], edits=range(1, 9), case_id=range(100, 108), efficacy_accuracy=[1.0, 0, 1, 1, 1, 1, 1, 1])
+    recalled = {5: [1.0, 1, 1, 0, 1], 10: [0.0, 1, 0, 0, 1, 1, 1, 1], 15: [1.0] * 8}
+    history = pd.concat(
+        [run_rows(RUNS[0], edits=at, edit=range(1, len(r) + 1), efficacy_accuracy=r) for at, r in recalled.items()]
+    )
+    perplexity = run_rows(RUNS[0], edits=range(9), perplexity=[20.0] * 7 + [math.inf] * 2)
+    drift = run_rows(RUNS[0], layer=2, edits=range(1, 9), update_norm=[1.0] * 6 + [40.0, 1.0])
+    return drift, edits, history, perplexity
+
+
+def test_effects_compare_the_same_learned_facts_before_and_after():
+    drift, edits, history, perplexity = result_tables()
+    other = [
+        table.assign(method="memit", **{c: -1.0})
+        for table, c in ((history, "efficacy_accuracy"), (perplexity, "perplexity"))
+    ]
+    row = disabling.effects(
+        disabling.detect(drift), edits, pd.concat([history, other[0]]), pd.concat([perplexity, other[1]])
+    ).to_dict("records")
+    assert row == [
+        {
+            "method": "rome", "order": 0, "reversed": False, "edits": 7, "case_id": 106, "layer": 2,
+            "update_norm": 40.0, "times_median": 40.0,
+            "recall_before": 3 / 4, "recall_after": 1 / 4, "perplexity_before": 20.0, "perplexity_after": math.inf,
+        }
+    ]  # fmt: skip
+
+
+def test_effects_not_measured_are_nan():
+    drift, edits, history, perplexity = result_tables()
+    jumps, measured = (
+        disabling.detect(drift),
+        ["recall_before", "recall_after", "perplexity_before", "perplexity_after"],
+    )
+    assert disabling.effects(jumps, edits)[measured].isna().all(axis=None)
+    early = disabling.effects(jumps, edits, history[history["edits"] > 5], perplexity[perplexity["edits"] > 6])
+    assert early[measured].isna().to_numpy().tolist() == [[True, True, True, False]]
+    late = disabling.effects(jumps, edits, history[history["edits"] <= 5])
+    assert late[measured].to_numpy()[0, 0] == 3 / 4 and late[measured].isna().to_numpy().tolist() == [
+        [False] + [True] * 3
+    ]
+
+
+def test_no_jumps_have_no_effects():
+    drift, edits, history, perplexity = result_tables()
+    table = disabling.effects(disabling.detect(drift, jump=100), edits, history, perplexity)
+    assert table.empty and "recall_after" in table
+
+
+def test_effects_refuse_tables_of_other_runs():
+    drift, edits, *_ = result_tables()
+    with pytest.raises(ValueError, match="the edits table lacks edit 7 of {'method': 'rome'"):
+        disabling.effects(disabling.detect(drift), edits.assign(order=3))
+
+
+def single(lm, method, fact=FACTS[0]):
+    factors = {layer: torch.linalg.cholesky(moment(lm.d_key)) for layer in (0, 1)}
+    return disabling.single_edit(lm, fact, method, PARAMS[method], CONTEXTS[method], factors, TEXTS)
+
+
+@pytest.mark.parametrize("method", PARAMS)
+def test_a_single_edit_is_measured_on_the_edited_model_and_leaves_the_weights_bit_identical(method):
+    lm = tiny.tiny_model("gpt2")
+    before = {name: tensor.clone() for name, tensor in lm.model.state_dict().items()}
+    rows = single(lm, method)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in lm.model.state_dict().items())
+    assert rows == single(lm, method)
+
+    factors = {layer: torch.linalg.cholesky(moment(lm.d_key)) for layer in (0, 1)}
+    edit = editors.method(method).edit(lm, FACTS[0], PARAMS[method], CONTEXTS[method], factors)
+    assert [row["layer"] for row in rows] == editors.layers_of(PARAMS[method])
+    original = updates.saved_weights(lm, editors.layers_of(PARAMS[method]))
+    updates.apply(lm, edit.updates)
+    scores = metrics.fact_scores(metrics.score_facts(lm, FACTS[:1])[0])
+    for row, update in zip(rows, edit.updates, strict=True):
+        moved = (lm.weight(row["layer"]) - original[row["layer"]]).norm().item()
+        assert row["update_norm"] == pytest.approx(update.norm()) == pytest.approx(moved, rel=1e-4)
+        assert row["normalised_l2"] == pytest.approx(moved / (32 * 48), rel=1e-4)
+        assert row["relative_drift"] == pytest.approx(moved / original[row["layer"]].norm().item(), rel=1e-4)
+        assert (row["efficacy"], row["efficacy_accuracy"]) == (scores["efficacy"], scores["efficacy_accuracy"])
+        assert row["perplexity"] == generation.perplexity(lm, TEXTS)
+        assert row["word_entropy"] == generation.word_entropy(generation.teacher_forced_texts(lm, FACTS[0]))
+        assert (row["denominator"] is None) == (method == "memit")
+    after = rows[0]["perplexity"]
+    updates.restore(lm, original)
+    assert after != generation.perplexity(lm, TEXTS)
+
+
+def fake_edit(monkeypatch, value):
+    """ROME's edit with its factors filled with a value."""
+    rome = editors.METHODS["rome"]
+
+    def edit(*arguments):
+        done = rome.edit(*arguments)
+        for update in done.updates:
+            update.left.fill_(value)
+        return done
+
+    monkeypatch.setitem(editors.METHODS, "rome", editors.Method(rome.params, rome.contexts, edit))
+
+
+def test_a_non_finite_edit_is_not_applied_and_has_no_scores(monkeypatch):
+    fake_edit(monkeypatch, math.nan)
+    lm = tiny.tiny_model("gpt2")
+    before = lm.weight(1).clone()
+    (row,) = single(lm, "rome")
+    assert row["status"] == "non-finite" and torch.equal(lm.weight(1), before)
+    names = ("update_norm", "normalised_l2", "relative_drift", "efficacy", "word_entropy", "perplexity")
+    assert all(math.isnan(row[name]) for name in names)
+
+
+def test_an_edit_that_breaks_the_model_has_a_row(monkeypatch):
+    fake_edit(monkeypatch, 1e38)  # finite factors, whose product overflows
+    lm = tiny.tiny_model("gpt2")
+    before = lm.weight(1).clone()
+    (row,) = single(lm, "rome")
+    assert row["status"] == "edited" and row["update_norm"] > 1e38
+    assert (row["efficacy"], row["word_entropy"], row["perplexity"]) == (0, 0, math.inf)
+    assert torch.equal(lm.weight(1), before)
+
+
+def test_the_weights_are_put_back_after_an_error(monkeypatch):
+    lm = tiny.tiny_model("gpt2")
+    before = lm.weight(1).clone()
+    factors = {1: torch.linalg.cholesky(moment(lm.d_key))}
+    with pytest.raises(ValueError, match="none of the 0 texts"):
+        disabling.single_edit(lm, FACTS[0], "rome", PARAMS["rome"], CONTEXTS["rome"], factors, [])
+    assert torch.equal(lm.weight(1), before)
+
+
+def test_ordinary_facts_are_spaced_over_the_sequence_beside_the_flagged_ones():
+    facts = [Fact(i, f"S{i}", "{} is in", "a", "b") for i in range(10)]
+    chosen = [fact.case_id for fact in disabling.with_ordinary(facts, [4, 99], 3)]
+    assert chosen == [1, 4, 5, 8]
+    assert [fact.case_id for fact in disabling.with_ordinary(facts, [], 0)] == []
+    assert len(disabling.with_ordinary(facts, [4], 50)) == 10

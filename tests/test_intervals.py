@@ -1,0 +1,243 @@
+"""Bootstrap intervals over orders, and paired comparisons of methods on identical sequences."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from editscale import intervals
+
+
+def table(method="rome", orders=(0, 1, 2), n_edits=4, score=None, reversed=False):
+    """Rows of one method: `score(order, edits)`; each order has its own facts."""
+    score = score or (lambda order, edits: order + edits / 10)
+    return pd.DataFrame(
+        [
+            {
+                "method": method,
+                "order": order,
+                "reversed": reversed,
+                "edits": i,
+                "case_id": 1000 * order + i,
+                "recall": float(score(order, i)),
+            }
+            for order in orders
+            for i in range(1, n_edits + 1)
+        ]
+    )
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+# -------------------------------------------------------------------------------------------------------- bootstrap
+
+
+def test_a_constant_has_an_interval_of_no_width(rng):
+    assert intervals.bootstrap([0.25] * 5, rng) == intervals.Interval(0.25, 0.25, 0.25, 5)
+
+
+def test_interval_of_two_orders_is_the_two_values(rng):
+    """One draw in four is twice the first value and one in four twice the second: the tails of 2.5 % are these."""
+    assert intervals.bootstrap([1.0, 3.0], rng) == intervals.Interval(2.0, 1.0, 3.0, 2)
+
+
+def test_interval_of_a_mean_is_that_of_the_normal_distribution_with_many_values(rng):
+    values = rng.normal(size=400)
+    found = intervals.bootstrap(values, rng, n_resamples=4000)
+    error = values.std() / 20
+    assert found.mean == pytest.approx(values.mean())
+    assert found.low == pytest.approx(values.mean() - 1.96 * error, abs=0.15 * error)
+    assert found.high == pytest.approx(values.mean() + 1.96 * error, abs=0.15 * error)
+
+
+def test_intervals_scale_and_shift_with_the_values():
+    values = np.array([1.0, 4.0, 2.0, 8.0])
+    plain, moved = (intervals.bootstrap(v, np.random.default_rng(3)) for v in (values, 2 * values + 1))
+    assert (moved.low, moved.high) == (2 * plain.low + 1, 2 * plain.high + 1)
+
+
+@pytest.mark.parametrize("n, low, high", ((2, 0.42, 0.58), (5, 0.78, 0.9), (10, 0.85, 0.94)))
+def test_coverage_of_few_orders_is_as_documented(rng, n, low, high):
+    found = [intervals.bootstrap(values, rng, n_resamples=300) for values in rng.normal(size=(400, n))]
+    assert low <= np.mean([i.low <= 0 <= i.high for i in found]) <= high
+
+
+def test_other_statistics_can_be_taken(rng):
+    found = intervals.bootstrap([1, 2, 3, 4, 100], rng, statistic=np.median)
+    assert (found.mean, found.low, found.high) == (3, 1, 100)
+
+
+@pytest.mark.parametrize(
+    "values, message",
+    (
+        ([1.0], "two values or more"),
+        ([[1.0, 2.0]], r"shape is \(1, 2\)"),
+        ([1.0, math.nan, 2.0], "1 of 3 values are NaN"),
+    ),
+)
+def test_values_without_an_interval_are_an_error(rng, values, message):
+    with pytest.raises(ValueError, match=message):
+        intervals.bootstrap(values, rng)
+
+
+# ------------------------------------------------------------------------------------------------------ over orders
+
+
+def test_intervals_over_orders_take_one_mean_per_order(rng):
+    """Facts within an order vary, orders do not: the interval has no width however many facts there are."""
+    found = intervals.over_orders(table(score=lambda order, i: i), "recall", rng)
+    assert found == intervals.Interval(2.5, 2.5, 2.5, 3)
+
+
+def test_orders_weigh_the_same_however_many_edits_they_have(rng):
+    uneven = pd.concat([table(orders=[0], n_edits=9, score=lambda *_: 0), table(orders=[1], score=lambda *_: 1)])
+    assert intervals.over_orders(uneven, "recall", rng).mean == 0.5
+
+
+def test_one_order_has_no_interval(rng):
+    with pytest.raises(ValueError, match="no second order for an interval over orders: rome has order 2 only"):
+        intervals.over_orders(table(orders=[2]), "recall", rng)
+    with pytest.raises(ValueError, match="no second order for a band: rome has order 2 only"):
+        intervals.band(table(orders=[2]), "recall", rng)
+
+
+@pytest.mark.parametrize("other", ({"method": "memit"}, {"reversed": True}))
+def test_methods_and_directions_are_not_mixed(rng, other):
+    with pytest.raises(ValueError, match="2 methods or directions, not one"):
+        intervals.band(pd.concat([table(), table(**other)]), "recall", rng)
+
+
+# ------------------------------------------------------------------------------------------------------------ bands
+
+
+def test_bands_hold_the_mean_over_orders_at_each_number_of_edits(rng):
+    band = intervals.band(table().sample(frac=1, random_state=0), "recall", rng)
+    assert band["edits"].tolist() == [1, 2, 3, 4] and band["n"].tolist() == [3] * 4
+    np.testing.assert_allclose(band["mean"], [1.1, 1.2, 1.3, 1.4])
+    np.testing.assert_allclose(band["low"], [0.1, 0.2, 0.3, 0.4])  # three times order 0 is one draw in 27
+    np.testing.assert_allclose(band["high"], [2.1, 2.2, 2.3, 2.4])
+
+
+def test_a_band_of_equal_orders_has_no_width(rng):
+    band = intervals.band(table(score=lambda order, i: i / 4), "recall", rng)
+    assert (band["low"] == band["mean"]).all() and (band["high"] == band["mean"]).all()
+
+
+def test_an_order_that_ended_early_is_missing_from_the_band_behind_its_end(rng):
+    band = intervals.band(pd.concat([table(orders=[0], n_edits=2), table(orders=[1])]), "recall", rng)
+    assert band["n"].tolist() == [2, 2, 1, 1]
+    assert band["mean"].tolist() == pytest.approx([0.6, 0.7, 1.3, 1.4])
+    assert band["low"].isna().tolist() == band["high"].isna().tolist() == [False, False, True, True]
+
+
+def test_missing_values_are_left_out_and_infinite_ones_stay(rng):
+    band = intervals.band(table(score=lambda order, i: math.nan if order == 0 else order), "recall", rng)
+    assert (band["n"] == 2).all() and (band["mean"] == 1.5).all()
+    band = intervals.band(table(score=lambda order, i: math.inf if order == 0 else order), "recall", rng)
+    assert (band["high"] == math.inf).all() and (band["low"] == 1).all()
+
+
+def test_several_rows_of_an_order_at_one_number_of_edits_are_an_error(rng):
+    with pytest.raises(ValueError, match="several rows for one order and number of edits; average over facts"):
+        intervals.band(pd.concat([table(), table()]), "recall", rng)
+    with pytest.raises(ValueError, match="lacks recall, edits; it has"):
+        intervals.band(table().drop(columns=["edits", "recall"]), "recall", rng)
+
+
+# ----------------------------------------------------------------------------------------------- paired comparisons
+
+
+def test_paired_difference_is_the_difference_of_means(rng):
+    scores = np.random.default_rng(5).random((2, 3, 5))
+    first, second = (
+        table(name, score=lambda order, i, x=x: x[order, i]) for name, x in zip(("rome", "memit"), scores, strict=True)
+    )
+    found = intervals.paired_over_orders(first, second.sample(frac=1, random_state=0), "recall", rng)
+    assert found.mean == pytest.approx(first["recall"].mean() - second["recall"].mean())
+    assert found.low <= found.mean <= found.high and found.n == 3
+    one = (t[t["order"] == 1] for t in (first, second))
+    assert intervals.paired_over_facts(*one, "recall", rng).n == 4
+
+
+def test_what_orders_share_does_not_widen_a_paired_interval(rng):
+    """Orders differ by whole units and one method is always 0.5 better: paired, nothing is uncertain."""
+    first, second = table(score=lambda order, i: order + 0.5), table("memit", score=lambda order, i: order)
+    assert intervals.paired_over_orders(first, second, "recall", rng) == intervals.Interval(0.5, 0.5, 0.5, 3)
+    assert intervals.over_orders(first, "recall", rng).high > intervals.over_orders(first, "recall", rng).low
+
+
+def test_exchanging_the_methods_changes_the_sign():
+    first, second = table(), table("memit", score=lambda order, i: i * order / 7)
+    plain = intervals.paired_over_orders(first, second, "recall", np.random.default_rng(0))
+    turned = intervals.paired_over_orders(second, first, "recall", np.random.default_rng(0))
+    assert turned.mean == -plain.mean
+    assert (turned.low, turned.high) == pytest.approx((-plain.high, -plain.low))
+
+
+def test_facts_are_the_draws_of_a_comparison_within_one_sequence(rng):
+    """Facts differ by 0 or 1, orders not at all; rows of a fact at several checkpoints are one draw."""
+    first, second = table(score=lambda order, i: i % 2), table("memit", score=lambda *_: 0)
+    assert intervals.paired_over_orders(first, second, "recall", rng) == intervals.Interval(0.5, 0.5, 0.5, 3)
+    first, second = (
+        pd.concat([t[t["order"] == 0].assign(edit=t["edits"], edits=n) for n in (5, 10)]) for t in (first, second)
+    )
+    found = intervals.paired_over_facts(first, second, "recall", rng, on=("edits", "edit", "case_id"))
+    assert found == intervals.Interval(0.5, 0.0, 1.0, 4)
+
+
+def test_orders_of_one_method_only_are_left_out_of_the_pairs(rng):
+    found = intervals.paired_over_orders(table(orders=range(5)), table("memit", orders=(1, 3, 7)), "recall", rng)
+    assert found == intervals.Interval(0.0, 0.0, 0.0, 2)
+
+
+def test_other_measurements_are_paired_by_their_own_names(rng):
+    first, second = (table(name).drop(columns="case_id").assign(task="reviews") for name in ("rome", "memit"))
+    assert intervals.paired_over_orders(first, second, "recall", rng, on=("edits", "task")).mean == 0
+    with pytest.raises(ValueError, match="rows named by edits, task are not facts"):
+        intervals.paired_over_facts(first, second, "recall", rng, on=("edits", "task"))
+
+
+@pytest.mark.parametrize("paired", (intervals.paired_over_orders, intervals.paired_over_facts))
+def test_different_facts_are_not_compared(rng, paired):
+    other = table("memit")
+    other.loc[other.index[1], "case_id"] = 77
+    with pytest.raises(ValueError, match="rome and memit are not on identical sequences: 2 of 13 rows"):
+        paired(table(), other, "recall", rng)
+    with pytest.raises(ValueError, match="3 of 12 rows are in one only, first order 0, edits 4, case_id 4 of rome"):
+        paired(table(), table("memit", n_edits=3), "recall", rng)
+
+
+def test_a_reversed_sequence_is_not_identical(rng):
+    turned = table(orders=[0], reversed=True).assign(case_id=[4, 3, 2, 1])
+    with pytest.raises(ValueError, match="rome and rome reversed are not on identical sequences"):
+        intervals.paired_over_facts(table(orders=[0]), turned, "recall", rng)
+
+
+def test_a_paired_test_without_a_second_order_is_an_error(rng):
+    with pytest.raises(ValueError, match="no second order for a paired test: rome and memit share order 1 only"):
+        intervals.paired_over_orders(table(orders=(0, 1)), table("memit", orders=(1, 2)), "recall", rng)
+    with pytest.raises(ValueError, match="rome has order 0 and memit order 1; a paired test needs the same"):
+        intervals.paired_over_orders(table(orders=[0]), table("memit", orders=[1]), "recall", rng)
+    with pytest.raises(ValueError, match=r"facts of several orders \(orders 0, 1, 2\)"):
+        intervals.paired_over_facts(table(), table("memit"), "recall", rng)
+
+
+def test_every_pair_of_methods_is_compared_over_orders_where_it_can_and_over_facts_else(rng):
+    both = pd.concat([table("rome"), table("r-rome", orders=(1,)), table("memit", score=lambda order, edits: 0)])
+    pairs = intervals.every_pair(both, "recall", rng)
+    assert pairs[["first", "second", "over"]].to_numpy().tolist() == [
+        ["rome", "r-rome", "facts"],
+        ["rome", "memit", "orders"],
+        ["r-rome", "memit", "facts"],
+    ]
+    assert pairs["n"].tolist() == [4, 3, 4]
+    assert pairs["mean"].iloc[1] == pytest.approx(table("rome")["recall"].mean())
+
+
+def test_a_single_method_has_nothing_to_be_compared_with(rng):
+    with pytest.raises(ValueError, match="no second method to compare with rome"):
+        intervals.every_pair(table("rome"), "recall", rng)
