@@ -151,11 +151,9 @@ def spectrum_panel(ax, rows: pd.DataFrame, unedited: pd.DataFrame) -> None:
         rows: columns method, order, reversed, layer, index and singular_value, one layer and place per run.
         unedited: the same columns.
     """
-    for layer in sorted(rows["layer"].unique()):
-        before = unedited[unedited["layer"] == layer].drop_duplicates("index")
-        ax.plot(
-            before["index"] + 1, before["singular_value"], color="0.3", linestyle=":", label=f"unedited, layer {layer}"
-        )
+    for gray, layer in zip(np.linspace(0.2, 0.7, rows["layer"].nunique()), sorted(rows["layer"].unique()), strict=True):
+        before, text = unedited[unedited["layer"] == layer].drop_duplicates("index"), f"unedited, layer {layer}"
+        ax.plot(before["index"] + 1, before["singular_value"], color=str(gray), linestyle=":", label=text)
     for run, group in _runs(rows, "singular_value", "index"):
         style = _run_style(run) | {"markevery": _marker_places(len(group))}
         group = group.sort_values("index")
@@ -202,8 +200,7 @@ def histogram_panel(ax, histogram: pd.DataFrame, *, label: str) -> None:
             label=run_label(**run),
         )
     ax.set(xlabel=label, ylabel="facts")
-    if len(histogram):
-        ax.legend()
+    ax.yaxis.get_major_locator().set_params(integer=True)
 
 
 def mark_regions(ax, regions: pd.DataFrame, inflections: pd.DataFrame) -> None:
