@@ -1,28 +1,64 @@
-"""The README shows the committed figures and quotes their computed captions word for word."""
+"""The README and the gallery show the committed figures and quote their computed captions and numbers word for word."""
 
 import json
 import re
 from pathlib import Path
 
 import pandas as pd
+import pytest
+
+from editscale import gallery
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-FIGURES = ("fig1_editing_proficiency", "fig4_weight_drift")
 
 
-def test_the_readme_quotes_each_figures_caption():
+def test_the_readme_quotes_the_caption_of_its_figure():
     quotes = [line.removeprefix("> ") for line in README.splitlines() if line.startswith("> ")]
-    assert quotes == [json.loads((ROOT / f"figures/laptop/{name}.json").read_text())["caption"] for name in FIGURES]
+    assert quotes == [json.loads((ROOT / "figures/laptop/fig2_facts_forgotten.json").read_text())["caption"]]
 
 
-def test_every_linked_file_exists():
-    links = re.findall(r"\]\((?!http)([^)#]+)\)", README)
-    assert len(links) > 10 and all((ROOT / link).exists() for link in links), links
+def test_the_readmes_comparison_is_computed_from_the_committed_figures():
+    assert gallery.comparison(ROOT / "figures", "laptop") in README
 
 
-def test_the_committed_figures_hold_a_sequence_of_fifty_facts_and_its_reverse():
-    plotted = pd.read_csv(ROOT / "figures" / "laptop" / "fig4_weight_drift.csv")
+def test_the_gallery_is_that_of_the_committed_figures():
+    assert (ROOT / "figures/README.md").read_text() == gallery.gallery(ROOT / "figures", "laptop")
+
+
+@pytest.mark.parametrize("page", ("README.md", "figures/README.md"))
+def test_every_linked_file_exists(page):
+    links = re.findall(r"\]\((?!http)([^)#]+)\)", (ROOT / page).read_text())
+    assert len(links) > 10 and all((ROOT / page).parent.joinpath(link).exists() for link in links), links
+
+
+def test_every_committed_figure_is_in_the_gallery_and_in_five_forms():
+    names = {path.name.split(".")[0] for path in (ROOT / "figures/laptop").iterdir()}
+    assert names == set(gallery.FIGURES)
+    for name in names:
+        for kind in ("svg", "pdf", "png", "csv", "json"):
+            assert (ROOT / f"figures/laptop/{name}.{kind}").is_file()
+
+
+def test_the_committed_figures_hold_a_sequence_of_fifty_facts_for_three_methods_and_a_reverse():
+    plotted = pd.read_csv(ROOT / "figures/laptop/fig4_weight_drift.csv")
     runs = plotted.groupby(["method", "order", "reversed"])["edits"].max()
-    assert set(runs.index) >= {("rome", 0, False), ("rome", 0, True)}
-    assert (runs >= 50).all()
+    assert set(runs.index) == {("rome", 0, False), ("rome", 0, True), ("r-rome", 0, False), ("memit", 0, False)}
+    assert (runs == 50).all()
+
+
+def test_the_papers_curve_and_recall_of_the_committed_figure_agree_where_nothing_was_forgotten_before():
+    """At the first checkpoint both readings ask the same facts once: forgotten and recalled make 100 %."""
+    plotted = pd.read_csv(ROOT / "figures/laptop/fig2_facts_forgotten.csv")
+    recall, paper = (plotted[plotted["panel"] == panel] for panel in ("recall", "paper"))
+    first = recall[recall["edits"] == recall["edits"].min()]
+    both = first.merge(paper, on=["method", "order", "reversed", "edits"])
+    assert len(both) == 4
+    assert both["recall_x"].add(both["forgotten_percent_y"]).sub(100).abs().max() < 1e-9
+
+
+def test_a_scale_without_figures_is_named():
+    with pytest.raises(
+        FileNotFoundError, match="no figure fig1_editing_proficiency in .*nano; run make figures SCALE=nano"
+    ):
+        gallery.gallery(ROOT / "figures", "nano")
