@@ -86,7 +86,7 @@ def greedy(lm, prompts, n_new, *, batch_tokens=BATCH_TOKENS):
     with torch.no_grad():
         beginning = anatomy.KeyValues()
         if shared:
-            ids, positions, mask = tokens.tree_inputs(tokens.tree([prompts[0][:shared]]), lm.device, lm.dtype)
+            ids, positions, mask = tokens.tree_inputs([tokens.tree([prompts[0][:shared]])], lm.device, lm.dtype)
             run(ids, mask, positions, beginning)
         for prompt in prompts:
             if batch and n + len(prompt) - shared > batch_tokens:

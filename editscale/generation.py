@@ -219,7 +219,7 @@ def scores(texts, attribute_texts=()):
 
 def _final_states(lm, packed):
     """Final hidden states of the tokens of a `tokens.Tree`, (tokens, d_model)."""
-    ids, positions, mask = tokens.tree_inputs(packed, lm.device, lm.dtype)
+    ids, positions, mask = tokens.tree_inputs([packed], lm.device, lm.dtype)
     return lm.model.base_model(
         input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False
     ).last_hidden_state[0]

@@ -116,7 +116,7 @@ def _score_batch(lm, pairs, batch, scores):
 
     texts = [(before, target) for i in batch for before, target in ((pairs[i][0], t) for t in pairs[i][1:])]
     packed = tokens.tree([before + target[:-1] for before, target in texts])
-    ids, positions, mask = tokens.tree_inputs(packed, lm.device, lm.dtype)
+    ids, positions, mask = tokens.tree_inputs([packed], lm.device, lm.dtype)
     index = [p for (_, target), place in zip(texts, packed.places, strict=True) for p in place[-len(target) :]]
     targets = torch.tensor([t for _, target in texts for t in target], device=lm.device)
     with torch.no_grad():

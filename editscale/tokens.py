@@ -1,7 +1,8 @@
 """Prompts as token ids: where the subject ends, where a target begins, padding and attention masks.
 
 Texts that are run together form one row of tokens, a `Tree`: a beginning that several of them share is there once, and
-a token attends to its own text only. So nothing is padded, and nothing is computed twice.
+a token attends to its own text only. So nothing is padded, and nothing is computed twice. Several trees, for several
+copies of a model or because attention grows with the square of a tree, are rows of one batch.
 
 Every text is tokenised once, as a whole, the way the model's tokenizer does it (with BOS where it adds one), and
 positions are found from character offsets. For GPT-2's byte-level BPE this gives the same ids and positions as the
@@ -152,11 +153,18 @@ def tree(texts, marks=None):
     return Tree(np.array(ids), np.array(positions), sees, places)
 
 
-def tree_inputs(packed, device, dtype):
-    """A `Tree` as a model takes it: ids and position ids (1, tokens), additive mask (1, 1, tokens, tokens)."""
+def tree_inputs(trees, device, dtype):
+    """Trees as a model takes them, one per row: ids and position ids (trees, tokens), additive mask (trees, 1, tokens,
+    tokens). Shorter trees are padded behind their tokens; padding is id 0 at position 0 and sees itself alone."""
     import torch
 
-    ids, positions, sees = (torch.tensor(x, device=device)[None] for x in (packed.ids, packed.positions, packed.sees))
+    width = max(len(packed.ids) for packed in trees)
+    ids, positions = (np.zeros((len(trees), width), dtype=np.int64) for _ in range(2))
+    sees = np.repeat(np.eye(width, dtype=bool)[None], len(trees), axis=0)
+    for i, packed in enumerate(trees):
+        n = len(packed.ids)
+        ids[i, :n], positions[i, :n], sees[i, :n, :n] = packed.ids, packed.positions, packed.sees
+    ids, positions, sees = (torch.from_numpy(x).to(device) for x in (ids, positions, sees))
     return ids, positions, additive_mask(sees, dtype)
 
 

@@ -144,7 +144,7 @@ def cached_forward(lm, rows, layer, at):
     # The KL prompt is read at its subject only; what follows it there is not run.
     texts = [row.ids for row in rows[:-1]] + [rows[-1].ids[: rows[-1].subject_last + 1]]
     packed = tokens.tree(texts, [row.subject_last for row in rows])
-    ids, positions, mask = tokens.tree_inputs(packed, lm.device, lm.dtype)
+    ids, positions, mask = tokens.tree_inputs([packed], lm.device, lm.dtype)
     last = torch.tensor([place[row.subject_last] for place, row in zip(packed.places, rows, strict=True)])
     subjects = last.unique()  # rows of the same text up to the subject share its last token
     after = packed.sees[:, subjects].any(axis=1)

@@ -132,7 +132,7 @@ def test_texts_of_a_tree_give_what_each_gives_alone(model_type):
     lm = tiny.tiny_model(model_type, dtype=torch.float64)
     texts = [tokens.prompt_ids(lm.tokenizer, t) for t in ("Lund is in", "The river runs", "Lund is the town", "Bo")]
     packed = tokens.tree(texts)
-    ids, positions, mask = tokens.tree_inputs(packed, "cpu", lm.dtype)
+    ids, positions, mask = tokens.tree_inputs([packed], "cpu", lm.dtype)
     together = lm.model(input_ids=ids, attention_mask=mask, position_ids=positions).logits[0]
     for text, place in zip(texts, packed.places, strict=True):
         alone = lm.model(input_ids=torch.tensor([text])).logits[0]
