@@ -55,13 +55,15 @@ class LanguageModel:
     """A causal language model with its tokenizer: what the functions of this package take.
 
     `model` is in eval mode, with frozen parameters and eager attention; `tokenizer` is a fast one; `identity`
-    says, in strings, which weights these are (source, revision, sha256, dtype).
+    says, in strings, which weights these are (source, revision, sha256, dtype). `graphs` holds CUDA graphs of its
+    upper blocks (`graphs.py`); they read the weights where these are, so they outlive edits.
     """
 
     model: object
     tokenizer: object
     name: str
     identity: dict = field(default_factory=dict)
+    graphs: dict = field(default_factory=dict)
 
     @property
     def family(self):
@@ -77,11 +79,15 @@ class LanguageModel:
 
     @property
     def d_model(self):
-        return self.weight(0).shape[0]
+        return self.weight(0).shape[-2]
 
     @property
     def d_key(self):
-        return self.weight(0).shape[1]
+        return self.weight(0).shape[-1]
+
+    @property
+    def n_vocabulary(self):
+        return self.model.get_output_embeddings().weight.shape[0]
 
     @property
     def device(self):
@@ -109,7 +115,8 @@ class LanguageModel:
         return self.block(layer).get_submodule(self.family.projection)
 
     def weight(self, layer):
-        """W of a layer's projection as a (d_value, d_key) view: writing to it changes the model.
+        """W of a layer's projection as a (d_value, d_key) view: writing to it changes the model. On a stack of
+        copies (`copies.py`), (n, d_value, d_key) where the layer is stacked.
 
         The orientation follows from the module's type, never from its shape: GPT-2's Conv1D stores Wᵀ.
         """
@@ -118,7 +125,7 @@ class LanguageModel:
 
         module = self.projection(layer)
         if isinstance(module, Conv1D):
-            return module.weight.data.T
+            return module.weight.data.mT
         if isinstance(module, torch.nn.Linear):
             return module.weight.data
         raise ValueError(

@@ -7,6 +7,7 @@ of a layer is r · (λC)⁻¹k / (1 + kᵀ(λC)⁻¹k): the denominator is at le
 from dataclasses import dataclass
 
 from editscale import anatomy, tokens, updates, values
+from editscale.copies import copies
 from editscale.rome import Edit
 from editscale.updates import Update
 
@@ -58,7 +59,9 @@ def mean_keys(keys, groups):
 
 
 def edit(lm, facts, params, contexts, factors, *, forward=None):
-    """The updates of all edited layers that make the model say the new targets of `facts`. The model is left as it was.
+    """The updates of all edited layers that together make the model say the new targets of `facts`.
+
+    The model is left as it was.
 
     Args:
         facts: one fact or more; they are edited together.
@@ -72,6 +75,22 @@ def edit(lm, facts, params, contexts, factors, *, forward=None):
     Raises ValueError if a norm stands between the model's MLPs and the residual stream (Gemma 2 and later): there a
     wanted change of the residual stream is not a wanted change of the projection's output.
     """
+    return _edits(lm, [facts], params, contexts, factors, forward)[0]
+
+
+def edit_each(lm, facts, params, contexts, factors, *, forward=None):
+    """For each fact the updates that make the model, or copy i of a stack, say its new target: one `Edit` per fact.
+
+    The edits do not know of each other. Arguments and errors as for `edit`.
+    """
+    return _edits(lm, [[fact] for fact in facts], params, contexts, factors, forward)
+
+
+def _edits(lm, batches, params, contexts, factors, forward):
+    """One `Edit` for each batch of facts, all batches of the same size.
+
+    Every batch spreads its residual over the layers on a copy of the model of its own.
+    """
     import torch
 
     if lm.family.post_norm:
@@ -82,43 +101,44 @@ def edit(lm, facts, params, contexts, factors, *, forward=None):
     layers = sorted(params.layers)
     groups = [len(group) for group in contexts]
     contexts = [context for group in contexts for context in group]
-    last = layers[-1]
-    found = [values.optimise(lm, fact, contexts, last, params, at="block", forward=forward) for fact in facts]
-    z = torch.stack([one.init + one.delta for one in found], dim=1)
-    trace = {
-        "z": z,
-        "init": torch.stack([one.init for one in found], dim=1),
-        "delta": torch.stack([one.delta for one in found], dim=1),
-        "losses": [one.losses for one in found],
-        "nll_per_prompt": [one.nll_per_prompt for one in found],
-    }
+    facts, n_each = [fact for batch in batches for fact in batch], len(batches[0])
+    found = values.optimise(lm, facts, contexts, layers[-1], params, at="block", forward=forward)
+    z = torch.stack([one.init + one.delta for one in found])
 
-    rows = [row for fact in facts for row in tokens.context_rows(lm.tokenizer, contexts, fact.prompt, fact.subject)]
     # What follows the subject's last token cannot change its key: leave it out.
-    ids, lengths = tokens.pad([row.ids[: row.subject_last + 1] for row in rows], lm.device)
-    each = torch.arange(len(rows), device=lm.device)
-    at = lengths - 1
-    positions, mask = tokens.causal(lengths, ids.shape[1], lm.dtype)
-    first = layers[0]
-    original = updates.saved_weights(lm, layers)
-    done = []
-    try:
-        with torch.no_grad():
-            entering = anatomy.segment(lm, 0, first)(ids, mask, positions) if first else ids
-            run = anatomy.segment(lm, first, last + 1)
-            for i, layer in enumerate(layers):
-                seen = {}
-                with anatomy.watching(lm.projection(layer), lambda k, _, seen=seen: seen.update(key=k[each, at])):
-                    block_out = run(entering, mask, positions)[each, at]
-                per_fact = seen["key"].split(len(contexts))
-                keys = torch.stack([mean_keys(k, groups) for k in per_fact], dim=1)
-                current = block_out[:: len(contexts)].T
-                residual = (z - current).double() / (len(layers) - i)
-                solved = solve(keys, factors[layer], params.mom2_update_weight)
-                update = Update(layer, residual.to(lm.dtype), solved.to(lm.dtype))
-                updates.apply(lm, [update])
-                done.append(update)
-                trace[layer] = {"keys": keys, "current": current, "solved": solved, "residual": residual}
-    finally:
-        updates.restore(lm, original)
-    return Edit(tuple(done), trace)
+    rows = [tokens.context_rows(lm.tokenizer, contexts, fact.prompt, fact.subject) for fact in facts]
+    trees = [tokens.tree([row.ids[: row.subject_last + 1] for row in of]) for of in rows]
+    ids, positions, mask = tokens.tree_inputs(trees, lm.device, lm.dtype)
+    at = torch.tensor([[place[-1] for place in packed.places] for packed in trees], device=lm.device)
+    each = torch.arange(len(facts), device=lm.device)[:, None]
+    trial = copies(lm, layers, len(batches))
+    updated, traces = [[] for _ in batches], [{} for _ in batches]
+    with torch.no_grad():
+        entering = anatomy.segment(trial, 0, layers[0])(ids, mask, positions) if layers[0] else ids
+        for i, layer in enumerate(layers):
+            if i:  # the layer before this one is edited by now
+                entering = anatomy.segment(trial, layers[i - 1], layer)(entering, mask, positions)
+            seen = {}
+            with anatomy.watching(trial.projection(layer), lambda k, _, seen=seen: seen.update(key=k[each, at])):
+                block_out = anatomy.segment(trial, layer, layers[-1] + 1)(entering, mask, positions)
+            keys = torch.stack([mean_keys(k, groups) for k in seen["key"]])
+            current = block_out[each, at][:, 0]
+            residual = (z - current).double() / (len(layers) - i)
+            parts = (x.split(n_each) for x in (keys, current, residual))
+            for batch, of_batch in enumerate(zip(*parts, strict=True)):
+                k, now, r = (x.T for x in of_batch)
+                solved = solve(k, factors[layer], params.mom2_update_weight)
+                update = Update(layer, r.to(lm.dtype), solved.to(lm.dtype))
+                updates.apply(trial, [update], copy=batch)
+                updated[batch].append(update)
+                traces[batch][layer] = {"keys": k, "current": now, "solved": solved, "residual": r}
+    for batch, trace in enumerate(traces):
+        of = found[batch * n_each : (batch + 1) * n_each]
+        trace |= {
+            "z": z[batch * n_each : (batch + 1) * n_each].T,
+            "init": torch.stack([one.init for one in of], dim=1),
+            "delta": torch.stack([one.delta for one in of], dim=1),
+            "losses": [one.losses for one in of],
+            "nll_per_prompt": [one.nll_per_prompt for one in of],
+        }
+    return [Edit(tuple(u), trace) for u, trace in zip(updated, traces, strict=True)]

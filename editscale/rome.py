@@ -78,24 +78,37 @@ def rank_one_factors(target, key, value, u):
 
 
 def edit(lm, fact, params, contexts, factors, *, variant="rome", forward=None):
-    """The rank-one update that makes the model say `fact.target_new`. The model is not changed.
+    """`edit_each` for one fact: its `Edit`."""
+    return edit_each(lm, [fact], params, contexts, factors, variant=variant, forward=forward)[0]
+
+
+def edit_each(lm, facts, params, contexts, factors, *, variant="rome", forward=None):
+    """For each fact the rank-one update that makes the model, or copy i of a stack, say `fact.target_new`.
+
+    The model is not changed; the edits do not know of each other.
 
     Args:
         contexts: context templates, the bare one "{}" first.
         factors: layer ↦ lower Cholesky factor of C of the unedited model.
         variant: "rome", "r-rome" or "p-rome"; see the module's table.
-        forward: way to optimise the value, see `values.optimise`.
+        forward: way to optimise the values, see `values.optimise`.
 
     Returns:
-        `Edit` with one `Update`.
+        One `Edit` per fact, with one `Update` each.
     """
     if variant not in VARIANTS:
         raise ValueError(f"variant {variant!r} is not one of {', '.join(VARIANTS)}")
-    found = values.optimise(lm, fact, contexts, params.layer, params, at="mlp", forward=forward)
+    found = values.optimise(lm, facts, contexts, params.layer, params, at="mlp", forward=forward)
+    factor = factors[params.layer] if params.mom2_adjustment else None
+    return [_edit(one, params.layer, factor, variant) for one in found]
+
+
+def _edit(found, layer, factor, variant):
+    """The `Edit` of an optimised value."""
     mean_key = found.keys.mean(0)
     u_key = found.keys[0] if variant == "p-rome" else mean_key
     key, value = (mean_key, found.outputs.mean(0)) if variant == "r-rome" else (found.keys[0], found.outputs[0])
-    u = direction(u_key, factors[params.layer] if params.mom2_adjustment else None)
+    u = direction(u_key, factor)
     left, right = rank_one_factors(found.init + found.delta, key, value, u)
     trace = {
         "keys": found.keys,
@@ -109,4 +122,4 @@ def edit(lm, fact, params, contexts, factors, *, variant="rome", forward=None):
         "value": value,
         "denominator": key @ u,
     }
-    return Edit((Update(params.layer, left, right),), trace)
+    return Edit((Update(layer, left, right),), trace)

@@ -33,25 +33,26 @@ class Update:
         return bool(self.left.isfinite().all() and self.right.isfinite().all())
 
 
-def apply(lm, updates):
-    """Add updates to the model, in their order. The same updates in the same order give the same bits.
+def apply(lm, updates, copy=None):
+    """Add updates to the model, or to one of a stack of copies, in their order.
+
+    The same updates in the same order give the same bits, whichever way the model is held.
 
     Raises ValueError, before anything changes, if a factor does not fit its weight.
     """
-    for update in updates:
-        shape = tuple(lm.weight(update.layer).shape)
+    weights = [lm.weight(u.layer) if copy is None else lm.weight(u.layer)[copy] for u in updates]
+    for update, weight in zip(updates, weights, strict=True):
         fits = (
             update.left.ndim == update.right.ndim == 2
             and update.left.shape[1] == update.right.shape[1]
-            and (update.left.shape[0], update.right.shape[0]) == shape
+            and (update.left.shape[0], update.right.shape[0]) == tuple(weight.shape)
         )
         if not fits:
             raise ValueError(
                 f"update of layer {update.layer} has factors {tuple(update.left.shape)} and "
-                f"{tuple(update.right.shape)}; the weight of {lm.name} is {shape}"
+                f"{tuple(update.right.shape)}; the weight of {lm.name} is {tuple(weight.shape)}"
             )
-    for update in updates:
-        weight = lm.weight(update.layer)
+    for update, weight in zip(updates, weights, strict=True):
         weight += update.matrix().to(weight)
 
 

@@ -9,6 +9,9 @@ code does; it is what tests compare with. `cached_forward` runs once what cannot
 the subject's last one on, in the layers above. So the blocks up to the edited one run once, the tokens before the
 subject's last one leave their attention keys and values behind, and each step runs the few remaining tokens through
 the upper blocks and takes logits at the scored positions only.
+
+Facts that do not depend on each other (one per copy of a stack, a batch of MEMIT, edits each made alone) are optimised
+together, one row of a batch each; each stops by itself. On a GPU a step is a CUDA graph (`graphs.py`).
 """
 
 from dataclasses import dataclass
@@ -41,47 +44,92 @@ class Optimised:
     outputs: object
 
 
-def descend(forward, init, params):
-    """δ after Adam steps on NLL + KL + decay, each followed by projection onto a ball around 0.
+class Descent:
+    """δ of several facts on its way down, all of it in tensors that steps write in place, as a CUDA graph needs.
 
     Args:
-        forward: δ ↦ (NLL per context (contexts,), log-probabilities of the next token at the subject of the KL
-            prompt (vocabulary,)).
-        init: m₀ or h₀, (d_model,); sets the scale of the decay term and the ball's radius.
+        init: m₀ or h₀, (facts, d_model); sets the scale of the decay term and the ball's radius.
         params: has v_num_grad_steps, v_lr, v_weight_decay, clamp_norm_factor, kl_factor.
-
-    Returns:
-        δ (d_model,), losses (steps, 5), NLL per context (steps, contexts).
+        n_contexts, n_vocabulary: sizes of what `forward` returns.
 
     The loss is tested against 0.05 before an update, and nothing follows the last forward: n steps are n forwards
     and at most n − 1 updates. The decay term is weight · ‖δ‖ / ‖init‖², the norm of δ not squared. The KL term is
     KL(now ‖ at δ = 0). Adam's moments are left alone by the projection. All of this is what the released code does.
     """
-    import torch
 
-    delta = torch.zeros_like(init, requires_grad=True)
-    adam = torch.optim.Adam([delta], lr=params.v_lr)
-    init_norm = init.norm()
-    radius = params.clamp_norm_factor * init_norm
-    losses, nlls, reference = [], [], None
-    for step in range(params.v_num_grad_steps):
-        nll, log_p = forward(delta)
-        reference = log_p.detach() if reference is None else reference
-        kl = params.kl_factor * (log_p.exp() * (log_p - reference)).sum()
-        decay = params.v_weight_decay * delta.norm() / init_norm**2
-        loss = nll.mean() + kl + decay
-        losses.append(torch.stack([loss, nll.mean(), kl, decay, delta.norm()]).detach())
-        nlls.append(nll.detach())
-        if loss < 0.05 or step == params.v_num_grad_steps - 1:
-            break
-        adam.zero_grad()
-        loss.backward()
-        adam.step()
+    def __init__(self, init, params, n_contexts, n_vocabulary):
+        import torch
+
+        n, steps = len(init), params.v_num_grad_steps
+        self.params, self.init = params, init
+        self.delta, self.mean, self.square = (torch.zeros_like(init) for _ in range(3))
+        self.step = torch.zeros(1, dtype=torch.long, device=init.device)
+        self.active = torch.ones(n, dtype=torch.bool, device=init.device)
+        self.reference = init.new_zeros(n, n_vocabulary)
+        self.losses = init.new_zeros(steps, n, 5)
+        self.nlls = init.new_zeros(steps, n, n_contexts)
+        self.forwards = torch.zeros(n, dtype=torch.long, device=init.device)
+
+    def tensors(self):
+        """All of the state, by name."""
+        return {name: value for name, value in vars(self).items() if name != "params"}
+
+    def advance(self, forward, *, update):
+        """One forward of all facts, and one Adam step with projection of those that go on.
+
+        Args:
+            forward: δ (facts, d_model) ↦ (NLL per context (facts, contexts), log-probabilities of the next token at the
+                subject of the KL prompt (facts, vocabulary)).
+            update: False for the last forward.
+        """
+        import torch
+
+        params, delta = self.params, self.delta.detach().clone().requires_grad_(update)
+        with torch.set_grad_enabled(update):
+            nll, log_p = forward(delta)
+            self.reference.copy_(torch.where(self.step == 0, log_p.detach(), self.reference))
+            init_norm = self.init.norm(dim=1)
+            kl = params.kl_factor * (log_p.exp() * (log_p - self.reference)).sum(dim=1)
+            decay = params.v_weight_decay * delta.norm(dim=1) / init_norm**2
+            loss = nll.mean(dim=1) + kl + decay
+            if update:
+                (gradient,) = torch.autograd.grad(loss.sum(), delta)
         with torch.no_grad():
-            norm = delta.norm()
-            if norm > radius:
-                delta.mul_(radius / norm)
-    return delta.detach(), torch.stack(losses), torch.stack(nlls)
+            row = torch.stack([loss, nll.mean(dim=1), kl, decay, delta.norm(dim=1)], dim=1)
+            self.losses.index_copy_(0, self.step, row[None])
+            self.nlls.index_copy_(0, self.step, nll[None])
+            self.forwards += self.active
+            self.active &= ~(loss < 0.05)
+            self.step += 1
+            if update:
+                self._adam(gradient)
+                norm, radius = self.delta.norm(dim=1), params.clamp_norm_factor * init_norm
+                projected = self.delta * torch.where(norm > radius, radius / norm, 1.0)[:, None]
+                self.delta.copy_(torch.where(self.active[:, None], projected, delta))
+
+    def _adam(self, gradient):
+        """Adam (arXiv:1412.6980) with torch's default β and ε."""
+        self.mean.mul_(0.9).add_(gradient, alpha=0.1)
+        self.square.mul_(0.999).addcmul_(gradient, gradient, value=0.001)
+        taken = self.step.double()  # counted from 1
+        mean = self.mean / (1 - 0.9**taken).to(gradient)
+        self.delta.sub_(self.params.v_lr * mean / ((self.square / (1 - 0.999**taken).to(gradient)).sqrt() + 1e-8))
+
+    def results(self):
+        """For each fact: δ (d_model,), losses (steps, 5), NLL per context (steps, contexts)."""
+        return [
+            (self.delta[i].clone(), self.losses[:n, i].clone(), self.nlls[:n, i].clone())
+            for i, n in enumerate(self.forwards.tolist())
+        ]
+
+
+def descend(forward, descent):
+    """Let a `Descent` take its steps, until every fact has stopped."""
+    steps = descent.params.v_num_grad_steps
+    for step in range(steps):
+        descent.advance(forward, update=step < steps - 1)
+        if not descent.active.any():
+            break
 
 
 def target_rows(lm, fact, contexts):
@@ -90,8 +138,8 @@ def target_rows(lm, fact, contexts):
     return rows + tokens.context_rows(lm.tokenizer, ["{}"], KL_PROMPT, fact.subject)
 
 
-def optimise(lm, fact, contexts, layer, params, *, at, forward=None):
-    """Optimise δ for one fact on the model as it stands.
+def optimise(lm, facts, contexts, layer, params, *, at, forward=None):
+    """Optimise δ for each of some facts on the model as it stands, or of fact i on copy i of a stack.
 
     Args:
         contexts: context templates, the bare one "{}" first.
@@ -100,93 +148,189 @@ def optimise(lm, fact, contexts, layer, params, *, at, forward=None):
         forward: `cached_forward` (default) or `plain_forward`.
 
     Returns:
-        `Optimised`.
+        One `Optimised` per fact. Facts together give what each gives alone, up to rounding.
     """
-    rows = target_rows(lm, fact, contexts)
-    tokens.check_length(lm, max(len(row.ids) for row in rows))
+    rows = [target_rows(lm, fact, contexts) for fact in facts]
+    tokens.check_length(lm, max(len(row.ids) for of_fact in rows for row in of_fact))
     init, keys, outputs, step = (forward or cached_forward)(lm, rows, layer, at)
-    return Optimised(init, *descend(step, init, params), keys[:-1], outputs[:-1])
+    descent = Descent(init, params, len(contexts), lm.n_vocabulary)
+    if init.is_cuda and isinstance(step, Cached):
+        from editscale import graphs
+
+        descent = graphs.descend(lm, step, descent)
+    else:
+        descend(step, descent)
+    return [Optimised(init[i], *result, keys[i][:-1], outputs[i][:-1]) for i, result in enumerate(descent.results())]
 
 
-def _scored(rows, device):
-    """Flat indices of all target positions: row, position, target id, weight 1 / (targets of the row)."""
-    import torch
-
-    flat = [
+def _scored(rows):
+    """All target positions of a fact's rows: row, position, target id, weight 1 / (targets of the row)."""
+    return [
         (i, p, t, 1 / len(row.targets))
         for i, row in enumerate(rows)
         for p, t in zip(row.predicting, row.targets, strict=True)
     ]
-    row, position, target, weight = zip(*flat, strict=True)
-    return (
-        *(torch.tensor(x, device=device) for x in (row, position, target)),
-        torch.tensor(weight, dtype=torch.float64, device=device),
-    )
 
 
-def _nll(log_p, row, target, weight, n_rows):
-    """Mean NLL of each row's targets, from log-probabilities (scored positions, vocabulary)."""
+def _weights(scored, n_rows, like):
+    """(rows, scored positions): what times the NLL at scored positions is the mean NLL of each row's targets."""
     import torch
 
-    picked = -log_p.gather(1, target[:, None])[:, 0] * weight.to(log_p.dtype)
-    return torch.zeros(n_rows, dtype=log_p.dtype, device=log_p.device).index_add(0, row, picked)
+    weights = torch.zeros(n_rows, len(scored), dtype=like.dtype)
+    for j, (row, *_, weight) in enumerate(scored):
+        weights[row, j] = weight
+    return weights.to(like.device)
+
+
+@dataclass(frozen=True)
+class Cached:
+    """The steps of an optimisation: a function of δ (facts, d_model), see `Descent.advance`, with all it needs.
+
+    Attributes:
+        upper: runs the blocks above the edited one (`anatomy.segment`).
+        logits: final hidden states ↦ logits.
+        post: the norm behind the MLP, if there is one and δ enters before it.
+        tensors: by name; tokens are those that δ reaches, from the subjects' last ones on, padded to one number
+            hidden: (facts, tokens, d_model) what leaves the edited block at δ = 0; mlp: output of its MLP, with `post`.
+            at_subject: (facts, tokens, 1) where δ is added.
+            mask, positions: of these tokens, behind the earlier ones.
+            keys.<i>, values.<i>: (facts, heads, earlier tokens, d_head) of the earlier tokens in upper block i.
+            scored: (positions + facts,) indices into all facts' tokens: where targets are scored, then the KL prompts.
+            targets: (positions,) ids; weights: (facts · contexts, positions), see `_weights`.
+    """
+
+    upper: object
+    logits: object
+    post: object
+    tensors: dict
+
+    def __call__(self, delta):
+        import torch
+
+        t = self.tensors
+        change, n = delta[:, None], len(delta)
+        if self.post is not None:
+            change = self.post(t["mlp"] + change) - self.post(t["mlp"])
+        states = torch.where(t["at_subject"], t["hidden"] + change, t["hidden"])
+        layers = [int(name.removeprefix("keys.")) for name in t if name.startswith("keys.")]
+        earlier = anatomy.KeyValues({i: (t[f"keys.{i}"], t[f"values.{i}"]) for i in layers})
+        final = self.upper(states, t["mask"], t["positions"], earlier)
+        log_p = self.logits(final.flatten(0, 1)[t["scored"]]).log_softmax(dim=-1)
+        nll = t["weights"] @ -log_p[:-n].gather(1, t["targets"][:, None])[:, 0]
+        return nll.view(n, -1), log_p[-n:]
+
+
+def _indices(parts, multiple):
+    """Index arrays as one (facts, width) array, padded with −1 to a multiple."""
+    width = -(-max(map(len, parts)) // multiple) * multiple
+    indices = np.full((len(parts), width), -1)
+    for i, part in enumerate(parts):
+        indices[i, : len(part)] = part
+    return indices
+
+
+def _sees(trees, queries, keys):
+    """(facts, queries, keys) bool: which tokens of its tree each token sees. The last keys are the queries; padding,
+    an index of −1, sees itself alone."""
+    sees = np.stack([packed.sees[np.ix_(q, k)] for packed, q, k in zip(trees, queries, keys, strict=True)])
+    sees &= (queries >= 0)[:, :, None] & (keys >= 0)[:, None]
+    each = np.arange(queries.shape[1])
+    sees[:, each, each + keys.shape[1] - len(each)] = True
+    return sees
 
 
 def cached_forward(lm, rows, layer, at):
-    """Prepare an optimisation; everything δ cannot change is computed here, once.
+    """Prepare the optimisation of some facts; everything δ cannot change is computed here, once.
+
+    Args:
+        rows: for each fact its `target_rows`.
 
     Returns:
-        init (d_model,), keys (rows, d_key) and projection outputs (rows, d_model) at the subject-last tokens, and
-        the function δ ↦ (NLL per row but the last, log-probabilities at the last row's subject).
+        init (facts, d_model); keys and projection outputs at the subject-last tokens, for each fact (rows, d_key) and
+        (rows, d_model); and a `Cached`.
     """
     import torch
 
+    # Sizes of a CUDA graph: few, so that one serves many facts.
+    to_before, to_after = (64, 8) if lm.device.type == "cuda" else (1, 1)
     # The KL prompt is read at its subject only; what follows it there is not run.
-    texts = [row.ids for row in rows[:-1]] + [rows[-1].ids[: rows[-1].subject_last + 1]]
-    packed = tokens.tree(texts, [row.subject_last for row in rows])
-    ids, positions, mask = tokens.tree_inputs([packed], lm.device, lm.dtype)
-    last = torch.tensor([place[row.subject_last] for place, row in zip(packed.places, rows, strict=True)])
-    subjects = last.unique()  # rows of the same text up to the subject share its last token
-    after = packed.sees[:, subjects].any(axis=1)
-    before, after = (torch.tensor(np.flatnonzero(part), device=lm.device) for part in (~after, after))
-
-    seen = {}
+    texts = [[*(row.ids for row in of[:-1]), of[-1].ids[: of[-1].subject_last + 1]] for of in rows]
+    trees = [tokens.tree(text, [row.subject_last for row in of]) for text, of in zip(texts, rows, strict=True)]
+    ids, positions, mask = tokens.tree_inputs(trees, lm.device, lm.dtype)
+    subjects = [
+        [p[row.subject_last] for p, row in zip(t.places, of, strict=True)] for t, of in zip(trees, rows, strict=True)
+    ]
+    last, fact, seen = torch.tensor(subjects, device=lm.device), torch.arange(len(rows), device=lm.device)[:, None], {}
     lower, upper = anatomy.segment(lm, 0, layer + 1), anatomy.segment(lm, layer + 1)
     with (
         torch.no_grad(),
-        anatomy.watching(lm.projection(layer), lambda k, v: seen.update(key=k[0, last], value=v[0, last])),
-        anatomy.watching(lm.mlp(layer), lambda _, m: seen.update(mlp=m[0])),
+        anatomy.watching(lm.projection(layer), lambda k, v: seen.update(key=k[fact, last], value=v[fact, last])),
+        anatomy.watching(lm.mlp(layer), lambda _, m: seen.update(mlp=m)),
     ):
         block_out = lower(ids, mask, positions)
-        # Tokens before the subject's last one: only their attention keys and values in the upper blocks are kept.
-        earlier = anatomy.KeyValues()
-        if len(before) and layer + 1 < lm.n_layers:
-            upper(block_out[:, before], mask[:, :, before][..., before], positions[:, before], earlier)
 
-    hidden, after_positions = block_out[0, after], positions[:, after]
-    after_mask = mask[:, :, after][..., torch.cat([before, after])]
-    at_subject = torch.isin(after, subjects.to(lm.device))[:, None]
-    place_of = {node: i for i, node in enumerate(after.tolist())}
-    init = seen["mlp"][last[0]] if at == "mlp" else block_out[0, last[0]]
-    mlp_out = seen["mlp"][after]
-    post_norm = lm.family.post_norm if at == "mlp" else ""
-    post = lm.block(layer).get_submodule(post_norm) if post_norm else None
-    row, position, target, weight = _scored(rows[:-1], lm.device)
-    scored = [place_of[packed.places[r][p]] for r, p in zip(row.tolist(), position.tolist(), strict=True)]
-    scored = torch.tensor([*scored, place_of[int(last[-1])]], device=lm.device)
+    # δ reaches the tokens that see a subject's last one; rows of the same text up to the subject share that token.
+    reached = [packed.sees[:, np.unique(of)].any(axis=1) for packed, of in zip(trees, subjects, strict=True)]
+    before = _indices([np.flatnonzero(~part) for part in reached], to_before)
+    after = _indices([np.flatnonzero(part) for part in reached], to_after)
 
-    def forward(delta):
-        change = delta if post is None else post(mlp_out + delta) - post(mlp_out)
-        states = torch.where(at_subject, hidden + change, hidden)
-        final = upper(states[None], after_mask, after_positions, anatomy.KeyValues(earlier.seen))
-        log_p = lm.logits(final[0, scored]).log_softmax(dim=-1)
-        return _nll(log_p[:-1], row, target, weight, len(rows) - 1), log_p[-1]
+    def part(states, indices):
+        return states[fact, torch.from_numpy(indices.clip(0)).to(lm.device)]
 
-    return init.clone(), seen["key"], seen["value"], forward
+    def mask_of(keys, queries):
+        return tokens.additive_mask(torch.from_numpy(_sees(trees, queries, keys)).to(lm.device), lm.dtype)
+
+    # Of tokens before the subject's last one only attention keys and values in the upper blocks are kept.
+    earlier = anatomy.KeyValues()
+    if before.size and layer + 1 < lm.n_layers:
+        with torch.no_grad():
+            upper(part(block_out, before), mask_of(before, before), part(positions, before), earlier)
+
+    width, found = after.shape[1], [_scored(of[:-1]) for of in rows]
+    place_of = [{node: i * width + j for j, node in enumerate(of) if node >= 0} for i, of in enumerate(after.tolist())]
+    scored = [place_of[i][t.places[r][p]] for i, t in enumerate(trees) for r, p, *_ in found[i]]
+    n_contexts = len(rows[0]) - 1
+    flat = [(i * n_contexts + r, p, t, w) for i, of in enumerate(found) for r, p, t, w in of]
+    padding = -len(flat) % to_after
+    flat += [(0, 0, 0, 0.0)] * padding
+    tensors = {
+        "hidden": part(block_out, after),
+        "at_subject": torch.from_numpy(
+            np.stack([np.isin(a, of) for a, of in zip(after, subjects, strict=True)])[..., None]
+        ),
+        "mask": mask_of(np.concatenate([before, after], axis=1), after),
+        "positions": part(positions, after),
+        "scored": torch.tensor([*scored, *[0] * padding, *(place_of[i][of[-1]] for i, of in enumerate(subjects))]),
+        "targets": torch.tensor([t for _, _, t, _ in flat]),
+        "weights": _weights(flat, len(rows) * n_contexts, block_out),
+    }
+    for i, (keys, values) in earlier.seen.items():
+        tensors |= {f"keys.{i}": keys, f"values.{i}": values}
+    post = None
+    if at == "mlp" and lm.family.post_norm:
+        post, tensors["mlp"] = lm.block(layer).get_submodule(lm.family.post_norm), part(seen["mlp"], after)
+    init = (seen["mlp"] if at == "mlp" else block_out)[fact[:, 0], last[:, 0]]
+    tensors = {name: tensor.to(lm.device) for name, tensor in tensors.items()}
+    return init.clone(), seen["key"], seen["value"], Cached(upper, lm.logits, post, tensors)
 
 
 def plain_forward(lm, rows, layer, at):
-    """The same function by full forwards through the unmodified model, as the released code computes it."""
+    """The same function by full forwards through the unmodified model, one fact after another, as the released code
+    computes it."""
+    import torch
+
+    of_facts = [_plain_forward(lm, of_fact, layer, at) for of_fact in rows]
+
+    def forward(delta):
+        return [
+            torch.stack(x) for x in zip(*(step(d) for (*_, step), d in zip(of_facts, delta, strict=True)), strict=True)
+        ]
+
+    return torch.stack([init for init, *_ in of_facts]), *([of[i] for of in of_facts] for i in (1, 2)), forward
+
+
+def _plain_forward(lm, rows, layer, at):
+    """`plain_forward` for one fact, of one δ (d_model,)."""
     import torch
 
     ids, lengths = tokens.pad([row.ids for row in rows], lm.device)
@@ -194,7 +338,8 @@ def plain_forward(lm, rows, layer, at):
     last = torch.tensor([row.subject_last for row in rows], device=lm.device)
     attended = (torch.arange(ids.shape[1], device=lm.device) < lengths[:, None]).long()
     place = lm.mlp(layer) if at == "mlp" else lm.block(layer)
-    row, position, target, weight = _scored(rows, lm.device)
+    scored = _scored(rows)
+    row, position, target = (torch.tensor(x, device=lm.device) for x in list(zip(*scored, strict=True))[:3])
     seen = {}
 
     with (
@@ -216,6 +361,7 @@ def plain_forward(lm, rows, layer, at):
         finally:
             handle.remove()
         log_p = logits.log_softmax(dim=-1)
-        return _nll(log_p[row, position], row, target, weight, len(rows) - 1), log_p[-1, last[-1]]
+        weights = _weights(scored, len(rows) - 1, log_p)
+        return weights @ -log_p[row, position, target], log_p[-1, last[-1]]
 
     return seen["init"].clone(), seen["key"], seen["value"], forward

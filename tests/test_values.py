@@ -28,13 +28,13 @@ def test_cached_and_plain_forwards_agree_at_any_offset(model_type, at):
     lm = tiny.tiny_model(model_type, dtype=torch.float64)
     tolerance = 1e-10 if model_type in EXACT else 2e-5
     for name, fact in FACTS.items():
-        rows = values.target_rows(lm, fact, CONTEXTS)
+        rows = [values.target_rows(lm, fact, CONTEXTS)]
         for layer in (0, 1, lm.n_layers - 1):
             ways = [way(lm, rows, layer, at) for way in (values.cached_forward, values.plain_forward)]
             for ours, oracle in zip(ways[0][:3], ways[1][:3], strict=True):
-                torch.testing.assert_close(ours, oracle, rtol=tolerance, atol=tolerance)
+                torch.testing.assert_close(ours[0], oracle[0], rtol=tolerance, atol=tolerance)
             generator = torch.Generator().manual_seed(layer)
-            delta = 0.5 * ways[0][0].norm() * torch.randn(lm.d_model, generator=generator, dtype=lm.dtype)
+            delta = 0.5 * ways[0][0].norm() * torch.randn(1, lm.d_model, generator=generator, dtype=lm.dtype)
             for one, two in zip(ways[0][3](delta), ways[1][3](delta), strict=True):
                 torch.testing.assert_close(one, two, rtol=tolerance, atol=tolerance, msg=f"{name}, layer {layer}")
 
@@ -45,8 +45,8 @@ def test_cached_and_plain_optimisation_agree(model_type, dtype):
     lm = tiny.tiny_model(model_type, dtype=dtype)
     tolerance = 1e-9 if dtype == torch.float64 and model_type in EXACT else 5e-4
     for fact in FACTS.values():
-        cached, plain = (
-            values.optimise(lm, fact, CONTEXTS, 1, PARAMS, at="block", forward=way)
+        (cached,), (plain,) = (
+            values.optimise(lm, [fact], CONTEXTS, 1, PARAMS, at="block", forward=way)
             for way in (None, values.plain_forward)
         )
         torch.testing.assert_close(cached.losses, plain.losses, rtol=tolerance, atol=tolerance)
@@ -57,13 +57,13 @@ def test_cached_and_plain_optimisation_agree(model_type, dtype):
 
 def test_gradients_of_both_ways_agree():
     lm = tiny.tiny_model("gpt2", dtype=torch.float64)
-    rows = values.target_rows(lm, FACTS["middle, many tokens"], CONTEXTS)
+    rows = [values.target_rows(lm, FACTS["middle, many tokens"], CONTEXTS)]
     gradients = []
     for way in (values.cached_forward, values.plain_forward):
         init, _, _, forward = way(lm, rows, 1, "mlp")
         delta = (0.1 * init).requires_grad_()
         nll, log_p = forward(delta)
-        (nll.mean() + log_p[3]).backward()
+        (nll.mean() + log_p[0, 3]).backward()
         gradients.append(delta.grad)
     torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-12)
 
@@ -73,7 +73,7 @@ def test_the_model_is_left_as_it_was():
     before = {name: weight.clone() for name, weight in lm.model.state_dict().items()}
     ids = torch.tensor([tokens.prompt_ids(lm.tokenizer, "Lund is in")])
     logits = lm.model(ids).logits
-    values.optimise(lm, FACTS["first, one token"], CONTEXTS, 2, PARAMS, at="mlp")
+    values.optimise(lm, [FACTS["first, one token"]], CONTEXTS, 2, PARAMS, at="mlp")
     assert all(torch.equal(weight, before[name]) for name, weight in lm.model.state_dict().items())
     assert torch.equal(lm.model(ids).logits, logits)
     hooked = [name for name, module in lm.model.named_modules() if module._forward_hooks or module._forward_pre_hooks]
@@ -82,23 +82,29 @@ def test_the_model_is_left_as_it_was():
 
 def quadratic(target):
     """A forward whose NLL is ‖δ − target‖² and whose KL distribution does not move."""
-    return lambda delta: (((delta - target) ** 2).sum()[None], torch.log(torch.tensor([0.25, 0.75], dtype=delta.dtype)))
+    log_p = torch.log(torch.tensor([[0.25, 0.75]], dtype=target.dtype))
+    return lambda delta: (((delta - target) ** 2).sum(dim=1, keepdim=True), log_p.expand(len(delta), 2))
+
+
+def descend(forward, init, params):
+    """δ, losses and NLLs of one fact."""
+    descent = values.Descent(init[None], params, n_contexts=1, n_vocabulary=2)
+    values.descend(forward, descent)
+    return descent.results()[0]
 
 
 def test_descent_stops_before_the_update_that_follows_a_small_loss():
     init = torch.ones(3, dtype=torch.float64)
     params = SimpleNamespace(**{**vars(PARAMS), "v_num_grad_steps": 50, "v_weight_decay": 0.0})
-    delta, losses, _ = values.descend(quadratic(0.2 * init), init, params)
+    delta, losses, _ = descend(quadratic(0.2 * init), init, params)
     assert losses[-1, 0] < 0.05 <= losses[-2, 0]
     assert losses[-1, 4] == delta.norm()  # nothing moved after the last forward
 
 
 def test_steps_are_forwards_and_one_update_fewer():
     init = torch.ones(3, dtype=torch.float64)
-    one, _, _ = values.descend(quadratic(5 * init), init, SimpleNamespace(**{**vars(PARAMS), "v_num_grad_steps": 1}))
-    two, losses, _ = values.descend(
-        quadratic(5 * init), init, SimpleNamespace(**{**vars(PARAMS), "v_num_grad_steps": 2})
-    )
+    one, _, _ = descend(quadratic(5 * init), init, SimpleNamespace(**{**vars(PARAMS), "v_num_grad_steps": 1}))
+    two, losses, _ = descend(quadratic(5 * init), init, SimpleNamespace(**{**vars(PARAMS), "v_num_grad_steps": 2}))
     assert one.norm() == 0 and len(losses) == 2
     torch.testing.assert_close(two, torch.full_like(init, PARAMS.v_lr))  # Adam's first step is the learning rate
 
@@ -106,17 +112,17 @@ def test_steps_are_forwards_and_one_update_fewer():
 def test_delta_stays_in_its_ball():
     init = torch.ones(3, dtype=torch.float64)
     params = SimpleNamespace(**{**vars(PARAMS), "clamp_norm_factor": 0.25})
-    delta, losses, _ = values.descend(quadratic(5 * init), init, params)
+    delta, losses, _ = descend(quadratic(5 * init), init, params)
     torch.testing.assert_close(delta.norm(), 0.25 * init.norm())
     assert (losses[1:, 4] <= 0.25 * init.norm() * (1 + 1e-12)).all()
 
 
 def test_loss_parts_follow_the_released_code():
     init = torch.tensor([3.0, 4.0], dtype=torch.float64)
-    log_p = [torch.log(torch.tensor(p, dtype=torch.float64)) for p in ([0.5, 0.5], [0.9, 0.1])]
+    log_p = [torch.log(torch.tensor([p], dtype=torch.float64)) for p in ([0.5, 0.5], [0.9, 0.1])]
     calls = iter(log_p)
     params = SimpleNamespace(**{**vars(PARAMS), "v_num_grad_steps": 2})
-    _, losses, _ = values.descend(lambda delta: ((delta.sum() + 2.0)[None], next(calls)), init, params)
+    _, losses, _ = descend(lambda delta: ((delta.sum(dim=1, keepdim=True) + 2.0), next(calls)), init, params)
     kl = 0.9 * torch.log(torch.tensor(0.9 / 0.5)) + 0.1 * torch.log(torch.tensor(0.1 / 0.5))
     norm = losses[1, 4]
     expected = [losses[1, 1] + losses[1, 2] + losses[1, 3], losses[1, 1], 0.0625 * kl, 0.5 * norm / 25, norm]
@@ -128,8 +134,53 @@ def test_a_context_that_begins_with_the_subject_does_not_carry_the_offset_there(
     """The bare prompt's subject is a beginning of the context's text; δ belongs behind the first only."""
     lm = tiny.tiny_model("gpt2", dtype=torch.float64)
     fact = Fact(5, "Ada Example", "{} plays the", "old harp", "cello")
-    rows = values.target_rows(lm, fact, ["{}", "Ada Example plays the harp. {}"])
+    rows = [values.target_rows(lm, fact, ["{}", "Ada Example plays the harp. {}"])]
     ways = [way(lm, rows, 1, "mlp") for way in (values.cached_forward, values.plain_forward)]
-    delta = torch.ones(lm.d_model, dtype=lm.dtype)
+    delta = torch.ones(1, lm.d_model, dtype=lm.dtype)
     for one, two in zip(ways[0][3](delta), ways[1][3](delta), strict=True):
         torch.testing.assert_close(one, two, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("at", ("mlp", "block"))
+@pytest.mark.parametrize("model_type", ("gpt2", "llama", "gemma2"))
+def test_facts_together_are_what_each_is_alone(model_type, at):
+    """Ragged rows; subjects first, middle and last; one and many target tokens."""
+    lm = tiny.tiny_model(model_type, dtype=torch.float64)
+    facts = list(FACTS.values())
+    together = values.optimise(lm, facts, CONTEXTS, 1, PARAMS, at=at)
+    tolerance = 1e-9 if model_type in EXACT else 5e-4
+    for fact, ours in zip(facts, together, strict=True):
+        (alone,) = values.optimise(lm, [fact], CONTEXTS, 1, PARAMS, at=at)
+        for name, expected in vars(alone).items():
+            scale = expected.abs().max().item()
+            torch.testing.assert_close(getattr(ours, name), expected, rtol=0, atol=tolerance * scale, msg=name)
+
+
+def test_each_fact_stops_by_itself():
+    init = torch.ones(3, 3, dtype=torch.float64)
+    targets = init * torch.tensor([[0.3], [3.0], [90.0]], dtype=torch.float64)
+    params = SimpleNamespace(**{**vars(PARAMS), "v_num_grad_steps": 40, "v_weight_decay": 0.0})
+    together = values.Descent(init, params, n_contexts=1, n_vocabulary=2)
+    values.descend(quadratic(targets), together)
+    steps = []
+    for ours, target in zip(together.results(), targets, strict=True):
+        alone = descend(quadratic(target), init[0], params)
+        steps.append(len(alone[1]))
+        for one, two in zip(ours, alone, strict=True):
+            assert torch.equal(one, two)
+    assert steps[0] < steps[1] < steps[2] == 40
+
+
+def test_adam_is_torchs():
+    generator = torch.Generator().manual_seed(0)
+    init, target = torch.randn(2, 4, 3, generator=generator, dtype=torch.float64)
+    params = SimpleNamespace(**{**vars(PARAMS), "v_num_grad_steps": 7, "v_weight_decay": 0.0, "clamp_norm_factor": 1e9})
+    descent = values.Descent(init, params, n_contexts=1, n_vocabulary=2)
+    values.descend(quadratic(9 * target), descent)
+    delta = torch.zeros_like(init, requires_grad=True)
+    adam = torch.optim.Adam([delta], lr=params.v_lr)
+    for _ in range(6):
+        adam.zero_grad()
+        ((delta - 9 * target) ** 2).sum().backward()
+        adam.step()
+    torch.testing.assert_close(descent.delta, delta.detach(), rtol=1e-12, atol=1e-14)
