@@ -1,37 +1,38 @@
 """A model's answers to few-shot tasks, and their scores. The answers are greedy continuations of the prompts.
 
 The beginning that all prompts share, the demonstrations, is run once; attention keys and values of it serve every
-batch. The rest of the prompts of a batch form one row of tokens (`tokens.tree`), so nothing is padded. The answers are
-those of decoding each prompt alone, as scalable-model-editing/gradual-catastrophic-forgetting `glue_eval/` does.
+batch. The rests of the prompts run as trees of tokens (`states`). The answers are those of decoding each prompt alone,
+as scalable-model-editing/gradual-catastrophic-forgetting `glue_eval/` does.
 """
 
 import os
 from collections import Counter
 from itertools import takewhile
 
-from editscale import anatomy, glue, tokens
+from editscale import anatomy, glue, states, tokens
+from editscale.states import BATCH_TOKENS
 
-BATCH_TOKENS = 512  # tokens of one forward, without the shared beginning; attention grows with its square
 N_NEW = 3  # tokens of an answer; all of them, since a later one can hold an answer word or another final marker
 _NOTHING = -1  # where the logits hold NaN: no token
 
 
-def evaluate(lm, task, *, batch_tokens=BATCH_TOKENS):
+def evaluate(lm, task, *, batch_tokens=BATCH_TOKENS, kept=None):
     """One row of the downstream table: task, n_examples, accuracy, f1, mcc, invalid of the model as it stands."""
-    given = answers(lm, task, batch_tokens=batch_tokens)
+    given = answers(lm, task, batch_tokens=batch_tokens, kept=kept)
     return {"task": task.name, "n_examples": len(given), **scores(given, task.labels)}
 
 
-def answers(lm, task, *, batch_tokens=BATCH_TOKENS):
+def answers(lm, task, *, batch_tokens=BATCH_TOKENS, kept=None):
     """The model's label for each example of a `glue.Task`: 0, 1, or glue.INVALID. NaN weights give invalid answers.
 
     Args:
         batch_tokens: most tokens in one forward, without the shared beginning. Does not change the result.
+        kept: a `states.Kept`, to run only what edits changed since the last call, or None.
 
     Raises ValueError if a prompt is too long for the model.
     """
     prompts = [tokens.prompt_ids(lm.tokenizer, prompt) for prompt in task.prompts]
-    new = greedy(lm, prompts, N_NEW, batch_tokens=batch_tokens)
+    new = greedy(lm, prompts, N_NEW, batch_tokens=batch_tokens, kept=kept)
     texts = (prompt + ids for prompt, ids in zip(prompts, new, strict=True))
     return [task.format.parse(lm.tokenizer.decode(ids, skip_special_tokens=True)) for ids in texts]
 
@@ -69,66 +70,54 @@ def references(labels):
     return {"constant": constant, "chance": scores([0] * len(labels) + [1] * len(labels), 2 * labels)}
 
 
-def greedy(lm, prompts, n_new, *, batch_tokens=BATCH_TOKENS):
+def greedy(lm, prompts, n_new, *, batch_tokens=BATCH_TOKENS, kept=None):
     """The n_new most probable next tokens of each prompt, one after the other: tuples of ids, in order.
 
     Fewer where the model ends its text (an end token is left out), and where its logits are NaN.
 
     Args:
         prompts: token ids, none empty.
+        batch_tokens, kept: see `answers`.
     """
     import torch
 
     prompts = [tuple(prompt) for prompt in prompts]
     tokens.check_length(lm, max(map(len, prompts), default=0) + n_new - 1)
     shared = min(len(os.path.commonprefix(prompts)), min(map(len, prompts), default=1) - 1)
-    run, new, batch, n = anatomy.segment(lm, 0), [], [], 0
+    new, beginning = [], anatomy.KeyValues()
     with torch.no_grad():
-        beginning = anatomy.KeyValues()
         if shared:
             ids, positions, mask = tokens.tree_inputs([tokens.tree([prompts[0][:shared]])], lm.device, lm.dtype)
-            run(ids, mask, positions, beginning)
-        for prompt in prompts:
-            if batch and n + len(prompt) - shared > batch_tokens:
-                new += _greedy_batch(lm, run, batch, shared, beginning.seen, n_new)
-                batch, n = [], 0
-            batch, n = [*batch, prompt[shared:]], n + len(prompt) - shared
-        if batch:
-            new += _greedy_batch(lm, run, batch, shared, beginning.seen, n_new)
+            anatomy.segment(lm, 0)(ids, mask, positions, beginning)
+        for rows in states.batches([prompt[shared:] for prompt in prompts], len, batch_tokens):
+            growing = states.Growing(lm, len(rows), prompts[0][:shared], beginning.seen, kept=kept)
+            new += _greedy_batch(lm, rows, growing, n_new)
     ends = lm.model.generation_config.eos_token_id
     stops = {_NOTHING, *(ends if isinstance(ends, list) else [ends])}
     return [tuple(takewhile(lambda token: token not in stops, row)) for row in new]
 
 
-def _greedy_batch(lm, run, rests, shared, past, n_new):
-    """n_new tokens for each of `rests`, the token ids behind the shared beginning; `past` its keys and values."""
-    import torch
-
-    packed = tokens.tree(rests)
-    ids, positions, sees = (torch.tensor(x, device=lm.device) for x in (packed.ids, packed.positions, packed.sees))
-    positions = positions + shared
-    sees = torch.cat([sees.new_ones(len(ids), shared), sees], dim=1)
-    last = [place[-1] for place in packed.places]
-    chosen = []
+def _greedy_batch(lm, rows, growing, n_new):
+    """n_new tokens for each text of `rows`: of each row a tree, the token ids behind the shared beginning."""
+    # A tree holds its texts at all lengths so far, so that tokens stay where they are when it grows. The mark keeps a
+    # chosen token apart from the same one in a longer prompt.
+    texts, chosen = [list(row) for row in rows], []
     while True:
-        cache = anatomy.KeyValues(past)
-        hidden = run(ids[None], tokens.additive_mask(sees[None], lm.dtype), positions[None], cache)
-        logits = lm.logits(hidden[0, last])
+        trees = [
+            tokens.tree(of, [None] * len(row) + [len(text) for text in row] * len(chosen))
+            for of, row in zip(texts, rows, strict=True)
+        ]
+        done, hidden = growing.done, growing(trees)
+        last = [
+            (i, place[-1] - done[i])
+            for i, (packed, row) in enumerate(zip(trees, rows, strict=True))
+            for place in packed.places[-len(row) :]
+        ]
+        logits = lm.logits(hidden[tuple(zip(*last, strict=True))])
         token = logits.argmax(dim=-1)
-        chosen.append(token.where(~logits.isnan().any(dim=-1), _NOTHING))
+        chosen.append(token.where(~logits.isnan().any(dim=-1), _NOTHING).tolist())
         if len(chosen) == n_new:
-            return torch.stack(chosen, dim=1).tolist()
-        # Each new token sees what the one before it in its text saw, and itself.
-        past = _behind(past, cache.seen)
-        ids, positions, n_texts = token, positions[last] + 1, len(rests)
-        sees = torch.cat([sees[last], torch.eye(n_texts, dtype=torch.bool, device=lm.device)], dim=1)
-        last = list(range(n_texts))
-
-
-def _behind(past, seen):
-    """Keys and values of earlier tokens followed by those of later ones, for every layer."""
-    import torch
-
-    if not past:
-        return seen
-    return {layer: tuple(map(lambda a, b: torch.cat([a, b], dim=-2), past[layer], seen[layer])) for layer in seen}
+            return list(zip(*chosen, strict=True))
+        each = iter(token.tolist())
+        for of, row in zip(texts, rows, strict=True):
+            of += [(*text, next(each)) for text in of[-len(row) :]]

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from editscale import metrics, tokens
+from editscale import metrics, states, tokens
 from editscale.prefixes import TOP_K
 
 N_TOKENS = 100  # length of a text, its prompt included
@@ -217,14 +217,6 @@ def scores(texts, attribute_texts=()):
     }
 
 
-def _final_states(lm, packed):
-    """Final hidden states of the tokens of a `tokens.Tree`, (tokens, d_model)."""
-    ids, positions, mask = tokens.tree_inputs([packed], lm.device, lm.dtype)
-    return lm.model.base_model(
-        input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False
-    ).last_hidden_state[0]
-
-
 def teacher_forced_texts(lm, fact):
     """What the model would say next at every token of a fact's scored prompts: one text per prompt, for `word_entropy`.
 
@@ -241,18 +233,19 @@ def teacher_forced_texts(lm, fact):
     tokens.check_length(lm, max(map(len, rows)))
     packed = tokens.tree(rows)
     with torch.no_grad():
-        highest, first = lm.logits(_final_states(lm, packed)).max(dim=-1)  # the maximum with a NaN is NaN
+        highest, first = lm.logits(states.final(lm, [packed])[0]).max(dim=-1)  # the maximum with a NaN is NaN
     if not highest.isfinite().all():
         return [""] * len(rows)
     first = first.cpu().numpy()
     return [clean_text(lm.tokenizer, first[place].tolist()) for place in packed.places]
 
 
-def perplexity(lm, texts):
+def perplexity(lm, texts, *, kept=None):
     """exp of the mean NLL per predicted token over all texts; infinite if a logit is NaN or the mean overflows.
 
     Every token but a text's first is predicted, the first word too where the tokenizer puts a BOS before it. One
-    forward. Raises ValueError if no text has two tokens.
+    forward; with `kept`, a `states.Kept`, of what edits changed since the last call. Raises ValueError if no text has
+    two tokens.
     """
     import torch
 
@@ -264,7 +257,7 @@ def perplexity(lm, texts):
     index = [p for place in packed.places for p in place[:-1]]
     targets = torch.tensor([token for row in rows for token in row[1:]], device=lm.device)
     with torch.no_grad():
-        log_p = lm.logits(_final_states(lm, packed)[index]).log_softmax(dim=-1)
+        log_p = lm.logits(states.final(lm, [packed], kept)[0, index]).log_softmax(dim=-1)
         value = (-log_p.gather(1, targets[:, None])).double().mean().exp().item()
     return math.inf if math.isnan(value) else value
 

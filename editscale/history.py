@@ -9,7 +9,8 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from editscale import metrics, updates
+from editscale import metrics, sequence, updates
+from editscale.states import BATCH_TOKENS
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,11 @@ class Run:
     lm: object
     facts: list
     ledger: object
+
+    @property
+    def layers(self):
+        """The layers that the run edited, ascending."""
+        return sorted(map(int, self.ledger.weights))
 
     @property
     def key(self):
@@ -56,7 +62,7 @@ def reopen(folder, *, device="cpu", model_cache="runs/models"):
     """
     from dataclasses import asdict
 
-    from editscale import facts, ledger, models, sequence
+    from editscale import facts, ledger, models
 
     parameters = record_of(folder)["parameters"]
     book = ledger.Ledger(folder)
@@ -107,29 +113,28 @@ def replayed(run, places):
             f"checkpoints must ascend within 0 … {len(run.ledger)}, the edits of {run.folder}, not {places}"
         )
     lm, done = run.lm, 0
-    original = updates.saved_weights(lm, [int(layer) for layer in run.ledger.weights])
+    original = updates.saved_weights(lm, run.layers)
     try:
         for checkpoint in places:
-            for edit in range(done + 1, checkpoint + 1):
-                recorded = run.ledger.updates(edit)
-                updates.apply(
-                    lm, [updates.Update(u.layer, u.left.to(lm.device), u.right.to(lm.device)) for u in recorded]
-                )
+            sequence.replay(lm, run.ledger, checkpoint, after=done)
             done = checkpoint
             yield checkpoint
     finally:
         updates.restore(lm, original)
 
 
-def recall_rows(run, n_edits):
+def recall_rows(run, n_edits, *, batch_tokens=BATCH_TOKENS, kept=None):
     """One row per fact among the first `n_edits`, scored behind its rewrite prompt on the model as it stands.
 
     Keys: edits, edit (the fact's place, from 1), case_id, efficacy, efficacy_magnitude, efficacy_accuracy.
+
+    Args:
+        batch_tokens, kept: see `metrics.score_prompts`. Neither changes the result.
     """
     facts = run.facts[:n_edits]
     prompts = [(fact.rewrite_prompt, fact.target_new, fact.target_true) for fact in facts]
-    rows = []
-    for edit, (fact, score) in enumerate(zip(facts, metrics.score_prompts(run.lm, prompts), strict=True), start=1):
+    found, rows = metrics.score_prompts(run.lm, prompts, batch_tokens=batch_tokens, kept=kept), []
+    for edit, (fact, score) in enumerate(zip(facts, found, strict=True), start=1):
         scores = metrics.fact_scores({"efficacy": [score], "paraphrase": [], "neighborhood": []})
         names = ("efficacy", "efficacy_magnitude", "efficacy_accuracy")
         rows.append({"edits": n_edits, "edit": edit, "case_id": fact.case_id, **{k: scores[k] for k in names}})
@@ -141,9 +146,9 @@ def spectrum_rows(run, n_edits):
     import torch
 
     return [
-        {"edits": n_edits, "layer": int(layer), "index": i, "singular_value": value}
-        for layer in run.ledger.weights
-        for i, value in enumerate(torch.linalg.svdvals(run.lm.weight(int(layer)).double()).tolist())
+        {"edits": n_edits, "layer": layer, "index": i, "singular_value": value}
+        for layer in run.layers
+        for i, value in enumerate(torch.linalg.svdvals(run.lm.weight(layer).double()).tolist())
     ]
 
 
@@ -163,7 +168,7 @@ def editing_of(run):
     """
     import torch
 
-    from editscale import editors, moments, prefixes, sequence
+    from editscale import editors, moments, prefixes
 
     given, lm, book = run.parameters, run.lm, run.ledger
     params = editors.read_params(given["method"], given["hparams"])

@@ -15,9 +15,9 @@ every token of the wanted object be the model's first choice given the ones befo
 
 from dataclasses import dataclass
 
-from editscale import tokens
+from editscale import states, tokens
+from editscale.states import BATCH_TOKENS
 
-BATCH_TOKENS = 512  # tokens of one forward; attention grows with its square
 KINDS = ("efficacy", "paraphrase", "neighborhood")  # also the order of columns
 COLUMNS = tuple(kind + suffix for suffix in ("", "_magnitude", "_accuracy") for kind in KINDS)
 
@@ -73,60 +73,85 @@ def score_facts(lm, facts, *, batch_tokens=BATCH_TOKENS):
     """Prompt scores of facts on the model as it stands: a list of `{kind: [PromptScore, …]}`.
 
     Args:
-        batch_tokens: most tokens in one forward, before what is shared is taken out. Does not change the result.
+        batch_tokens: most tokens in one forward. Does not change the result.
     """
-    prompts = [
+    asked = _asked(facts)
+    scores = score_prompts(lm, [prompt[2:] for prompt in asked], batch_tokens=batch_tokens)
+    return _by_kind(asked, scores, len(facts))
+
+
+def score_each(lm, facts):
+    """`score_facts` with each fact in a row of its own, in one forward: fact i is scored on copy i of a stack."""
+    asked = _asked(facts)
+    pairs = _pairs(lm, [prompt[2:] for prompt in asked])
+    rows = [[j for j, (of, *_) in enumerate(asked) if of == i] for i in range(len(facts))]
+    scores = _score(lm, pairs, rows)
+    return _by_kind(asked, [scores[j] for j in range(len(asked))], len(facts))
+
+
+def score_prompts(lm, prompts, *, batch_tokens=BATCH_TOKENS, kept=None):
+    """`PromptScore` of each (prompt, new object, true object), in order.
+
+    What prompts share, and the prompt that both objects share, runs once (`tokens.tree`).
+
+    Args:
+        batch_tokens: most tokens in one forward. Does not change the result.
+        kept: a `states.Kept`, to run only what edits changed since the last call, or None.
+    """
+    pairs, scores = _pairs(lm, prompts), {}
+    neighbours_share_most = sorted(range(len(pairs)), key=lambda i: pairs[i])
+    for rows in states.batches(neighbours_share_most, lambda i: sum(map(len, pairs[i])), batch_tokens):
+        scores |= _score(lm, pairs, rows, kept)
+    return [scores[i] for i in range(len(pairs))]
+
+
+def _asked(facts):
+    """All that is scored of some facts: the fact's number, the kind, the prompt, both objects."""
+    return [
         (i, kind, prompt, fact.target_new, fact.target_true)
         for i, fact in enumerate(facts)
         for kind, of_kind in prompts_of(fact).items()
         for prompt in of_kind
     ]
-    scores = score_prompts(lm, [prompt[2:] for prompt in prompts], batch_tokens=batch_tokens)
-    by_fact = [{kind: [] for kind in KINDS} for _ in facts]
-    for (i, kind, *_), score in zip(prompts, scores, strict=True):
+
+
+def _by_kind(asked, scores, n_facts):
+    by_fact = [{kind: [] for kind in KINDS} for _ in range(n_facts)]
+    for (i, kind, *_), score in zip(asked, scores, strict=True):
         by_fact[i][kind].append(score)
     return by_fact
 
 
-def score_prompts(lm, prompts, *, batch_tokens=BATCH_TOKENS):
-    """`PromptScore` of each (prompt, new object, true object), in order.
-
-    What prompts share, and the prompt that both objects share, runs once (`tokens.tree`).
-    """
+def _pairs(lm, prompts):
+    """Token ids of each prompt and of its two objects."""
     pairs = []
     for prompt, new, true in prompts:
         before = tokens.prompt_ids(lm.tokenizer, prompt)
         pairs.append((before, *(tokens.target_ids(lm.tokenizer, prompt, target) for target in (new, true))))
     tokens.check_length(lm, max((len(before) + max(len(new), len(true)) for before, new, true in pairs), default=0))
-    scores, batch, n = [None] * len(pairs), [], 0
-    for i in sorted(range(len(pairs)), key=lambda i: pairs[i]):  # neighbours share most
-        width = sum(map(len, pairs[i]))
-        if batch and n + width > batch_tokens:
-            _score_batch(lm, pairs, batch, scores)
-            batch, n = [], 0
-        batch, n = [*batch, i], n + width
-    if batch:
-        _score_batch(lm, pairs, batch, scores)
-    return scores
+    return pairs
 
 
-def _score_batch(lm, pairs, batch, scores):
-    """Write the scores of the pairs numbered in `batch` to `scores`."""
+def _score(lm, pairs, rows, kept=None):
+    """{i: PromptScore} from one forward, the pairs numbered in each of `rows` as one tree."""
     import torch
 
-    texts = [(before, target) for i in batch for before, target in ((pairs[i][0], t) for t in pairs[i][1:])]
-    packed = tokens.tree([before + target[:-1] for before, target in texts])
-    ids, positions, mask = tokens.tree_inputs([packed], lm.device, lm.dtype)
-    index = [p for (_, target), place in zip(texts, packed.places, strict=True) for p in place[-len(target) :]]
-    targets = torch.tensor([t for _, target in texts for t in target], device=lm.device)
+    texts = [[(pairs[i][0], target) for i in row for target in pairs[i][1:]] for row in rows]
+    trees = [tokens.tree([before + target[:-1] for before, target in row]) for row in texts]
+    index = [
+        (r, p)
+        for r, (row, packed) in enumerate(zip(texts, trees, strict=True))
+        for (_, target), place in zip(row, packed.places, strict=True)
+        for p in place[-len(target) :]
+    ]
+    targets = torch.tensor([t for row in texts for _, target in row for t in target], device=lm.device)
     with torch.no_grad():
-        hidden = lm.model.base_model(
-            input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False
-        ).last_hidden_state
-        log_p = lm.logits(hidden[0, index]).log_softmax(dim=-1)
-    sizes = [len(target) for _, target in texts]
-    nlls = (-log_p.gather(1, targets[:, None])[:, 0]).split(sizes)
-    firsts = (log_p.argmax(dim=-1) == targets).split(sizes)
+        log_p = lm.logits(states.final(lm, trees, kept)[tuple(zip(*index, strict=True))]).log_softmax(dim=-1)
+    sizes = [len(target) for row in texts for _, target in row]
+    nlls = (-log_p.gather(1, targets[:, None])[:, 0]).cpu().split(sizes)
+    firsts = (log_p.argmax(dim=-1) == targets).cpu().split(sizes)
     nll, correct = [x.mean().item() for x in nlls], [x.all().item() for x in firsts]
-    for k, i in enumerate(batch):
-        scores[i] = PromptScore(*nll[2 * k : 2 * k + 2], *correct[2 * k : 2 * k + 2])
+    return {
+        i: PromptScore(*nll[2 * k : 2 * k + 2], *correct[2 * k : 2 * k + 2])
+        for k, i in enumerate(i for row in rows for i in row)
+    }

@@ -9,7 +9,7 @@ import tiny
 import torch
 from test_metrics import FACT
 
-from editscale import generation
+from editscale import generation, states
 from editscale.facts import Fact
 
 PROMPTS = ("The harp of Ada Example is", "Lund", "In 1984 the bridge", "No one answered the door, because the")
@@ -184,6 +184,19 @@ def test_perplexity_is_the_exponential_of_hugging_faces_loss(model_type):
         total += lm.model(ids, labels=ids).loss.item() * (ids.shape[1] - 1)
         n += ids.shape[1] - 1
     assert generation.perplexity(lm, TEXTS) == pytest.approx(math.exp(total / n), rel=1e-5)
+
+
+@pytest.mark.parametrize("model_type", ("gpt2", "llama", "gemma"))
+def test_kept_states_leave_perplexity_as_it_is_after_every_edit(model_type):
+    lm = tiny.tiny_model(model_type, dtype=torch.float64)
+    kept, values = states.Kept(lm, 1, 10**6), []
+    for _ in range(3):
+        values.append(generation.perplexity(lm, TEXTS, kept=kept))
+        assert values[-1] == pytest.approx(generation.perplexity(lm, TEXTS), rel=1e-12)
+        lm.weight(1).mul_(1.2)
+    assert len(set(values)) == 3
+    lm.weight(1).fill_(math.nan)
+    assert generation.perplexity(lm, TEXTS, kept=kept) == math.inf
 
 
 def test_a_model_without_preference_has_the_vocabulary_as_perplexity():

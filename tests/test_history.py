@@ -5,7 +5,7 @@ import tiny
 import torch
 from test_sequence import FACTS, PARAMS, edit_sequence
 
-from editscale import history, metrics, sequence
+from editscale import history, metrics, sequence, states
 
 
 @pytest.fixture(params=PARAMS)
@@ -18,7 +18,8 @@ def edited(request, tmp_path):
 
 def test_the_model_at_each_place_is_that_of_the_run(edited):
     lm, run = edited
-    layers = [int(layer) for layer in run.ledger.weights]
+    layers = run.layers
+    assert layers == list(PARAMS[run.key["method"]].layers)
     unedited = [run.lm.weight(layer).clone() for layer in layers]
     seen = []
     for edits in history.replayed(run, [0, 2, 5]):
@@ -49,6 +50,15 @@ def test_earlier_facts_are_scored_on_the_model_of_the_checkpoint(edited):
     for row, fact in zip(rows, FACTS, strict=True):
         (score,) = metrics.score_prompts(lm, [(fact.rewrite_prompt, fact.target_new, fact.target_true)])
         assert row["case_id"] == fact.case_id and row["efficacy"] == float(score.nll_new < score.nll_true)
+
+
+def test_kept_states_leave_recall_as_it_is_at_every_checkpoint(edited):
+    _, run = edited
+    kept = states.Kept(run.lm, min(run.layers), 10**6)
+    for edits in history.replayed(run, [1, 3, 5]):
+        rows = history.recall_rows(run, edits, kept=kept, batch_tokens=20)
+        assert rows == [pytest.approx(row, abs=1e-5) for row in history.recall_rows(run, edits)]
+    assert bool(kept.held) == bool(min(run.layers))
 
 
 def test_squared_singular_values_sum_to_the_squared_norm(edited):

@@ -6,7 +6,7 @@ import pytest
 import tiny
 import torch
 
-from editscale import metrics, tokens
+from editscale import copies, metrics, states, tokens
 from editscale.facts import Fact
 from editscale.metrics import PromptScore
 
@@ -73,9 +73,10 @@ def one_by_one(lm, prompt, target):
     return nll, all(log_p[p].argmax().item() == t for p, t in zip(at, after, strict=True))
 
 
-@pytest.mark.parametrize("batch_tokens", (1, 40, 4096))
+@pytest.mark.parametrize(("tree_tokens", "batch_tokens"), ((512, 1), (512, 40), (512, 4096), (30, 60), (30, 4096)))
 @pytest.mark.parametrize("model_type", ("gpt2", "gptj", "llama", "gemma2"))
-def test_packed_scores_equal_full_forwards_one_by_one(model_type, batch_tokens):
+def test_packed_scores_equal_full_forwards_one_by_one(model_type, tree_tokens, batch_tokens, monkeypatch):
+    monkeypatch.setattr(states, "TREE_TOKENS", tree_tokens)
     lm = tiny.tiny_model(model_type, dtype=torch.float64)
     prompts = [
         (prompt, new, true)
@@ -100,3 +101,80 @@ def test_facts_are_scored_by_kind():
     assert scores["neighborhood"] == metrics.score_prompts(
         lm, [(p, "old harp", "cello") for p in FACT.neighborhood_prompts]
     )
+
+
+def others(n):
+    """Facts of other lengths than FACT's, with fewer and more prompts."""
+    return [
+        Fact(
+            i,
+            subject,
+            "{} is in the",
+            "town",
+            "house by the river",
+            paraphrase_prompts=(f"The river of {subject} is the",) * (i % 2),
+            neighborhood_prompts=("Sweden is in the", "Copenhagen is in the", "Lund")[: i + 1],
+        )
+        for i, subject in enumerate(("Bo Sample", "Lund", "Stockholm", "Denmark")[:n])
+    ]
+
+
+def flat(by_fact):
+    return [score for by_kind in by_fact for kind in metrics.KINDS for score in by_kind[kind]]
+
+
+def assert_same(scores, expected, tolerance):
+    assert len(scores) == len(expected)
+    for one, two in zip(scores, expected, strict=True):
+        assert (one.correct_new, one.correct_true) == (two.correct_new, two.correct_true)
+        nlls = (two.nll_new, two.nll_true)
+        assert (one.nll_new, one.nll_true) == pytest.approx(nlls, rel=0, abs=tolerance, nan_ok=True)
+
+
+@pytest.mark.parametrize("model_type", ("gpt2", "llama", "gemma"))
+def test_facts_each_in_a_row_get_the_scores_they_get_together(model_type):
+    lm, facts = tiny.tiny_model(model_type, dtype=torch.float64), [FACT, *others(3)]
+    each, together = metrics.score_each(lm, facts), metrics.score_facts(lm, facts)
+    assert [{k: len(v) for k, v in by.items()} for by in each] == [
+        {k: len(v) for k, v in by.items()} for by in together
+    ]
+    assert_same(flat(each), flat(together), 1e-12 if model_type == "gpt2" else 1e-5)
+
+
+def test_fact_i_is_scored_on_copy_i():
+    lm, facts = tiny.tiny_model("gpt2", dtype=torch.float64), [FACT, *others(2)]
+    stack = copies.copies(lm, [1], 3)
+    for i, factor in enumerate((1, -1, 2)):
+        stack.weight(1)[i] *= factor
+    each = metrics.score_each(stack, facts)
+    for i, factor in enumerate((1, -1, 2)):
+        one = tiny.tiny_model("gpt2", dtype=torch.float64)
+        one.weight(1).mul_(factor)
+        assert_same(flat(each[i : i + 1]), flat(metrics.score_facts(one, facts[i : i + 1])), 1e-12)
+    assert flat(each[2:]) != flat(metrics.score_facts(lm, facts[2:]))
+
+
+@pytest.mark.parametrize("room", (0, 25, 10_000))
+@pytest.mark.parametrize("model_type", ("gpt2", "llama", "gemma"))
+def test_kept_states_change_no_score_of_more_and_more_prompts_along_edits(model_type, room, monkeypatch):
+    monkeypatch.setattr(states, "TREE_TOKENS", 40)
+    lm = tiny.tiny_model(model_type, dtype=torch.float64)
+    kept = states.Kept(lm, 1, room * lm.d_model * 8)
+    prompts = [(fact.rewrite_prompt, fact.target_new, fact.target_true) for fact in [FACT, *others(4)]]
+    for n in (2, 3, 5, 5):
+        for batch_tokens in (40, 4096):
+            scores = metrics.score_prompts(lm, prompts[:n], batch_tokens=batch_tokens, kept=kept)
+            expected = metrics.score_prompts(lm, prompts[:n])
+            assert_same(scores, expected, 1e-12 if model_type == "gpt2" else 1e-5)
+        lm.weight(1).add_(0.05)
+        lm.weight(2).mul_(-1)
+    assert 0 <= kept.held <= room * lm.d_model * 8 and bool(kept.held) == bool(room)
+
+
+def test_a_broken_model_scores_nan_with_kept_states_too():
+    lm = tiny.tiny_model("gpt2")
+    kept, prompts = states.Kept(lm, 1, 10**6), [("Lund is in", "Denmark", "Sweden")]
+    (before,) = metrics.score_prompts(lm, prompts, kept=kept)
+    lm.weight(1).fill_(math.nan)
+    (after,) = metrics.score_prompts(lm, prompts, kept=kept)
+    assert math.isfinite(before.nll_new) and math.isnan(after.nll_new) and math.isnan(after.nll_true)

@@ -1,0 +1,203 @@
+"""Final hidden states: of trees side by side, growing, and with those that enter the lowest edited block kept."""
+
+import pytest
+import tiny
+import torch
+
+from editscale import anatomy, copies, states, tokens
+
+TEXTS = (
+    "The river runs through the town.",
+    "The river was closed at noon.",
+    "Lund is in Sweden",
+    "The mother tongue of Bo Sample is Danish",
+)
+FAMILIES = ("gpt2", "gptj", "llama", "gemma", "gemma2")
+# What Hugging Face computes in float32 inside float64 models tells one batch from another; GPT-2 has none of it.
+BATCHED = {"gpt2": 1e-12, "gptj": 1e-5, "llama": 1e-5, "gemma": 1e-5, "gemma2": 1e-5}
+
+
+def trees_of(lm, *rows):
+    return [tokens.tree([tokens.prompt_ids(lm.tokenizer, text) for text in row]) for row in rows]
+
+
+def full(lm, trees):
+    """The definition, (tokens, d_model): one forward of the whole model, without padding."""
+    ids, positions, mask = tokens.tree_inputs(trees, lm.device, lm.dtype)
+    with torch.no_grad():
+        hidden = lm.model.base_model(input_ids=ids, attention_mask=mask, position_ids=positions).last_hidden_state
+    return unpadded(hidden, trees)
+
+
+def ours(lm, trees, kept=None):
+    with torch.no_grad():
+        return unpadded(states.final(lm, trees, kept), trees)
+
+
+def keys_of(lm, beginning):
+    """Attention keys and values of a beginning."""
+    past = anatomy.KeyValues()
+    if beginning:
+        ids, positions, mask = tokens.tree_inputs([tokens.tree([beginning])], lm.device, lm.dtype)
+        anatomy.segment(lm, 0)(ids, mask, positions, past)
+    return past.seen
+
+
+def unpadded(hidden, trees):
+    return torch.cat([row[: len(packed.ids)] for row, packed in zip(hidden, trees, strict=True)])
+
+
+def alone(lm, ids):
+    """The final hidden states of one text of token ids, by itself."""
+    return lm.model.base_model(torch.tensor([ids])).last_hidden_state[0]
+
+
+def blocks_run(lm, function):
+    """The numbers of the blocks that run within a call, and what it returns."""
+    ran = set()
+    handles = [
+        block.register_forward_pre_hook(lambda *_, i=i: ran.add(i), prepend=True) for i, block in enumerate(lm.blocks)
+    ]
+    try:
+        return function(), ran
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def test_batches_keep_the_order_and_fill_trees_then_rows(monkeypatch):
+    monkeypatch.setattr(states, "TREE_TOKENS", 10)
+
+    def filled(sizes, batch_tokens):
+        return states.batches(sizes, int, batch_tokens)
+
+    assert filled([4, 6, 1, 9, 30, 2], 10) == [[[4, 6]], [[1, 9]], [[30]], [[2]]]
+    assert filled([4, 6, 1, 9, 30, 2], 39) == [[[4, 6], [1, 9], [30]], [[2]]]
+    assert filled([4, 3, 3, 1], 7) == [[[4, 3]], [[3, 1]]]
+    assert filled([4, 3], 1) == [[[4]], [[3]]]
+    assert filled([], 10) == []
+
+
+@pytest.mark.parametrize("layer", (0, 2, 3))
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_kept_states_give_those_of_the_full_forward_also_after_edits(model_type, layer):
+    lm = tiny.tiny_model(model_type, dtype=torch.float64)
+    kept, trees = states.Kept(lm, layer, 10**6), trees_of(lm, TEXTS[:2], TEXTS[2:], TEXTS[:1])
+    for call in range(3):
+        hidden, ran = blocks_run(lm, lambda: ours(lm, trees, kept))
+        torch.testing.assert_close(hidden, full(lm, trees), rtol=0, atol=1e-12)
+        # The first of the upper blocks is a copy, which takes given hidden states.
+        assert ran - {layer} == {i for i in range(lm.n_layers) if i > layer or not call or not layer} - {layer}
+        lm.weight(layer).mul_(1.5)
+        lm.weight(3).add_(0.1)
+
+
+def test_without_kept_states_they_are_those_of_the_full_forward():
+    lm = tiny.tiny_model("gemma2", dtype=torch.float64)
+    trees = trees_of(lm, TEXTS[:3], TEXTS[3:])
+    torch.testing.assert_close(ours(lm, trees), full(lm, trees), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_states_are_kept_by_text_whatever_tree_it_is_in(model_type):
+    lm = tiny.tiny_model(model_type, dtype=torch.float64)
+    kept, per_token = states.Kept(lm, 2, 10**6), lm.d_model * 8
+    (first,), more = trees_of(lm, TEXTS[1:3]), trees_of(lm, TEXTS[:2], (TEXTS[2], TEXTS[2][:4]), TEXTS)
+    ours(lm, [first], kept)
+    assert kept.held == len(first.ids) * per_token
+    torch.testing.assert_close(ours(lm, more, kept), full(lm, more), rtol=0, atol=BATCHED[model_type])
+    assert kept.held == len(trees_of(lm, (*TEXTS, TEXTS[2][:4]))[0].ids) * per_token
+    again, ran = blocks_run(lm, lambda: ours(lm, [first], kept))
+    torch.testing.assert_close(again, full(lm, [first]), rtol=0, atol=BATCHED[model_type])
+    assert 0 not in ran
+
+
+@pytest.mark.parametrize("n_tokens", (0, 1, 9, 20))
+def test_no_more_bytes_are_held_than_allowed_and_the_rest_is_computed_anew(n_tokens):
+    lm = tiny.tiny_model("gpt2", dtype=torch.float64)
+    kept, trees = states.Kept(lm, 2, n_tokens * lm.d_model * 8 + 7), trees_of(lm, TEXTS[:2], TEXTS[2:])
+    assert sum(len(packed.ids) for packed in trees) > 20
+    for _ in range(3):
+        torch.testing.assert_close(ours(lm, trees, kept), full(lm, trees), rtol=0, atol=1e-12)
+        assert kept.held == n_tokens * lm.d_model * 8
+
+
+def test_a_forward_that_fails_leaves_nothing_half_kept():
+    lm = tiny.tiny_model("gpt2", dtype=torch.float64)
+    kept, trees = states.Kept(lm, 2, 10**6), trees_of(lm, TEXTS)
+    handle = lm.block(1).register_forward_pre_hook(lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        ours(lm, trees, kept)
+    handle.remove()
+    assert kept.held == 0
+    torch.testing.assert_close(ours(lm, trees, kept), full(lm, trees), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("room", (None, 0, 11, 10_000))
+@pytest.mark.parametrize("n_before", (0, 6))
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_trees_that_grow_have_the_states_of_each_text_alone(model_type, n_before, room):
+    """Twice over texts of which some are known, with and without room for their states."""
+    lm = tiny.tiny_model(model_type, dtype=torch.float64)
+    kept = None if room is None else states.Kept(lm, 2, room * lm.d_model * 8)
+    beginning = tuple(range(20, 20 + n_before))
+    rows = [[(5, 6, 7), (5, 8)], [(9,)], [(5, 6, 7, 7), (5, 6)]]
+    later = [[(5, 6, 7, 1), (5, 8, 2)], [(9, 3, 4)], [(5, 6, 7, 7, 4), (5, 6, 6)]]
+    other = [[(5, 6, 7, 1), (5, 8, 3)], [(9, 3, 4)], [(5, 6, 7, 7, 5), (5, 6, 6)]]
+    with torch.no_grad():
+        for grown in (later, other, later):
+            growing = states.Growing(lm, 3, beginning, keys_of(lm, beginning), kept=kept)
+            steps = [
+                [tokens.tree(row + (more if step else [])) for row, more in zip(rows, grown, strict=True)]
+                for step in range(2)
+            ]
+            hidden = [growing(trees) for trees in steps]
+            for i, (first, second) in enumerate(zip(*steps, strict=True)):
+                found = torch.cat([hidden[0][i, : len(first.ids)], hidden[1][i, : len(second.ids) - len(first.ids)]])
+                for text, place in zip(rows[i] + grown[i], second.places, strict=True):
+                    expected = alone(lm, (*beginning, *text))[n_before:]
+                    torch.testing.assert_close(found[place], expected, rtol=0, atol=BATCHED[model_type])
+            lm.weight(2).add_(0.1)
+
+
+def test_the_same_texts_behind_another_beginning_are_told_apart():
+    lm = tiny.tiny_model("gpt2", dtype=torch.float64)
+    kept, packed = states.Kept(lm, 2, 10**6), tokens.tree([(5, 6, 7)])
+    for n, beginning in enumerate([(), (20, 21), (20, 22), (20, 21)]):
+        with torch.no_grad():
+            (hidden,) = states.Growing(lm, 1, beginning, keys_of(lm, beginning), kept=kept)([packed])
+            expected = alone(lm, (*beginning, 5, 6, 7))[len(beginning) :]
+        torch.testing.assert_close(hidden, expected, rtol=0, atol=1e-12)
+        assert len(kept.nodes) == 3 * min(n + 1, 3)
+
+
+def test_every_token_runs_once_through_each_block():
+    lm = tiny.tiny_model("gpt2")
+    grown = [tokens.tree([(5, 6, 7), (5, 8)]), tokens.tree([(5, 6, 7), (5, 8), (5, 6, 7, 1), (5, 8, 2)])]
+    for kept in (None, states.Kept(lm, 2, 0)):
+        growing, seen = states.Growing(lm, 1, kept=kept), []
+        with torch.no_grad(), anatomy.watching(lm.mlp(1), lambda given, _, seen=seen: seen.append(given.shape[1])):
+            for packed in grown:
+                growing([packed])
+        assert seen == [4, 2]
+
+
+def test_row_i_runs_on_copy_i_of_a_stack():
+    lm = tiny.tiny_model("gpt2", dtype=torch.float64)
+    stack = copies.copies(lm, [2, 3], 2)
+    stack.weight(2)[1] *= 2
+    trees = trees_of(lm, TEXTS[:3], TEXTS[3:])
+    kept = states.Kept(stack, 2, 10**6)
+    models = [tiny.tiny_model("gpt2", dtype=torch.float64) for _ in range(2)]
+    models[1].weight(2).mul_(2)
+    expected = torch.cat([full(one, [packed]) for one, packed in zip(models, trees, strict=True)])
+    for of_kept in (None, kept, kept):
+        torch.testing.assert_close(ours(stack, trees, of_kept), expected, rtol=0, atol=1e-12)
+
+
+def test_states_of_another_model_or_layer_are_refused():
+    lm, other = tiny.tiny_model("gpt2"), tiny.tiny_model("gpt2")
+    with pytest.raises(ValueError, match="kept of another model than this tiny_gpt2; make a Kept of it"):
+        ours(lm, trees_of(lm, TEXTS), states.Kept(other, 2, 1000))
+    with pytest.raises(ValueError, match="layer 4 is not one of the 4 layers"):
+        states.Kept(lm, 4, 1000)
