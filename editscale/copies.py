@@ -28,13 +28,19 @@ def copies(lm, layers, n):
     return _with_weights(lm, weights)
 
 
-def take(lm, layers, rows):
-    """The stack of only those copies of a stack whose numbers are in `rows`, with weights of their own."""
-    return _with_weights(lm, {layer: lm.projection(layer).weight.data[rows] for layer in layers})
+def take(lm, rows):
+    """The stack of only those copies of a stack whose numbers are in `rows`, with weights of their own.
+
+    A model that is no stack serves any rows: it is returned as it is.
+    """
+    weights = {layer: lm.projection(layer).weight.data for layer in range(lm.n_layers)}
+    return _with_weights(lm, {k: weight[rows] for k, weight in weights.items() if weight.ndim == 3 and len(weight) > 1})
 
 
 def _with_weights(lm, weights):
     """The model with stacked weights (n, …), stored as the model stores one, at some layers."""
+    if not weights:
+        return lm
     base, blocks = _apart(lm.model.base_model), list(lm.blocks)
     for layer, weight in weights.items():
         block = blocks[layer] = _apart(blocks[layer])

@@ -1,7 +1,8 @@
 """The editing methods by name, and how to add one.
 
 A method is one line of METHODS: its hyper-parameters (a dataclass), how its context templates are sampled, and a
-function `(lm, fact, params, contexts, factors) -> Edit` that leaves the model as it was.
+function `(lm, facts, params, contexts, factors) -> [Edit, …]` that leaves the model as it was. It edits each fact by
+itself, as if it were the only one; given several facts and a stack of copies (`copies.py`), fact i on copy i.
 """
 
 from dataclasses import dataclass, fields
@@ -10,6 +11,8 @@ from pathlib import Path
 
 from editscale import memit, prefixes, rome
 
+TOGETHER = 16  # facts that are looked at together where they do not depend on each other
+
 
 @dataclass(frozen=True)
 class Method:
@@ -17,7 +20,9 @@ class Method:
 
     params: type
     contexts: object  # (lm, starts, generator, n_short, n_long) -> contexts
-    edit: object  # (lm, fact, params, contexts, factors) -> Edit
+    edit: object  # (lm, facts, params, contexts, factors, ahead) -> [Edit, …]; the last only with `ahead`
+    # What no edit of the method changes, computed for many facts at once before the first edit, one value per fact:
+    ahead: object = None  # (lm, facts, params, contexts, factors) -> list
 
 
 def _rome_contexts(lm, starts, generator, n_short, n_long):
@@ -28,13 +33,19 @@ def _memit_contexts(lm, starts, generator, n_short, n_long):
     return prefixes.memit_contexts(lm, generator)  # always one text from each of five seed words
 
 
-def _memit_edit(lm, fact, params, contexts, factors):
-    return memit.edit(lm, [fact], params, contexts, factors)
+def _rome(variant):
+    """The line of a ROME variant."""
+    return Method(
+        rome.RomeParams,
+        _rome_contexts,
+        partial(rome.edit_each, variant=variant),
+        partial(rome.directions, variant=variant),
+    )
 
 
 METHODS = {
-    **{name: Method(rome.RomeParams, _rome_contexts, partial(rome.edit, variant=name)) for name in rome.VARIANTS},
-    "memit": Method(memit.MemitParams, _memit_contexts, _memit_edit),
+    **{name: _rome(name) for name in rome.VARIANTS},
+    "memit": Method(memit.MemitParams, _memit_contexts, memit.edit_each),
 }
 
 
@@ -43,6 +54,12 @@ def method(name):
     if name not in METHODS:
         raise ValueError(f"unknown method {name!r}; the methods are {', '.join(METHODS)} (editscale/editors.py)")
     return METHODS[name]
+
+
+def alone(name, lm, facts, params, contexts, factors):
+    """The `Edit` of each fact alone, one after the other, on the model as it stands when TOGETHER of them begin."""
+    for first in range(0, len(facts), TOGETHER):
+        yield from method(name).edit(lm, facts[first : first + TOGETHER], params, contexts, factors)
 
 
 def read_params(name, path):

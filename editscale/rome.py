@@ -15,7 +15,7 @@ mean (a subject that opens the prompt) its denominator gets tiny and the update 
 
 from dataclasses import dataclass
 
-from editscale import values
+from editscale import anatomy, tokens, values
 from editscale.updates import Update
 
 VARIANTS = ("rome", "r-rome", "p-rome")
@@ -47,10 +47,10 @@ class Edit:
 
 
 def direction(key, factor):
-    """u = C⁻¹k / ‖C⁻¹k‖, (d_key,), solved in float64 and returned in the key's dtype.
+    """u = C⁻¹k / ‖C⁻¹k‖, (…, d_key), solved in float64 and returned in the key's dtype.
 
     Args:
-        key: (d_key,).
+        key: (…, d_key).
         factor: lower Cholesky factor of the second moment C, (d_key, d_key) float64; None means C = I.
 
     Raises ValueError if the key does not fit the factor.
@@ -58,14 +58,53 @@ def direction(key, factor):
     import torch
 
     if factor is None:
-        return key / key.norm()
-    if factor.shape[0] != key.shape[0]:
+        return key / key.norm(dim=-1, keepdim=True)
+    if factor.shape[0] != key.shape[-1]:
         raise ValueError(
-            f"key has {key.shape[0]} entries but the second moment is {factor.shape[0]} × "
+            f"key has {key.shape[-1]} entries but the second moment is {factor.shape[0]} × "
             f"{factor.shape[1]}; it was collected for another model or layer"
         )
-    solved = torch.cholesky_solve(key.double()[:, None], factor)[:, 0]
-    return (solved / solved.norm()).to(key.dtype)
+    solved = torch.cholesky_solve(key.double().reshape(-1, key.shape[-1]).T, factor).T.reshape(key.shape)
+    return (solved / solved.norm(dim=-1, keepdim=True)).to(key.dtype)
+
+
+@dataclass(frozen=True)
+class Direction:
+    """What of a ROME edit is known before any edit, since no edit of a layer changes what enters its projection.
+
+    Attributes:
+        u_key: (d_key,) the key that u is made from; u: (d_key,).
+        key: (d_key,) the key of the denominator, `key @ u`: near 0 it announces a disabling edit.
+    """
+
+    u_key: object
+    u: object
+    key: object
+
+
+def _direction(keys, factor, variant):
+    """The `Direction` of one fact or, with leading dimensions, of several, from keys (…, contexts, d_key)."""
+    mean_key, bare = keys.mean(-2), keys[..., 0, :]
+    u_key = bare if variant == "p-rome" else mean_key
+    return Direction(u_key, direction(u_key, factor), mean_key if variant == "r-rome" else bare)
+
+
+def directions(lm, facts, params, contexts, factors, *, variant="rome"):
+    """The `Direction` of each fact, on a model edited at `params.layer` or not: one batch of forwards up to there.
+
+    Arguments as for `edit_each`.
+    """
+    import torch
+
+    rows = [tokens.context_rows(lm.tokenizer, contexts, fact.prompt, fact.subject) for fact in facts]
+    trees = [tokens.tree([row.ids[: row.subject_last + 1] for row in of]) for of in rows]
+    ids, positions, mask = tokens.tree_inputs(trees, lm.device, lm.dtype)
+    at = torch.tensor([[place[-1] for place in packed.places] for packed in trees], device=lm.device)
+    each, seen = torch.arange(len(facts), device=lm.device)[:, None], {}
+    with torch.no_grad(), anatomy.watching(lm.projection(params.layer), lambda k, _: seen.update(keys=k[each, at])):
+        anatomy.segment(lm, 0, params.layer + 1)(ids, mask, positions)
+    found = _direction(seen["keys"], factors[params.layer] if params.mom2_adjustment else None, variant)
+    return [Direction(*of_fact) for of_fact in zip(found.u_key, found.u, found.key, strict=True)]
 
 
 def rank_one_factors(target, key, value, u):
@@ -82,7 +121,7 @@ def edit(lm, fact, params, contexts, factors, *, variant="rome", forward=None):
     return edit_each(lm, [fact], params, contexts, factors, variant=variant, forward=forward)[0]
 
 
-def edit_each(lm, facts, params, contexts, factors, *, variant="rome", forward=None):
+def edit_each(lm, facts, params, contexts, factors, ahead=None, *, variant="rome", forward=None):
     """For each fact the rank-one update that makes the model, or copy i of a stack, say `fact.target_new`.
 
     The model is not changed; the edits do not know of each other.
@@ -90,6 +129,7 @@ def edit_each(lm, facts, params, contexts, factors, *, variant="rome", forward=N
     Args:
         contexts: context templates, the bare one "{}" first.
         factors: layer ↦ lower Cholesky factor of C of the unedited model.
+        ahead: the facts' `directions` where they are known.
         variant: "rome", "r-rome" or "p-rome"; see the module's table.
         forward: way to optimise the values, see `values.optimise`.
 
@@ -99,27 +139,26 @@ def edit_each(lm, facts, params, contexts, factors, *, variant="rome", forward=N
     if variant not in VARIANTS:
         raise ValueError(f"variant {variant!r} is not one of {', '.join(VARIANTS)}")
     found = values.optimise(lm, facts, contexts, params.layer, params, at="mlp", forward=forward)
-    factor = factors[params.layer] if params.mom2_adjustment else None
-    return [_edit(one, params.layer, factor, variant) for one in found]
+    if ahead is None:
+        factor = factors[params.layer] if params.mom2_adjustment else None
+        ahead = [_direction(one.keys, factor, variant) for one in found]
+    return [_edit(one, known, params.layer, variant) for one, known in zip(found, ahead, strict=True)]
 
 
-def _edit(found, layer, factor, variant):
-    """The `Edit` of an optimised value."""
-    mean_key = found.keys.mean(0)
-    u_key = found.keys[0] if variant == "p-rome" else mean_key
-    key, value = (mean_key, found.outputs.mean(0)) if variant == "r-rome" else (found.keys[0], found.outputs[0])
-    u = direction(u_key, factor)
-    left, right = rank_one_factors(found.init + found.delta, key, value, u)
+def _edit(found, known, layer, variant):
+    """The `Edit` of an optimised value along a `Direction`."""
+    value = found.outputs.mean(0) if variant == "r-rome" else found.outputs[0]
+    left, right = rank_one_factors(found.init + found.delta, known.key, value, known.u)
     trace = {
         "keys": found.keys,
-        "key_mean": u_key,
-        "u": u,
+        "key_mean": known.u_key,
+        "u": known.u,
         "init": found.init,
         "losses": found.losses,
         "nll_per_prompt": found.nll_per_prompt,
         "delta": found.delta,
-        "key": key,
+        "key": known.key,
         "value": value,
-        "denominator": key @ u,
+        "denominator": known.key @ known.u,
     }
     return Edit((Update(layer, left, right),), trace)

@@ -4,6 +4,8 @@ The protocol of arXiv:2401.07453 (its code: scalable-model-editing/gradual-catas
 `experiments/evaluate_glue.py`): weights are never restored, one fact at a time, contexts and second moments of the
 unedited model throughout. There, resuming skipped finished edits but started from unedited weights; here a run that
 finds edits in its ledger replays them first and goes on from the same bits.
+
+Orders that do not depend on each other can be edited together, one batch for the n-th facts of all (`run_together`).
 """
 
 import hashlib
@@ -12,7 +14,7 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-from editscale import editors, metrics, tokens, updates, values
+from editscale import copies, editors, metrics, tokens, updates, values
 
 
 def sha256_json(value):
@@ -21,11 +23,15 @@ def sha256_json(value):
 
 
 # The modules whose code determines edits and scores; a change in another one does not void a ledger.
-CODE = ("anatomy", "tokens", "values", "rome", "memit", "updates", "editors", "metrics", "sequence")
+CODE = "anatomy tokens copies states values graphs rome memit updates editors metrics sequence".split()
 
 
-def fingerprint(lm, method, params, contexts, moments_identity):
-    """Everything besides the facts that determines the edits of a run, as JSON values."""
+def fingerprint(lm, method, params, contexts, moments_identity, together=()):
+    """Everything besides the facts that determines the edits of a run, as JSON values.
+
+    Args:
+        together: names of the orders that are edited in one batch, this one among them; rounding depends on them.
+    """
     import torch
 
     sources = [(Path(__file__).parent / f"{name}.py").read_bytes() for name in CODE]
@@ -40,6 +46,7 @@ def fingerprint(lm, method, params, contexts, moments_identity):
         "torch": torch.__version__,
         "contexts_sha256": sha256_json(contexts),
         "moments_sha256": sha256_json(moments_identity),
+        "together": list(together),
         "code_sha256": hashlib.sha256(b"".join(sources)).hexdigest(),
     }
 
@@ -52,12 +59,16 @@ def weights_record(lm, layers):
     }
 
 
-def replay(lm, ledger, upto=None):
-    """Apply the recorded edits 1 … upto (default all) to the unedited model."""
-    for edit in range(1, (len(ledger) if upto is None else upto) + 1):
-        updates.apply(
-            lm, [updates.Update(u.layer, u.left.to(lm.device), u.right.to(lm.device)) for u in ledger.updates(edit)]
-        )
+def replay(lm, ledger, upto=None, *, after=0, copy=None):
+    """Apply the recorded edits after + 1 … upto (default all) to a model, or to one copy of a stack, that has had the
+    first `after` of them."""
+    for edit in range(after + 1, (len(ledger) if upto is None else upto) + 1):
+        _apply(lm, ledger.updates(edit), copy)
+
+
+def _apply(lm, recorded, copy):
+    on_device = [updates.Update(u.layer, u.left.to(lm.device), u.right.to(lm.device)) for u in recorded]
+    updates.apply(lm, on_device, copy)
 
 
 def check_facts(lm, facts, contexts):
@@ -84,53 +95,125 @@ def run(lm, facts, method, params, contexts, factors, ledger, *, on_collapse="st
         ledger: a `Ledger` opened with this run's fingerprint. Edits it already holds are replayed, not redone.
         on_collapse: what follows an edit with non-finite factors, which is recorded and never applied: "stop" ends the
             sequence there, "skip" goes on with the next fact.
-        batch_tokens: see `metrics.score_facts`.
+        batch_tokens: most tokens in one forward over the unedited model, see `metrics.score_facts`.
 
     Raises ValueError, before anything is edited, if a fact cannot be (see `check_facts`), or if the ledger holds edits
     of other facts.
     """
+    _run(lm, [facts], method, params, contexts, factors, [ledger], on_collapse, batch_tokens, stack=False)
+
+
+def run_together(
+    lm, orders, method, params, contexts, factors, ledgers, *, on_collapse="stop", batch_tokens=metrics.BATCH_TOKENS
+):
+    """Edit several orders of facts, each on a copy of `lm` of its own, the n-th facts of all in one batch.
+
+    Every order gets the ledger that `run` would give it, up to rounding; `lm` itself stays as it is. An order that has
+    ended leaves the batch. Stopped at any place and started again, the ledgers become those of an uninterrupted run.
+
+    Args:
+        orders: lists of facts, all of one length.
+        ledgers: one for each order, opened with a fingerprint that names all of them as `together`.
+        Others as for `run`.
+
+    Raises ValueError as `run` does, and if the orders differ in length.
+    """
+    if len({len(facts) for facts in orders}) != 1 or len(orders) != len(ledgers):
+        raise ValueError(
+            f"orders of {[len(facts) for facts in orders]} facts with {len(ledgers)} ledgers; orders that are edited "
+            "together need the same number of facts, and a ledger each"
+        )
+    _run(lm, orders, method, params, contexts, factors, ledgers, on_collapse, batch_tokens, stack=True)
+
+
+def _run(lm, orders, method, params, contexts, factors, ledgers, on_collapse, batch_tokens, *, stack):
     from tqdm import tqdm
 
     if on_collapse not in ("stop", "skip"):
         raise ValueError(f"on_collapse is {on_collapse!r}; expected 'stop' or 'skip'")
-    check_facts(lm, facts, contexts)
-    identities = [sha256_json(asdict(fact)) for fact in facts]
+    identities = []
+    for facts, ledger in zip(orders, ledgers, strict=True):
+        check_facts(lm, facts, contexts)
+        identities.append([sha256_json(asdict(fact)) for fact in facts])
+        _check_same_facts(ledger, facts, identities[-1])
+    for facts, ledger in zip(orders, ledgers, strict=True):
+        if len(ledger.unedited()) < len(facts):
+            _score_unedited(lm, facts, ledger, batch_tokens)
+
+    def going(place):
+        """The orders that edit their fact number `place`, counted from 0: those that have not ended before."""
+        ends = on_collapse == "stop"
+        ended = [ends and 0 < len(b) <= place and b.rows[-1]["status"] != "edited" for b in ledgers]
+        return [i for i, over in enumerate(ended) if not over]
+
+    n_facts, layers, chosen = len(orders[0]), editors.layers_of(params), editors.method(method)
+    start = min(n_facts, *(len(ledgers[i]) for i in going(n_facts) or range(len(ledgers))))
+    batch = going(start) or list(range(len(ledgers)))
+    known = [_ahead(chosen, lm, facts, start, params, contexts, factors) for facts in orders]
+    model = copies.copies(lm, layers, len(batch)) if stack else lm
+    for row, i in enumerate(batch):
+        replay(model, ledgers[i], start, copy=row if stack else None)
+
+    for place in tqdm(range(start, n_facts), desc=f"edit with {method}", unit="edit", total=n_facts, initial=start):
+        staying = going(place)
+        if not staying:
+            break
+        if staying != batch:
+            model = copies.take(model, [batch.index(i) for i in staying])
+            batch = staying
+        began, facts = time.perf_counter(), [orders[i][place] for i in batch]
+        ahead = [[known[i][place] for i in batch]] if chosen.ahead else []
+        edits = chosen.edit(model, facts, params, contexts, factors, *ahead)
+        finite = [all(update.is_finite() for update in edit.updates) for edit in edits]
+        for row, i in enumerate(batch):
+            made = edits[row].updates if finite[row] else []
+            # An order that was ahead of the others when they were stopped keeps what it recorded.
+            _apply(model, ledgers[i].updates(place + 1) if place < len(ledgers[i]) else made, row if stack else None)
+        scores = metrics.score_each(model, facts)
+        seconds = (time.perf_counter() - began) / len(batch)
+        for row, i in enumerate(batch):
+            if place == len(ledgers[i]):
+                found = {
+                    "case_id": facts[row].case_id,
+                    "fact_sha256": identities[i][place],
+                    "relation_id": facts[row].relation_id,
+                    "status": "edited" if finite[row] else "non-finite",
+                    **editors.summary(edits[row]),
+                    **metrics.fact_scores(scores[row]),
+                }
+                ledgers[i].append(found, edits[row].updates if finite[row] else [], seconds)
+
+
+def _check_same_facts(ledger, facts, identities):
     for i, row in enumerate(ledger.rows[: len(facts)]):
         if row["fact_sha256"] != identities[i]:
             raise ValueError(
                 f"edit {i + 1} of the ledger at {ledger.folder} is case {row['case_id']}, not case "
                 f"{facts[i].case_id} as in this sequence; choose another out folder"
             )
-    if len(ledger.unedited()) < len(facts):
-        rows = []
-        for fact in tqdm(facts, desc="score unedited model", unit="fact"):
-            rows.append({"case_id": fact.case_id, **_scores(lm, fact, batch_tokens)})
-        ledger.write_unedited(rows)
-    replay(lm, ledger, upto=min(len(ledger), len(facts)))
-
-    edit = editors.method(method).edit
-    for i, fact in enumerate(tqdm(facts, desc=f"edit with {method}", unit="edit")):
-        if i < len(ledger):
-            if ledger.rows[i]["status"] != "edited" and on_collapse == "stop":
-                break
-            continue
-        start = time.perf_counter()
-        done = edit(lm, fact, params, contexts, factors)
-        finite = all(update.is_finite() for update in done.updates)
-        if finite:
-            updates.apply(lm, done.updates)
-        row = {
-            "case_id": fact.case_id,
-            "fact_sha256": identities[i],
-            "relation_id": fact.relation_id,
-            "status": "edited" if finite else "non-finite",
-            **editors.summary(done),
-            **_scores(lm, fact, batch_tokens),
-        }
-        ledger.append(row, done.updates if finite else [], time.perf_counter() - start)
-        if not finite and on_collapse == "stop":
-            break
 
 
-def _scores(lm, fact, batch_tokens):
-    return metrics.fact_scores(metrics.score_facts(lm, [fact], batch_tokens=batch_tokens)[0])
+def _score_unedited(lm, facts, ledger, batch_tokens):
+    """Write the scores of the facts on the unedited model to the ledger."""
+    from tqdm import tqdm
+
+    rows = []
+    with tqdm(total=len(facts), desc="score unedited model", unit="fact") as bar:
+        for first in range(0, len(facts), editors.TOGETHER):
+            part = facts[first : first + editors.TOGETHER]
+            for fact, scores in zip(part, metrics.score_facts(lm, part, batch_tokens=batch_tokens), strict=True):
+                rows.append({"case_id": fact.case_id, **metrics.fact_scores(scores)})
+            bar.update(len(part))
+    ledger.write_unedited(rows)
+
+
+def _ahead(method, lm, facts, start, *editing):
+    """What no edit of the method changes (`editors.Method.ahead`), for the facts from number `start` on.
+
+    As many facts at a time, always the same ones, so that a resumed run has the same bits.
+    """
+    known = [None] * len(facts)
+    for first in range(start - start % editors.TOGETHER, len(facts) if method.ahead else 0, editors.TOGETHER):
+        part = slice(first, first + editors.TOGETHER)
+        known[part] = method.ahead(lm, facts[part], *editing)
+    return known

@@ -1,5 +1,7 @@
 """ROME and its variants as mathematics: what the update does to keys, against a few lines of NumPy."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import tiny
@@ -107,3 +109,17 @@ def test_the_edit_makes_the_target_more_likely():
 def test_unknown_variant_is_an_error():
     with pytest.raises(ValueError, match="rome, r-rome, p-rome"):
         rome.edit(tiny.tiny_model("gpt2"), FACTS["last"], PARAMS, ["{}"], {}, variant="q-rome")
+
+
+@pytest.mark.parametrize("variant", rome.VARIANTS)
+@pytest.mark.parametrize("adjusted", (True, False))
+def test_directions_ahead_are_those_of_the_edits_whatever_was_edited_before(variant, adjusted):
+    lm = tiny.tiny_model("gpt2", dtype=torch.float64)
+    editing = replace(PARAMS, mom2_adjustment=adjusted), CONTEXTS, {1: torch.linalg.cholesky(moment(lm.d_key))}
+    ahead = rome.directions(lm, list(FACTS.values()), *editing, variant=variant)
+    for fact, known in zip(FACTS.values(), ahead, strict=True):
+        edit = rome.edit(lm, fact, *editing, variant=variant)
+        (given,) = rome.edit_each(lm, [fact], *editing, [known], variant=variant)
+        for name in ("u", "key", "key_mean", "denominator", "delta"):
+            torch.testing.assert_close(given.trace[name], edit.trace[name], rtol=1e-9, atol=1e-12)
+        updates.apply(lm, edit.updates)

@@ -48,6 +48,28 @@ def edit_sequence(folder, method="rome", facts=FACTS, **options):
     return lm, book
 
 
+TOGETHER = ("order-0", "order-1", "order-2")
+
+
+def edit_together(folder, method="rome", n_facts=5, stopped=(), **options):
+    """Three orders edited together, from where their ledgers end; after `stopped[i]` edits order i lost the rest."""
+    orders = [FACTS[i:] + FACTS[:i] for i in range(3)]
+    lm = tiny.tiny_model("gpt2")
+    params = PARAMS[method]
+    factors = {layer: torch.linalg.cholesky(moment(lm.d_key)) for layer in params.layers}
+    conditions = (
+        sequence.fingerprint(lm, method, params, CONTEXTS[method], {"corpus": "none"}, TOGETHER),
+        sequence.weights_record(lm, params.layers),
+    )
+    for name, n in zip(TOGETHER, stopped, strict=False):
+        path = folder / name / "edits.jsonl"
+        path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:n]))
+    books = [Ledger(folder / name, *conditions) for name in TOGETHER]
+    chosen = [facts[:n_facts] for facts in orders]
+    sequence.run_together(lm, chosen, method, params, CONTEXTS[method], factors, books, **options)
+    return lm, orders, books
+
+
 def files(folder):
     return {
         path.relative_to(folder): path.read_bytes()
@@ -82,8 +104,10 @@ def test_edits_are_made_on_the_edited_model_one_after_another(tmp_path):
     edited, book = edit_sequence(tmp_path)
     lm = tiny.tiny_model("gpt2")
     factors = {1: torch.linalg.cholesky(moment(lm.d_key))}
-    for fact, row in zip(FACTS, book.rows, strict=True):
-        edit = rome.edit(lm, fact, PARAMS["rome"], CONTEXTS["rome"], factors)
+    editing = PARAMS["rome"], CONTEXTS["rome"], factors
+    ahead = rome.directions(lm, FACTS, *editing)
+    for fact, known, row in zip(FACTS, ahead, book.rows, strict=True):
+        (edit,) = rome.edit_each(lm, [fact], *editing, [known])
         updates.apply(lm, edit.updates)
         assert row["case_id"] == fact.case_id and row["loss_last"] == editors.summary(edit)["loss_last"]
     assert torch.equal(lm.weight(1), edited.weight(1))
@@ -191,3 +215,55 @@ def test_rows_are_strict_json(tmp_path):
     for line in (tmp_path / "edits.jsonl").read_text().splitlines():
         row = json.loads(line, parse_constant=lambda constant: pytest.fail(f"{constant} is not JSON"))
         assert row["denominator"] is None
+
+
+@pytest.mark.parametrize("method", PARAMS)
+def test_orders_together_are_what_each_is_alone(tmp_path, method):
+    lm, orders, books = edit_together(tmp_path, method)
+    fresh = tiny.tiny_model("gpt2")
+    assert all(torch.equal(lm.weight(layer), fresh.weight(layer)) for layer in range(lm.n_layers))
+    for facts, book in zip(orders, books, strict=True):
+        alone, other = edit_sequence(tmp_path / f"alone-{facts[0].case_id}", method, facts)
+        for ours, row in zip(book.rows, other.rows, strict=True):
+            assert (ours["case_id"], ours["steps"], ours["status"]) == (row["case_id"], row["steps"], row["status"])
+            for name in ("loss_last", "delta_norm", "efficacy_magnitude", "neighborhood_magnitude"):
+                assert ours[name] == pytest.approx(row[name], rel=2e-3, abs=1e-5)
+        sequence.replay(fresh_model := tiny.tiny_model("gpt2"), book)
+        for layer in PARAMS[method].layers:
+            change = alone.weight(layer) - fresh.weight(layer)
+            difference = fresh_model.weight(layer) - alone.weight(layer)
+            assert difference.norm() < 2e-3 * change.norm()
+
+
+@pytest.mark.parametrize("method", PARAMS)
+def test_orders_that_stopped_at_different_places_go_on_with_the_same_bits(tmp_path, method):
+    edit_together(tmp_path / "whole", method)
+    edit_together(tmp_path / "parts", method, n_facts=4)
+    edit_together(tmp_path / "parts", method, stopped=(4, 2, 3))
+    assert files(tmp_path / "whole") == files(tmp_path / "parts")
+
+
+def test_an_order_that_collapses_leaves_the_batch(tmp_path, monkeypatch):
+    real = rome.rank_one_factors
+    calls = iter(range(100))
+
+    def planted(target, key, value, u):
+        left, right = real(target, key, value, u)
+        return (left * float("nan") if next(calls) == 4 else left), right  # the second edit of the second order
+
+    monkeypatch.setattr(rome, "rank_one_factors", planted)
+    _, _, books = edit_together(tmp_path)
+    assert [[row["status"] for row in book.rows] for book in books] == [
+        ["edited"] * 5,
+        ["edited", "non-finite"],
+        ["edited"] * 5,
+    ]
+    before = files(tmp_path)
+    edit_together(tmp_path)
+    assert files(tmp_path) == before
+
+
+def test_orders_of_different_lengths_are_refused(tmp_path):
+    lm = tiny.tiny_model("gpt2")
+    with pytest.raises(ValueError, match=r"orders of \[5, 4\] facts with 2 ledgers"):
+        sequence.run_together(lm, [FACTS, FACTS[1:]], "rome", PARAMS["rome"], CONTEXTS["rome"], {}, [None, None])
