@@ -153,12 +153,12 @@ def tree(texts, marks=None):
     return Tree(np.array(ids), np.array(positions), sees, places)
 
 
-def tree_inputs(trees, device, dtype):
+def tree_inputs(trees, device, dtype, *, multiple=1):
     """Trees as a model takes them, one per row: ids and position ids (trees, tokens), additive mask (trees, 1, tokens,
-    tokens). Shorter trees are padded behind their tokens; padding is id 0 at position 0 and sees itself alone."""
+    tokens). Rows are padded to the longest, or to the next multiple; padding is id 0 at position 0 and sees itself."""
     import torch
 
-    width = max(len(packed.ids) for packed in trees)
+    width = -(-max(len(packed.ids) for packed in trees) // multiple) * multiple
     ids, positions = (np.zeros((len(trees), width), dtype=np.int64) for _ in range(2))
     sees = np.repeat(np.eye(width, dtype=bool)[None], len(trees), axis=0)
     for i, packed in enumerate(trees):

@@ -14,12 +14,14 @@ Facts that do not depend on each other (one per copy of a stack, a batch of MEMI
 together, one row of a batch each; each stops by itself. On a GPU a step is a CUDA graph (`graphs.py`).
 """
 
+import copy
 from dataclasses import dataclass
 
 import numpy as np
 
-from editscale import anatomy, tokens
+from editscale import anatomy, copies, tokens
 
+GROUP = 4  # facts of one batch; facts of like length are together, since all rows of a batch are as long as the longest
 KL_PROMPT = "{} is a"  # the subject's "essence" is kept by a KL term at the subject's last token
 
 
@@ -73,6 +75,12 @@ class Descent:
     def tensors(self):
         """All of the state, by name."""
         return {name: value for name, value in vars(self).items() if name != "params"}
+
+    def on(self, tensors):
+        """The same state held in other tensors."""
+        other = copy.copy(self)
+        vars(other).update(tensors)
+        return other
 
     def advance(self, forward, *, update):
         """One forward of all facts, and one Adam step with projection of those that go on.
@@ -152,8 +160,19 @@ def optimise(lm, facts, contexts, layer, params, *, at, forward=None):
     """
     rows = [target_rows(lm, fact, contexts) for fact in facts]
     tokens.check_length(lm, max(len(row.ids) for of_fact in rows for row in of_fact))
-    init, keys, outputs, step = (forward or cached_forward)(lm, rows, layer, at)
-    descent = Descent(init, params, len(contexts), lm.n_vocabulary)
+    lengths, found = [sum(len(row.ids) - row.subject_last for row in of) for of in rows], [None] * len(facts)
+    for group in np.array_split(np.argsort(lengths, kind="stable"), -(-len(facts) // GROUP)):
+        part = copies.take(lm, group) if len(facts) > 1 else lm
+        together = _optimise(part, [rows[i] for i in group], layer, params, at, forward or cached_forward)
+        for i, one in zip(group, together, strict=True):
+            found[i] = one
+    return found
+
+
+def _optimise(lm, rows, layer, params, at, forward):
+    """One `Optimised` for the rows of each fact, all in one batch."""
+    init, keys, outputs, step = forward(lm, rows, layer, at)
+    descent = Descent(init, params, len(rows[0]) - 1, lm.n_vocabulary)
     if init.is_cuda and isinstance(step, Cached):
         from editscale import graphs
 
@@ -187,7 +206,7 @@ class Cached:
     """The steps of an optimisation: a function of δ (facts, d_model), see `Descent.advance`, with all it needs.
 
     Attributes:
-        upper: runs the blocks above the edited one (`anatomy.segment`).
+        n_blocks: how many blocks are above the edited one; upper: runs them (`anatomy.segment`).
         logits: final hidden states ↦ logits.
         post: the norm behind the MLP, if there is one and δ enters before it.
         tensors: by name; tokens are those that δ reaches, from the subjects' last ones on, padded to one number
@@ -199,6 +218,7 @@ class Cached:
             targets: (positions,) ids; weights: (facts · contexts, positions), see `_weights`.
     """
 
+    n_blocks: int
     upper: object
     logits: object
     post: object
@@ -239,6 +259,18 @@ def _sees(trees, queries, keys):
     return sees
 
 
+def _without_gradient(lm, name, layers, function, tensors):
+    """`function(tensors)`, by a CUDA graph where it can be: on a GPU, with weights of `layers` that stay in place."""
+    import torch
+
+    if lm.device.type == "cuda" and all(lm.weight(layer).ndim == 2 for layer in layers):
+        from editscale import graphs
+
+        return graphs.forward(lm, name, layers, function, tensors)
+    with torch.no_grad():
+        return function(tensors)
+
+
 def cached_forward(lm, rows, layer, at):
     """Prepare the optimisation of some facts; everything δ cannot change is computed here, once.
 
@@ -252,22 +284,33 @@ def cached_forward(lm, rows, layer, at):
     import torch
 
     # Sizes of a CUDA graph: few, so that one serves many facts.
-    to_before, to_after = (64, 8) if lm.device.type == "cuda" else (1, 1)
+    to_before, to_after = (128, 32) if lm.device.type == "cuda" else (1, 1)
     # The KL prompt is read at its subject only; what follows it there is not run.
     texts = [[*(row.ids for row in of[:-1]), of[-1].ids[: of[-1].subject_last + 1]] for of in rows]
     trees = [tokens.tree(text, [row.subject_last for row in of]) for text, of in zip(texts, rows, strict=True)]
-    ids, positions, mask = tokens.tree_inputs(trees, lm.device, lm.dtype)
     subjects = [
         [p[row.subject_last] for p, row in zip(t.places, of, strict=True)] for t, of in zip(trees, rows, strict=True)
     ]
-    last, fact, seen = torch.tensor(subjects, device=lm.device), torch.arange(len(rows), device=lm.device)[:, None], {}
+    last, fact = torch.tensor(subjects, device=lm.device), torch.arange(len(rows), device=lm.device)[:, None]
+    ids, positions, mask = tokens.tree_inputs(trees, lm.device, lm.dtype, multiple=to_before)
     lower, upper = anatomy.segment(lm, 0, layer + 1), anatomy.segment(lm, layer + 1)
-    with (
-        torch.no_grad(),
-        anatomy.watching(lm.projection(layer), lambda k, v: seen.update(key=k[fact, last], value=v[fact, last])),
-        anatomy.watching(lm.mlp(layer), lambda _, m: seen.update(mlp=m)),
-    ):
-        block_out = lower(ids, mask, positions)
+
+    def up_to_the_edited_block(t):
+        seen, each = {}, torch.arange(len(t["last"]), device=t["last"].device)[:, None]
+
+        def projection(keys, values):
+            seen.update(keys=keys[each, t["last"]], values=values[each, t["last"]])
+
+        with (
+            anatomy.watching(lm.projection(layer), projection),
+            anatomy.watching(lm.mlp(layer), lambda _, out: seen.update(mlp=out)),
+        ):
+            seen["block"] = lower(t["ids"], t["mask"], t["positions"])
+        return seen
+
+    inputs = {"ids": ids, "mask": mask, "positions": positions, "last": last}
+    seen = _without_gradient(lm, f"lower {layer}", range(layer + 1), up_to_the_edited_block, inputs)
+    block_out = seen["block"]
 
     # δ reaches the tokens that see a subject's last one; rows of the same text up to the subject share that token.
     reached = [packed.sees[:, np.unique(of)].any(axis=1) for packed, of in zip(trees, subjects, strict=True)]
@@ -280,11 +323,22 @@ def cached_forward(lm, rows, layer, at):
     def mask_of(keys, queries):
         return tokens.additive_mask(torch.from_numpy(_sees(trees, queries, keys)).to(lm.device), lm.dtype)
 
+    def keys_and_values(t):
+        cache = anatomy.KeyValues()
+        upper(t["hidden"], t["mask"], t["positions"], cache)
+        return {
+            f"{name}.{i}": x for i, of in cache.seen.items() for name, x in zip(("keys", "values"), of, strict=True)
+        }
+
     # Of tokens before the subject's last one only attention keys and values in the upper blocks are kept.
-    earlier = anatomy.KeyValues()
+    earlier = {}
     if before.size and layer + 1 < lm.n_layers:
-        with torch.no_grad():
-            upper(part(block_out, before), mask_of(before, before), part(positions, before), earlier)
+        inputs = {
+            "hidden": part(block_out, before),
+            "mask": mask_of(before, before),
+            "positions": part(positions, before),
+        }
+        earlier = _without_gradient(lm, f"upper {layer}", range(layer + 1, lm.n_layers), keys_and_values, inputs)
 
     width, found = after.shape[1], [_scored(of[:-1]) for of in rows]
     place_of = [{node: i * width + j for j, node in enumerate(of) if node >= 0} for i, of in enumerate(after.tolist())]
@@ -304,14 +358,13 @@ def cached_forward(lm, rows, layer, at):
         "targets": torch.tensor([t for _, _, t, _ in flat]),
         "weights": _weights(flat, len(rows) * n_contexts, block_out),
     }
-    for i, (keys, values) in earlier.seen.items():
-        tensors |= {f"keys.{i}": keys, f"values.{i}": values}
+    tensors |= earlier
     post = None
     if at == "mlp" and lm.family.post_norm:
         post, tensors["mlp"] = lm.block(layer).get_submodule(lm.family.post_norm), part(seen["mlp"], after)
     init = (seen["mlp"] if at == "mlp" else block_out)[fact[:, 0], last[:, 0]]
     tensors = {name: tensor.to(lm.device) for name, tensor in tensors.items()}
-    return init.clone(), seen["key"], seen["value"], Cached(upper, lm.logits, post, tensors)
+    return init.clone(), seen["keys"], seen["values"], Cached(lm.n_layers - layer - 1, upper, lm.logits, post, tensors)
 
 
 def plain_forward(lm, rows, layer, at):

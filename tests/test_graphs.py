@@ -1,0 +1,107 @@
+"""CUDA graphs of optimisation steps give what the same steps give one kernel at a time, and what the CPU gives."""
+
+from dataclasses import replace
+
+import pytest
+import tiny
+import torch
+from test_copies import CONTEXTS, FACTS, MEMIT, ROME
+
+from editscale import copies, graphs, memit, rome, values
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
+
+
+def on_gpu(model_type, dtype=torch.float64):
+    lm = tiny.tiny_model(model_type, dtype=dtype)
+    return replace(lm, model=lm.model.cuda(), graphs={})
+
+
+@pytest.mark.parametrize("at", ("mlp", "block"))
+@pytest.mark.parametrize("model_type", ("gpt2", "gptj", "llama", "qwen3", "gemma", "gemma2"))
+def test_recorded_steps_are_the_steps(model_type, at):
+    lm, cpu = on_gpu(model_type), tiny.tiny_model(model_type, dtype=torch.float64)
+    tolerance = 1e-9 if model_type == "gpt2" else 5e-4
+    for facts in ([FACTS[0]], [FACTS[1]], FACTS):
+        rows = [values.target_rows(lm, fact, CONTEXTS) for fact in facts]
+        init, _, _, cached = values.cached_forward(lm, rows, 1, at)
+        eager = values.Descent(init, ROME, len(CONTEXTS), lm.n_vocabulary)
+        values.descend(cached, eager)
+        recorded = graphs.descend(lm, cached, values.Descent(init, ROME, len(CONTEXTS), lm.n_vocabulary))
+        for one, two in zip(recorded.results(), eager.results(), strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
+        on_cpu = values.optimise(cpu, facts, CONTEXTS, 1, ROME, at=at)
+        for one, two in zip(recorded.results(), on_cpu, strict=True):
+            scale = two.delta.norm().item()
+            torch.testing.assert_close(one[0].cpu(), two.delta, rtol=0, atol=tolerance * scale)
+            torch.testing.assert_close(one[1].cpu(), two.losses, rtol=tolerance, atol=tolerance)
+
+
+def test_a_graph_reads_the_weights_as_they_are_now_and_serves_every_fact_of_its_shape():
+    lm = on_gpu("gpt2")
+    factors = {layer: torch.eye(lm.d_key, dtype=torch.float64, device="cuda") for layer in (0, 1, 2)}
+    for _ in range(2):
+        (edit,) = rome.edit_each(lm, [FACTS[0]], ROME, CONTEXTS, factors)
+        n = len(lm.graphs["recorded"])
+        lm.weight(1).add_(edit.updates[0].matrix())
+        lm.weight(3).mul_(1.1)
+        cpu = tiny.tiny_model("gpt2", dtype=torch.float64)
+        cpu.weight(1).copy_(lm.weight(1).cpu())
+        cpu.weight(3).copy_(lm.weight(3).cpu())
+        (again,) = rome.edit_each(lm, [FACTS[0]], ROME, CONTEXTS, factors)
+        assert len(lm.graphs["recorded"]) == n
+        (oracle,) = rome.edit_each(cpu, [FACTS[0]], ROME, CONTEXTS, {k: f.cpu() for k, f in factors.items()})
+        expected = oracle.updates[0].matrix()
+        torch.testing.assert_close(
+            again.updates[0].matrix().cpu(), expected, rtol=0, atol=1e-9 * expected.norm().item()
+        )
+
+
+def test_facts_stop_by_themselves_in_a_graph():
+    """A quadratic instead of a model: no block, only the arithmetic of the descent."""
+    lm = on_gpu("gpt2")
+    params = replace(ROME, v_num_grad_steps=40, v_weight_decay=0.0)
+    targets = torch.tensor([[0.3], [3.0], [90.0]], dtype=torch.float64, device="cuda").expand(3, 3).contiguous()
+    init, log_p = torch.ones_like(targets), torch.log(torch.tensor([[0.25, 0.75]], dtype=torch.float64)).cuda()
+
+    class Quadratic(values.Cached):
+        def __call__(self, delta):
+            distance = ((delta - self.tensors["targets"]) ** 2).sum(dim=1, keepdim=True)
+            return distance, log_p.expand(len(delta), 2)
+
+    steps = Quadratic(0, None, None, None, {"targets": targets})
+    eager = values.Descent(init, params, 1, 2)
+    values.descend(steps, eager)
+    recorded = graphs.descend(lm, steps, values.Descent(init, params, 1, 2))
+    lengths = [len(losses) for _, losses, _ in recorded.results()]
+    assert lengths[0] < lengths[1] < lengths[2] == 40
+    for one, two in zip(recorded.results(), eager.results(), strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
+
+
+@pytest.mark.parametrize("method", ("rome", "memit"))
+def test_orders_on_a_gpu_are_edited_as_on_the_cpu(method):
+    edits = []
+    for lm in (on_gpu("gpt2"), tiny.tiny_model("gpt2", dtype=torch.float64)):
+        stack = copies.copies(lm, (0, 1, 2), 3)
+        for i in range(3):
+            stack.weight(1)[i].mul_(1 + 0.1 * i)
+        factors = {layer: torch.eye(lm.d_key, dtype=torch.float64, device=lm.device) for layer in (0, 1, 2)}
+        if method == "memit":
+            edits.append(memit.edit_each(stack, FACTS, MEMIT, [["{}"], CONTEXTS[1:]], factors))
+        else:
+            edits.append(rome.edit_each(stack, FACTS, ROME, CONTEXTS, factors))
+    for one, two in zip(*edits, strict=True):
+        for ours, expected in zip(one.updates, two.updates, strict=True):
+            tolerance = 1e-9 * expected.matrix().norm().item()
+            torch.testing.assert_close(ours.matrix().cpu(), expected.matrix(), rtol=0, atol=tolerance)
+
+
+def test_only_so_many_graphs_are_kept(monkeypatch):
+    monkeypatch.setattr(graphs, "KEPT", 2)
+    lm = on_gpu("gpt2")
+    alone = values.optimise(on_gpu("gpt2"), FACTS[:1], CONTEXTS, 1, ROME, at="mlp")[0]
+    for n in (1, 2, 3, 1):
+        together = values.optimise(lm, FACTS[:n], CONTEXTS, 1, ROME, at="mlp")
+        torch.testing.assert_close(together[0].delta, alone.delta, rtol=0, atol=1e-9 * alone.delta.norm().item())
+    assert len(lm.graphs["recorded"]) == 2
