@@ -3,8 +3,8 @@
 In the paper (arXiv:2401.07453) an edit is seen to disable the model where the distance of the weights jumps and
 recall, downstream scores and generation fall with it; the released code holds no threshold
 (scalable-model-editing/rebuilding-rome `experiments/disable_edits_plots.py` draws distance against word entropy of
-single edits). Here `detect` finds jumps by a stated rule, `effects` puts beside them what fell, and `single_edit`
-applies a fact's edit alone to the unedited model. Only `single_edit` needs torch.
+single edits). Here `detect` finds jumps by a stated rule, `effects` puts beside them what fell, and `single_edits`
+applies the edits of facts alone to the unedited model. Only `single_edits` needs torch.
 """
 
 import numpy as np
@@ -132,8 +132,8 @@ def with_ordinary(facts, flagged, n_ordinary):
     return [fact for fact in facts if fact.case_id in flagged | spaced]
 
 
-def single_edit(lm, fact, method, params, contexts, factors, texts):
-    """What one fact's edit alone does to the model as it stands: a row per edited layer; the model stays as it was.
+def single_edits(lm, facts, method, params, contexts, factors, texts):
+    """What each fact's edit alone does to the model as it stands: a row per fact and edited layer, in order.
 
     Args:
         method, params, contexts, factors: see `editors`.
@@ -147,39 +147,47 @@ def single_edit(lm, fact, method, params, contexts, factors, texts):
 
     Weights are put back bit for bit, also after an error.
     """
-    from editscale import editors, generation, metrics, updates
+    from tqdm import tqdm
 
-    edit = editors.method(method).edit(lm, fact, params, contexts, factors)
-    finite = all(update.is_finite() for update in edit.updates)
-    original = updates.saved_weights(lm, [update.layer for update in edit.updates])
-    scores = dict.fromkeys(("efficacy", "efficacy_accuracy", "word_entropy", "perplexity"), np.nan)
-    if finite:
+    from editscale import editors, updates
+
+    original = updates.saved_weights(lm, editors.layers_of(params))
+    edits, rows = editors.alone(method, lm, facts, params, contexts, factors), []
+    for fact, edit in zip(tqdm(facts, desc=f"single edits, {method}", unit="edit"), edits, strict=True):
+        finite = all(update.is_finite() for update in edit.updates)
+        scores = dict.fromkeys(("efficacy", "efficacy_accuracy", "word_entropy", "perplexity"), np.nan)
         try:
-            updates.apply(lm, edit.updates)
-            prompt = (fact.rewrite_prompt, fact.target_new, fact.target_true)
-            (score,) = metrics.score_prompts(lm, [prompt])
-            scores = {
-                "efficacy": float(score.nll_new < score.nll_true),
-                "efficacy_accuracy": float(score.correct_new),
-                "word_entropy": generation.word_entropy(generation.teacher_forced_texts(lm, fact)),
-                "perplexity": generation.perplexity(lm, texts),
-            }
+            if finite:
+                updates.apply(lm, edit.updates)
+                scores = _scores(lm, fact, texts)
         finally:
             updates.restore(lm, original)
-    rows = []
-    for update in edit.updates:
-        norm, weight = update.norm(), original[update.layer]
-        rows.append(
-            {
-                "case_id": fact.case_id,
-                "method": method,
-                "status": "edited" if finite else "non-finite",
-                "layer": update.layer,
-                "update_norm": norm,
-                "normalised_l2": norm / weight.numel(),
-                "relative_drift": norm / weight.double().norm().item(),
-                "denominator": editors.summary(edit)["denominator"],
-                **scores,
-            }
-        )
+        for update in edit.updates:
+            norm, weight = update.norm(), original[update.layer]
+            rows.append(
+                {
+                    "case_id": fact.case_id,
+                    "method": method,
+                    "status": "edited" if finite else "non-finite",
+                    "layer": update.layer,
+                    "update_norm": norm,
+                    "normalised_l2": norm / weight.numel(),
+                    "relative_drift": norm / weight.double().norm().item(),
+                    "denominator": editors.summary(edit)["denominator"],
+                    **scores,
+                }
+            )
     return rows
+
+
+def _scores(lm, fact, texts):
+    """What `single_edits` measures on the edited model."""
+    from editscale import generation, metrics
+
+    (score,) = metrics.score_prompts(lm, [(fact.rewrite_prompt, fact.target_new, fact.target_true)])
+    return {
+        "efficacy": float(score.nll_new < score.nll_true),
+        "efficacy_accuracy": float(score.correct_new),
+        "word_entropy": generation.word_entropy(generation.teacher_forced_texts(lm, fact)),
+        "perplexity": generation.perplexity(lm, texts),
+    }

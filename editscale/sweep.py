@@ -31,8 +31,7 @@ def single_edits(lm, facts, method, params, contexts, factors):
     """Rows of `metrics.COLUMNS` and `editors.summary`, one per fact, each edited alone on the model as it stands."""
     original = updates.saved_weights(lm, editors.layers_of(params))
     rows = []
-    for fact in facts:
-        edit = editors.method(method).edit(lm, fact, params, contexts, factors)
+    for fact, edit in zip(facts, editors.alone(method, lm, facts, params, contexts, factors), strict=True):
         updates.apply(lm, edit.updates)
         scores = metrics.fact_scores(metrics.score_facts(lm, [fact])[0])
         updates.restore(lm, original)

@@ -159,7 +159,7 @@ def test_effects_refuse_tables_of_other_runs():
 
 def single(lm, method, fact=FACTS[0]):
     factors = {layer: torch.linalg.cholesky(moment(lm.d_key)) for layer in (0, 1)}
-    return disabling.single_edit(lm, fact, method, PARAMS[method], CONTEXTS[method], factors, TEXTS)
+    return disabling.single_edits(lm, [fact], method, PARAMS[method], CONTEXTS[method], factors, TEXTS)
 
 
 @pytest.mark.parametrize("method", PARAMS)
@@ -171,7 +171,7 @@ def test_a_single_edit_is_measured_on_the_edited_model_and_leaves_the_weights_bi
     assert rows == single(lm, method)
 
     factors = {layer: torch.linalg.cholesky(moment(lm.d_key)) for layer in (0, 1)}
-    edit = editors.method(method).edit(lm, FACTS[0], PARAMS[method], CONTEXTS[method], factors)
+    (edit,) = editors.method(method).edit(lm, FACTS[:1], PARAMS[method], CONTEXTS[method], factors)
     assert [row["layer"] for row in rows] == editors.layers_of(PARAMS[method])
     original = updates.saved_weights(lm, editors.layers_of(PARAMS[method]))
     updates.apply(lm, edit.updates)
@@ -196,7 +196,7 @@ def fake_edit(monkeypatch, value):
 
     def edit(*arguments):
         done = rome.edit(*arguments)
-        for update in done.updates:
+        for update in done[0].updates:
             update.left.fill_(value)
         return done
 
@@ -228,7 +228,7 @@ def test_the_weights_are_put_back_after_an_error(monkeypatch):
     before = lm.weight(1).clone()
     factors = {1: torch.linalg.cholesky(moment(lm.d_key))}
     with pytest.raises(ValueError, match="none of the 0 texts"):
-        disabling.single_edit(lm, FACTS[0], "rome", PARAMS["rome"], CONTEXTS["rome"], factors, [])
+        disabling.single_edits(lm, FACTS[:1], "rome", PARAMS["rome"], CONTEXTS["rome"], factors, [])
     assert torch.equal(lm.weight(1), before)
 
 
