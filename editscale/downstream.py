@@ -31,10 +31,10 @@ def answers(lm, task, *, batch_tokens=BATCH_TOKENS, kept=None):
 
     Raises ValueError if a prompt is too long for the model.
     """
-    prompts = [tokens.prompt_ids(lm.tokenizer, prompt) for prompt in task.prompts]
+    prompts = tokens.texts_ids(lm.tokenizer, task.prompts)
     new = greedy(lm, prompts, N_NEW, batch_tokens=batch_tokens, kept=kept)
-    texts = (prompt + ids for prompt, ids in zip(prompts, new, strict=True))
-    return [task.format.parse(lm.tokenizer.decode(ids, skip_special_tokens=True)) for ids in texts]
+    texts = [prompt + ids for prompt, ids in zip(prompts, new, strict=True)]
+    return [task.format.parse(text) for text in lm.tokenizer.batch_decode(texts, skip_special_tokens=True)]
 
 
 def scores(answers, labels):

@@ -124,10 +124,9 @@ def _by_kind(asked, scores, n_facts):
 
 def _pairs(lm, prompts):
     """Token ids of each prompt and of its two objects."""
-    pairs = []
-    for prompt, new, true in prompts:
-        before = tokens.prompt_ids(lm.tokenizer, prompt)
-        pairs.append((before, *(tokens.target_ids(lm.tokenizer, prompt, target) for target in (new, true))))
+    texts, *objects = zip(*prompts, strict=True) if prompts else ((), (), ())
+    news, trues = (tokens.with_targets(lm.tokenizer, texts, of) for of in objects)
+    pairs = [(before, new, true) for (before, new), (_, true) in zip(news, trues, strict=True)]
     tokens.check_length(lm, max((len(before) + max(len(new), len(true)) for before, new, true in pairs), default=0))
     return pairs
 

@@ -79,10 +79,9 @@ def check_facts(lm, facts, contexts):
         try:
             rows = values.target_rows(lm, fact, flat)
             tokens.check_length(lm, max(len(row.ids) for row in rows))
-            for prompts in metrics.prompts_of(fact).values():
-                for prompt in prompts:
-                    for target in (fact.target_new, fact.target_true):
-                        tokens.target_ids(lm.tokenizer, prompt, target)
+            prompts = [prompt for of_kind in metrics.prompts_of(fact).values() for prompt in of_kind]
+            for target in (fact.target_new, fact.target_true):
+                tokens.with_targets(lm.tokenizer, prompts, [target] * len(prompts))
         except ValueError as error:
             raise ValueError(f"case {fact.case_id}: {error}") from error
 

@@ -50,45 +50,63 @@ def split_at_placeholder(template):
 
 def prompt_ids(tokenizer, text):
     """Token ids of a text as the model should read it, special tokens of the tokenizer included."""
-    return tuple(tokenizer(text)["input_ids"])
+    return texts_ids(tokenizer, [text])[0]
+
+
+def texts_ids(tokenizer, texts):
+    """`prompt_ids` of each of some texts, in one call of the tokenizer."""
+    return [tuple(ids) for ids in tokenizer(list(texts))["input_ids"]] if texts else []
 
 
 def target_ids(tokenizer, prompt, target):
-    """Ids of `target` as the continuation of `prompt` behind one space.
+    """Ids of `target` as the continuation of `prompt` behind one space; see `with_targets`."""
+    return with_targets(tokenizer, [prompt], [target])[0][1]
+
+
+def with_targets(tokenizer, prompts, targets):
+    """For each prompt with its target the ids of both, the target's as continuation of the prompt behind one space.
 
     The whole string is tokenised and the prompt's ids taken off its front, so that a tokenizer that writes spaces
     into words (SentencePiece) is read as it will be scored.
 
-    Raises ValueError if prompt and target share a token.
+    Raises ValueError if a prompt and its target share a token.
     """
-    before = prompt_ids(tokenizer, prompt)
-    text = prompt + (target if target.startswith(" ") else " " + target)
-    ids = prompt_ids(tokenizer, text)
-    if ids[: len(before)] != before or len(ids) == len(before):
-        raise ValueError(
-            f"{text!r} does not tokenise into the prompt {prompt!r} followed by a target: the two share "
-            "a token; end the prompt with a whole word and no space"
-        )
-    return ids[len(before) :]
+    texts = [p + (t if t.startswith(" ") else " " + t) for p, t in zip(prompts, targets, strict=True)]
+    pairs = list(zip(texts_ids(tokenizer, prompts), texts_ids(tokenizer, texts), strict=True))
+    for prompt, text, (before, ids) in zip(prompts, texts, pairs, strict=True):
+        if ids[: len(before)] != before or len(ids) == len(before):
+            raise ValueError(
+                f"{text!r} does not tokenise into the prompt {prompt!r} followed by a target: the two share "
+                "a token; end the prompt with a whole word and no space"
+            )
+    return [(before, ids[len(before) :]) for before, ids in pairs]
 
 
 def subject_last(tokenizer, before, subject, after):
-    """Index of the subject's last token in `before + subject + after`: the token that holds its last character.
+    """Index of the subject's last token in `before + subject + after`; see `subjects_last`."""
+    return subjects_last(tokenizer, [(before, subject, after)])[0]
+
+
+def subjects_last(tokenizer, parts):
+    """For each (before, subject, after) the index of the token that holds the subject's last character.
 
     For GPT-2 this is the index of kmeng01/rome `rome/repr_tools.py` ("subject_last").
 
-    Raises ValueError if that token also holds characters that follow the subject.
+    Raises ValueError if such a token also holds characters that follow the subject.
     """
-    text = before + subject + after
-    end = len(before) + len(subject.rstrip())
-    offsets = tokenizer(text, return_offsets_mapping=True)["offset_mapping"]
-    holding = [i for i, (start, stop) in enumerate(offsets) if start < end <= stop]
-    if not holding or offsets[holding[-1]][1] != end:
-        raise ValueError(
-            f"subject {subject!r} not found in the tokenised prompt {text!r}: its last character does not "
-            "end a token; put a space or punctuation behind {} in the prompt"
-        )
-    return holding[-1]
+    found = []
+    texts = ["".join(of) for of in parts]
+    offsets_of = tokenizer(texts, return_offsets_mapping=True)["offset_mapping"]
+    for (before, subject, _), text, offsets in zip(parts, texts, offsets_of, strict=True):
+        end = len(before) + len(subject.rstrip())
+        holding = [i for i, (start, stop) in enumerate(offsets) if start < end <= stop]
+        if not holding or offsets[holding[-1]][1] != end:
+            raise ValueError(
+                f"subject {subject!r} not found in the tokenised prompt {text!r}: its last character does not "
+                "end a token; put a space or punctuation behind {} in the prompt"
+            )
+        found.append(holding[-1])
+    return found
 
 
 def context_rows(tokenizer, contexts, prompt, subject, target=None):
@@ -100,14 +118,15 @@ def context_rows(tokenizer, contexts, prompt, subject, target=None):
         target: the object text, or None for rows without targets.
     """
     before, after = split_at_placeholder(prompt)
-    rows = []
-    for context in contexts:
-        left, right = split_at_placeholder(context)
-        text = left + before + subject + after + right
-        ids = prompt_ids(tokenizer, text)
-        targets = () if target is None else target_ids(tokenizer, text, target)
-        rows.append(Row(ids + targets[:-1], subject_last(tokenizer, left + before, subject, after + right), targets))
-    return rows
+    around = [split_at_placeholder(context) for context in contexts]
+    parts = [(left + before, subject, after + right) for left, right in around]
+    texts = ["".join(of) for of in parts]
+    if target is None:
+        read = [(ids, ()) for ids in texts_ids(tokenizer, texts)]
+    else:
+        read = with_targets(tokenizer, texts, [target] * len(texts))
+    lasts = subjects_last(tokenizer, parts)
+    return [Row(ids + targets[:-1], last, targets) for (ids, targets), last in zip(read, lasts, strict=True)]
 
 
 @dataclass(frozen=True)

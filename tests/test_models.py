@@ -43,7 +43,12 @@ def test_loaded_folder_predicts_what_the_saved_model_predicts(model_type, tmp_pa
     lm = tiny_model(model_type)
     loaded = models.load(saved(lm, tmp_path / "mine"))
     assert loaded.name == "mine"
-    assert torch.equal(loaded.model(ids(loaded)).logits, lm.model(ids(lm)).logits)
+    ours, expected = loaded.model(ids(loaded)).logits, lm.model(ids(lm)).logits
+    if model_type in ("gpt2", "gptj"):  # their activation is computed by one kernel instead of eight
+        assert (ours - expected).abs().max() < 2e-6 * expected.abs().max()
+        assert loaded.model.config.activation_function == "gelu_pytorch_tanh"
+    else:
+        assert torch.equal(ours, expected)
     assert not loaded.model.training and not any(p.requires_grad for p in loaded.model.parameters())
     assert loaded.model.config._attn_implementation == "eager"
     assert loaded.dtype == torch.float32

@@ -58,8 +58,8 @@ def test_prompt_and_target_ids_join_to_the_ids_of_the_whole_text(bos):
 
 
 def test_a_prompt_that_shares_a_token_with_the_target_is_an_error():
-    def one_token_per_text(text):
-        return {"input_ids": [len(text)]}
+    def one_token_per_text(texts):
+        return {"input_ids": [[len(text)] for text in texts]}
 
     with pytest.raises(ValueError, match="the two share a token"):
         tokens.target_ids(one_token_per_text, "The language is", "Danish")
