@@ -81,16 +81,18 @@ def _graph(lm, name, layers, functions, tensors):
     return graph
 
 
-def forward(lm, name, layers, function, tensors):
-    """`function(tensors)`, a dict of tensors without gradients, by a graph.
+def without_gradient(lm, name, layers, function, tensors):
+    """`function(tensors)`, a dict of tensors; by a graph where there can be one: on a GPU, with weights that stay put.
 
     Args:
         name: tells functions apart; one name always means the same function of tensors and weights.
-        layers: the layers whose weights it reads.
+        layers: the layers whose weights it reads. Stacks of copies are made and left too often to record them.
     """
     import torch
 
     with torch.no_grad():
+        if lm.device.type != "cuda" or any(lm.weight(layer).ndim == 3 for layer in layers):
+            return function(tensors)
         result = _graph(lm, name, layers, [function], tensors).run()
         return {of: tensor.clone() for of, tensor in result.items()}
 

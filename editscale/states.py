@@ -7,9 +7,10 @@ for texts that are looked at again after every few edits. Only the blocks from L
 
 import numpy as np
 
-from editscale import anatomy, tokens
+from editscale import anatomy, graphs, tokens
 
 TREE_TOKENS = 512  # most tokens of a tree; attention grows with its square
+GRAPH_TOKENS = 1024  # a forward of no more is a CUDA graph on a GPU, which takes longer to launch than to run it
 BATCH_TOKENS = TREE_TOKENS  # most tokens of a forward: one tree, enough for a CPU; a GPU wants 16384 or so
 
 
@@ -146,6 +147,7 @@ class _Blocks:
 
     def __init__(self, lm, start, stop, n_rows, shared, cache):
         self.lm, self.run, self.cache = lm, anatomy.segment(lm, start, stop), cache
+        self.layers = range(lm.n_layers)[start:stop]
         self.shared = self.width = shared
         self.columns = [np.empty(0, dtype=int)] * n_rows
 
@@ -172,7 +174,10 @@ class _Blocks:
             parts.append(tokens.Tree(packed.ids[chosen], positions, packed.sees[np.ix_(chosen, chosen)], []))
             behind.append(sees)
             ran.append(chosen)
-        ids, positions, mask = tokens.tree_inputs(parts, self.lm.device, self.lm.dtype)
+        alone = self.cache is None and hidden is None and not self.width
+        small = sum(len(part.ids) for part in parts) <= GRAPH_TOKENS
+        multiple = 64 if alone and small and self.lm.device.type == "cuda" else 1  # so that few shapes come up
+        ids, positions, mask = tokens.tree_inputs(parts, self.lm.device, self.lm.dtype, multiple=multiple)
         if self.width:
             sees = np.zeros((*ids.shape, self.width), dtype=bool)
             for row, of in zip(sees, behind, strict=True):
@@ -180,7 +185,14 @@ class _Blocks:
             past = tokens.additive_mask(torch.from_numpy(sees).to(self.lm.device), self.lm.dtype)
             mask = torch.cat([past, mask], dim=-1)
         self.width += ids.shape[1]
+        if multiple > 1:
+            inputs = {"ids": ids, "mask": mask, "positions": positions}
+            name = f"blocks {self.layers}"
+            return graphs.without_gradient(self.lm, name, self.layers, self._alone, inputs)["out"], ran
         return self.run(ids if hidden is None else hidden, mask, positions, self.cache), ran
+
+    def _alone(self, inputs):
+        return {"out": self.run(inputs["ids"], inputs["mask"], inputs["positions"])}
 
 
 class _Cache:

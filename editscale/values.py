@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from editscale import anatomy, copies, tokens
+from editscale import anatomy, copies, graphs, tokens
 
 GROUP = 4  # facts of one batch; facts of like length are together, since all rows of a batch are as long as the longest
 KL_PROMPT = "{} is a"  # the subject's "essence" is kept by a KL term at the subject's last token
@@ -174,8 +174,6 @@ def _optimise(lm, rows, layer, params, at, forward):
     init, keys, outputs, step = forward(lm, rows, layer, at)
     descent = Descent(init, params, len(rows[0]) - 1, lm.n_vocabulary)
     if init.is_cuda and isinstance(step, Cached):
-        from editscale import graphs
-
         descent = graphs.descend(lm, step, descent)
     else:
         descend(step, descent)
@@ -259,18 +257,6 @@ def _sees(trees, queries, keys):
     return sees
 
 
-def _without_gradient(lm, name, layers, function, tensors):
-    """`function(tensors)`, by a CUDA graph where it can be: on a GPU, with weights of `layers` that stay in place."""
-    import torch
-
-    if lm.device.type == "cuda" and all(lm.weight(layer).ndim == 2 for layer in layers):
-        from editscale import graphs
-
-        return graphs.forward(lm, name, layers, function, tensors)
-    with torch.no_grad():
-        return function(tensors)
-
-
 def cached_forward(lm, rows, layer, at):
     """Prepare the optimisation of some facts; everything δ cannot change is computed here, once.
 
@@ -309,7 +295,7 @@ def cached_forward(lm, rows, layer, at):
         return seen
 
     inputs = {"ids": ids, "mask": mask, "positions": positions, "last": last}
-    seen = _without_gradient(lm, f"lower {layer}", range(layer + 1), up_to_the_edited_block, inputs)
+    seen = graphs.without_gradient(lm, f"lower {layer}", range(layer + 1), up_to_the_edited_block, inputs)
     block_out = seen["block"]
 
     # δ reaches the tokens that see a subject's last one; rows of the same text up to the subject share that token.
@@ -338,7 +324,7 @@ def cached_forward(lm, rows, layer, at):
             "mask": mask_of(before, before),
             "positions": part(positions, before),
         }
-        earlier = _without_gradient(lm, f"upper {layer}", range(layer + 1, lm.n_layers), keys_and_values, inputs)
+        earlier = graphs.without_gradient(lm, f"upper {layer}", range(layer + 1, lm.n_layers), keys_and_values, inputs)
 
     width, found = after.shape[1], [_scored(of[:-1]) for of in rows]
     place_of = [{node: i * width + j for j, node in enumerate(of) if node >= 0} for i, of in enumerate(after.tolist())]

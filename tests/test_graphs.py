@@ -7,7 +7,7 @@ import tiny
 import torch
 from test_copies import CONTEXTS, FACTS, MEMIT, ROME
 
-from editscale import copies, graphs, memit, rome, values
+from editscale import copies, graphs, memit, metrics, rome, values
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
 
@@ -105,3 +105,16 @@ def test_only_so_many_graphs_are_kept(monkeypatch):
         together = values.optimise(lm, FACTS[:n], CONTEXTS, 1, ROME, at="mlp")
         torch.testing.assert_close(together[0].delta, alone.delta, rtol=0, atol=1e-9 * alone.delta.norm().item())
     assert len(lm.graphs["recorded"]) == 2
+
+
+@pytest.mark.parametrize("model_type", ("gpt2", "llama"))
+def test_scores_on_a_gpu_are_those_on_the_cpu_also_after_an_edit(model_type):
+    lm, cpu = on_gpu(model_type), tiny.tiny_model(model_type, dtype=torch.float64)
+    for scale in (1.0, 1.2):
+        for one in (lm, cpu):
+            one.weight(1).mul_(scale)
+        for facts in (FACTS[:1], FACTS):
+            for ours, expected in zip(metrics.score_facts(lm, facts), metrics.score_facts(cpu, facts), strict=True):
+                pairs = [(a, b) for kind in metrics.KINDS for a, b in zip(ours[kind], expected[kind], strict=True)]
+                assert all(a.nll_new == pytest.approx(b.nll_new, rel=1e-5) for a, b in pairs)
+    assert len(lm.graphs["recorded"]) <= 2
