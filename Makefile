@@ -3,6 +3,7 @@
 PYTHON ?= python3
 SCALE ?= laptop
 WORKERS ?= 2
+DEVICE ?= cpu
 
 BIN := .venv/bin
 READY := .venv/.installed
@@ -21,7 +22,7 @@ INSTALL = $(BIN)/uv pip install --quiet --python $(BIN)/python $(FIND_LINKS) -c 
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help figures smoke html diff test lab lock clean
+.PHONY: help figures smoke html diff bench test lab lock clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*##/\1 /p' Makefile | while read -r target text; do \
@@ -39,6 +40,9 @@ html: $(READY)  ## what SCALE has executed as one browsable report, runs/<scale>
 diff: $(READY)  ## what differs between two executed runs: A=runs/laptop B=../other/runs/laptop
 	@test -n '$(A)' -a -n '$(B)' || { echo 'give two executed runs: make diff A=runs/laptop B=../other/runs/laptop'; exit 2; }
 	$(BIN)/python -m editscale compare '$(A)' '$(B)'
+
+bench: $(READY)  ## what edits, scores and checkpoints cost here, into figures/cost (DEVICE=cpu or cuda)
+	$(BIN)/python -m editscale bench --device '$(DEVICE)'
 
 test: $(READY)  ## the test suite (WORKERS=2 processes)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile

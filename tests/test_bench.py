@@ -1,0 +1,261 @@
+"""The benchmark: both paths of every part agree on tiny models, and its tables say what was measured."""
+
+import functools
+import json
+from dataclasses import replace
+
+import pytest
+import tiny
+import torch
+
+from editscale import bench, costs, editors, facts, parts, tokens
+from editscale.facts import Fact
+
+SIZE = parts.Size(
+    repeats=1,
+    peak=32,
+    steps=3,
+    n_records=3,
+    n_history=3,
+    tasks=("reviews",),
+    n_examples=4,
+    n_tokens=300,
+    batch_tokens=1024,
+    n_edits=(2, 4),
+    n_prompt=(5, 12),
+    n_orders=(1, 3),
+)
+PARAMS = {name: editors.read_params(name, f"params/{name}/tiny-gpt2.yaml") for name in ("rome", "memit")}
+FACTS = [
+    Fact(i, subject, prompt, new, true, paraphrase_prompts=(f"The river. {subject} is",), neighborhood_prompts=others)
+    for i, (subject, prompt, new, true, others) in enumerate(
+        [
+            ("Ada Example", "{} plays the", "old harp", "cello", ("Bo Sample plays the", "Lund is in")),
+            ("Bo Sample", "The mother tongue of {} is", "Swedish", "Danish", ("Ada Example speaks",)),
+            ("Lund", "There is a river in the town of {}", "Denmark", "Sweden", ()),
+        ]
+    )
+]
+COMPARED = {"rome", "memit", "record", "glue", "history", "moments", "rome-orders", "memit-orders"}
+
+
+@functools.cache
+def tiny_case(model_type, dtype):
+    lm = tiny.tiny_model(model_type, dtype=dtype)
+    lm.model.config.max_position_embeddings = 2048  # the tasks' prompts are long in tokens of the tiny tokenizer
+    if model_type == "gpt2":
+        positions = torch.randn(2048, lm.d_model, generator=torch.Generator().manual_seed(1))
+        lm.model.transformer.wpe.weight.data = positions.to(dtype)
+    return parts.case("tiny", lm, FACTS, PARAMS, SIZE)
+
+
+@pytest.mark.parametrize("part", parts.PARTS)
+def test_rows_are_whole_and_the_model_is_left_as_it_was(part):
+    case = tiny_case("gpt2", torch.float64)
+    before = {name: weight.clone() for name, weight in case.lm.model.state_dict().items()}
+    rows = list(bench.measure(case, part, 0.5))
+    for row in rows:
+        assert tuple(row) == costs.FIELDS
+        assert (row["shape"], row["precision"]) == ("tiny", "float32") and row["fast_s"] > 0
+        assert row["share_of_peak"] == pytest.approx(row["tflops"] / 0.5, rel=1e-3)
+        numbers = [row[name] for name in ("plain_s", "ratio", "max_rel_diff")]
+        assert (None not in numbers) if part in COMPARED else set(numbers) == {None}
+    assert len({row["part"] for row in rows}) == len(rows) > 0
+    assert all(torch.equal(weight, before[name]) for name, weight in case.lm.model.state_dict().items())
+
+
+@pytest.mark.parametrize("part", sorted(COMPARED))
+@pytest.mark.parametrize(
+    ("model_type", "dtype", "tolerance"),
+    [
+        ("gpt2", torch.float64, 1e-10),
+        ("gpt2", torch.float32, 1e-4),
+        ("llama", torch.float32, 1e-4),
+        ("gemma", torch.float32, 1e-4),
+    ],
+)
+def test_plain_and_fast_path_agree(part, model_type, dtype, tolerance):
+    """In float32 an update is a small difference of large states, and Adam follows the sign of small gradients."""
+    for row in bench.measure(tiny_case(model_type, dtype), part, 1.0):
+        assert row["max_rel_diff"] <= tolerance, row["part"]
+
+
+def test_the_differences_are_those_of_the_results():
+    case = tiny_case("gpt2", torch.float64)
+    other = replace(case, facts=[replace(fact, target_new="cello") for fact in case.facts])
+    for part in ("rome", "memit", "record", "history"):
+        ((slow, ways, differ),), ((_, others, _),) = (list(parts.PARTS[part](of))[:1] for of in (case, other))
+        assert differ(slow(), others[0].run()) > 1e-3 > differ(slow(), ways[0].run()), part
+
+
+def test_answers_differ_by_the_share_of_those_that_do():
+    assert parts._answers_differ([(1, 2), (3,), (4,), ()], [(1, 2), (3, 3), (4,), (5,)]) == 0.5
+
+
+def test_an_edit_that_stops_early_is_no_measurement():
+    case = tiny_case("gpt2", torch.float32)
+    rewarded = replace(PARAMS["rome"], v_weight_decay=-1e6)  # any δ has a loss below the threshold
+    edit = parts.edit_way(replace(case, params={"rome": rewarded}), "ROME edit", "rome", FACTS[:1], 20).run
+    with pytest.raises(ValueError, match="case 0 stopped after 2 of 20 steps; give a smaller v_lr"):
+        edit()
+
+
+def test_the_first_fact_is_the_one_of_median_length_behind_its_subject():
+    tokenizer = tiny.tiny_tokenizer()
+    first, *others = parts.typical_first(tokenizer, FACTS)
+    behind = [
+        len(row.ids) - row.subject_last
+        for fact in FACTS
+        for row in tokens.context_rows(tokenizer, ["{}"], fact.prompt, fact.subject, fact.target_new)
+    ]
+    assert len(set(behind)) == 3 and behind[FACTS.index(first)] == sorted(behind)[1]
+    assert others == [fact for fact in FACTS if fact != first]
+
+
+def test_too_few_facts_are_named():
+    with pytest.raises(ValueError, match="2 facts are too few to measure with; 3 are needed"):
+        parts.case("tiny", tiny.tiny_model("gpt2"), FACTS[:2], PARAMS, SIZE)
+
+
+def test_prompts_grow_to_the_lengths_asked_for():
+    case = replace(tiny_case("llama", torch.float32), size=replace(SIZE, n_prompt=(5, 30, 60)))
+    ((_, ways, _),) = parts.PARTS["rome-prompt"](case)
+    lengths = [int(way.part.split()[4]) for way in ways]
+    assert lengths[0] < 15 and lengths[1:] == pytest.approx([30, 60], abs=3)
+
+
+def test_orders_share_the_seconds_of_their_batch(monkeypatch):
+    case = tiny_case("gpt2", torch.float64)
+    monkeypatch.setattr(bench, "_timed", lambda run, device: (6.0, run()))
+    one, three = bench.measure(case, "rome-orders", 1.0)
+    assert [(row["orders"], row["plain_s"], row["fast_s"], row["ratio"]) for row in (one, three)] == [
+        (1, 6.0, 6.0, 1.0),
+        (3, 6.0, 2.0, 3.0),
+    ]
+
+
+def test_rounds_take_turns_and_none_begins_after_the_time_is_up(monkeypatch):
+    ran = []
+    way = parts.Way("part", lambda: ran.append("fast"), prepare=lambda: ran.append("prepare"))
+    monkeypatch.setitem(parts.PARTS, "rome", lambda case: [(lambda: ran.append("plain"), [way], lambda a, b: 0.0)])
+    case = tiny_case("gpt2", torch.float64)
+    assert len(list(bench.measure(case, "rome", 1.0, repeats=3))) == 1
+    assert ran == ["prepare", "fast", *["plain", "prepare", "fast"] * 3]
+    ran.clear()
+    list(bench.measure(case, "rome", 1.0, repeats=3, seconds=0.0))
+    assert ran == ["prepare", "fast", "plain", "prepare", "fast"]
+
+
+def test_operations_of_a_product_are_counted():
+    a, b = torch.randn(30, 40), torch.randn(40, 50)
+    flops, peak_gb = bench._first_run(parts.Way("product", lambda: a @ b), torch.device("cpu"))
+    assert flops == 2 * 30 * 40 * 50
+    assert peak_gb is None or peak_gb > 0.01
+
+
+@pytest.mark.parametrize(("precision", "setting"), [("float32", "highest"), ("tf32", "high")])
+def test_the_precision_holds_inside_and_is_put_back(precision, setting):
+    before = torch.get_float32_matmul_precision()
+    with pytest.raises(ZeroDivisionError), bench.multiplying_in(precision):
+        assert torch.get_float32_matmul_precision() == setting
+        raise ZeroDivisionError
+    assert torch.get_float32_matmul_precision() == before
+
+
+def test_shapes_are_those_of_the_published_models():
+    """Parameters of GPT-2 small and XL and of GPT-J, counted without making them."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    sizes = {}
+    for name in ("gpt2-small", "gpt2-xl", "gpt-j"):
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**bench.SHAPES[name].config))
+        sizes[name] = sum(parameter.numel() for parameter in model.parameters())
+    assert sizes == {"gpt2-small": 124_439_808, "gpt2-xl": 1_557_611_200, "gpt-j": 6_050_882_784}
+
+
+def test_a_shape_with_random_weights_is_loaded_with_its_layers(monkeypatch, tmp_path):
+    tiny.tiny_tokenizer().save_pretrained(tmp_path)
+    small = {**bench.SHAPES["gpt2-small"].config, "n_layer": 6, "n_embd": 32, "n_head": 4}
+    monkeypatch.setitem(bench.SHAPES, "gpt2-small", replace(bench.SHAPES["gpt2-small"], config=small))
+    lm, params = bench.load("gpt2-small", "cpu", str(tmp_path))
+    assert (params["rome"].layer, params["memit"].layers) == (4, [0, 1, 2, 3, 4])
+    assert params["rome"].v_lr == params["memit"].v_lr == bench.SHAPES["gpt2-small"].v_lr
+    assert (lm.n_layers, lm.d_model, lm.dtype, lm.model.training) == (6, 32, torch.float32, False)
+    assert not any(parameter.requires_grad for parameter in lm.model.parameters())
+    assert lm.model.config._attn_implementation == "eager"
+    again, _ = bench.load("gpt2-small", "cpu", str(tmp_path))
+    assert torch.equal(lm.weight(2), again.weight(2)) and lm.weight(2).std() > 0
+
+
+def test_the_command_measures_what_it_is_asked_for_and_merges_it(monkeypatch, tmp_path, capsys):
+    monkeypatch.setitem(parts.SIZES, "cpu", SIZE)
+    monkeypatch.setattr(bench, "load", lambda *_: (tiny.tiny_model("llama"), PARAMS))
+    (tmp_path / "facts.json").write_text(json.dumps([facts.to_record(fact) for fact in FACTS]))
+    command = ["--shapes", "gpt2-xl", "--facts", str(tmp_path / "facts.json"), "--out", str(tmp_path / "cost")]
+    assert bench.main([*command, "--parts", "record", "rome-orders", "--orders", "1", "2"]) == 0
+    assert bench.main([*command, "--parts", "record", "--precisions", "float32"]) == 0
+    (rows,) = costs.read(tmp_path / "cost").values()
+    assert [(row["part"], row["shape"], row["orders"]) for row in rows] == [
+        ("matmul peak", "32 x 32", 1),
+        ("record evaluation", "gpt2-xl", 1),
+        ("record evaluation, 3 records", "gpt2-xl", 1),
+        ("ROME edits, 1 order, 3 steps", "gpt2-xl", 1),
+        ("ROME edits, 2 orders, 3 steps", "gpt2-xl", 2),
+    ]
+    assert "ROME edits, 2 orders, 3 steps | gpt2-xl | float32: plain " in capsys.readouterr().out
+    assert bench.main([*command, "--parts", "--profile"]) == 0
+    assert "aten::" in capsys.readouterr().out
+
+
+def a_row(**given):
+    return costs.row(**{"part": "ROME edit", "shape": "tiny", "device": "A 1", "precision": "float32", **given})
+
+
+def test_a_new_row_replaces_the_one_with_its_key_and_others_stay():
+    old = [a_row(fast_s=1.0), a_row(precision="tf32", fast_s=2.0), a_row(shape="other", fast_s=3.0)]
+    new = [a_row(precision="tf32", fast_s=9.0), a_row(orders=5, fast_s=4.0), a_row(part="GLUE", fast_s=5.0)]
+    assert costs.merged(old, new) == [old[0], new[0], old[2], *new[1:]]
+    assert costs.merged(old, []) == old
+
+
+def test_a_table_is_written_merged_and_drawn(tmp_path):
+    path = costs.write(tmp_path / "cost", [a_row(plain_s=2.0, fast_s=0.5, ratio=4.0, device="NVIDIA H100 80GB HBM3")])
+    assert path.name == "nvidia-h100-80gb-hbm3.json"
+    costs.write(tmp_path / "cost", [a_row(part="MEMIT edit", fast_s=1.25, device="NVIDIA H100 80GB HBM3")])
+    (rows,) = costs.read(tmp_path / "cost").values()
+    assert [(row["part"], row["fast_s"]) for row in rows] == [("ROME edit", 0.5), ("MEMIT edit", 1.25)]
+    assert json.loads(path.read_text()) == rows
+    page = path.with_suffix(".md").read_text()
+    assert "# What it costs on NVIDIA H100 80GB HBM3" in page
+    assert (
+        "| ROME edit | tiny | float32 | 1 | 2 | 0.5 | 4 |" in page
+        and "| MEMIT edit | tiny | float32 | 1 |  | 1.25 |" in page
+    )
+
+
+def test_a_row_takes_no_other_fields_and_keeps_four_digits():
+    with pytest.raises(ValueError, match="no field seconds in a row of costs"):
+        costs.row(part="ROME edit", seconds=1.0)
+    assert costs.row(fast_s=0.123456, orders=3) == {**dict.fromkeys(costs.FIELDS), "fast_s": 0.1235, "orders": 3}
+
+
+def test_the_section_shows_both_paths_and_growth_of_the_chosen_models():
+    rows = [
+        a_row(plain_s=47.0, fast_s=9.4, ratio=5.0),
+        a_row(precision="tf32", plain_s=3.0, fast_s=1.5, ratio=2.0),
+        a_row(shape="other", plain_s=7.0, fast_s=3.5, ratio=2.0),
+        a_row(part="ROME edit after 10 edits, 5 steps", fast_s=2.0),
+        a_row(part="ROME edit after 1000 edits, 5 steps", fast_s=2.1),
+        a_row(part="ROME edit, prompt of 10 tokens", fast_s=4.0),
+        a_row(part="ROME edit, prompt of 160 tokens", fast_s=5.0),
+        a_row(part="ROME edits, 1 order", plain_s=47.0, fast_s=9.0, ratio=5.2),
+        a_row(part="ROME edits, 10 orders", orders=10, plain_s=47.0, fast_s=4.5, ratio=10.4),
+    ]
+    section = costs.section({"a-1": rows}, shapes=("tiny",))
+    assert section.startswith("## What it costs\n") and "[A 1](figures/cost/a-1.md)" in section
+    assert "| ROME edit | tiny, A 1 | 47 s | 9.4 s | 5 × | 1.5 s |" in section
+    assert section.count("\n|") == 3, "head, rule and one row: growth is told in sentences"
+    assert "the 1,000th ROME edit takes 1.05 times as long as the 10th" in section
+    assert "one behind 160 tokens 1.25 times as long as behind 10" in section
+    assert "in a batch of 10 orders an edit takes 0.50 times as long as alone" in section
