@@ -43,8 +43,9 @@ def test_moment_is_the_mean_product_of_keys(model_type):
     result = collected(lm, documents, [1], batch_tokens=50)
     keys = keys_one_by_one(lm, documents, 1).numpy()
     assert result.n_tokens == len(keys) == sum(LENGTHS)
-    # GPT-J computes attention scores in float32 whatever the model's dtype.
-    tolerance = 1e-6 if model_type == "gptj" else 1e-12
+    # All families but GPT-2 compute something in float32 whatever the model's dtype (norms, softmax, rotations, scores
+    # of attention), and how that rounds depends on the processor and on the shape of a batch.
+    tolerance = 1e-12 if model_type == "gpt2" else 1e-6
     assert relative(result.moments[1], torch.tensor(keys.T @ keys / len(keys))) < tolerance
 
 
