@@ -82,6 +82,23 @@ def documents_from_file(tokenizer, path, max_length):
     return documents_from_texts(tokenizer, texts, max_length)
 
 
+def open_dataset(name, config, split, revision, *, advice=""):
+    """A split of a data set of the hub, or of a local folder, as `datasets` reads it.
+
+    Raises FileNotFoundError, with `advice` at its end, for whatever reason it cannot be read.
+    """
+    import datasets
+
+    try:
+        return datasets.load_dataset(name, config or None, split=split, revision=revision or None)
+    except Exception as error:  # offline, no such config or split, damaged files: a type of its own for each
+        reason = str(error).strip().split("\n")[0]
+        raise FileNotFoundError(
+            f"data set {name!r} (config {config!r}, split {split!r}, revision {revision!r}) could not be read: "
+            f"{type(error).__name__}: {reason}{advice}"
+        ) from error
+
+
 def documents_from_dataset(
     tokenizer, name, max_length, *, config="", split="train", revision="", field="text", n_documents=100_000
 ):
@@ -94,23 +111,13 @@ def documents_from_dataset(
         name: a hub id, or a local folder of data files.
         revision: commit of a hub id, 40 hexadecimal digits; empty for a folder.
     """
-    import datasets
-
     name = str(name)
     if not Path(name).is_dir() and not re.fullmatch(r"[0-9a-f]{40}", revision):
         raise ValueError(
             f"{name!r} is no folder here, and as a hub data set it needs a pinned revision: the "
             f"40 hexadecimal digits of a commit, not {revision!r}"
         )
-    try:
-        rows = datasets.load_dataset(name, config or None, split=split, revision=revision or None)
-    except Exception as error:  # offline, no such config or split, damaged files: a type of its own for each
-        reason = str(error).strip().split("\n")[0]
-        raise FileNotFoundError(
-            f"data set {name!r} (config {config!r}, split {split!r}, revision "
-            f"{revision!r}) could not be read: {type(error).__name__}: "
-            f"{reason}"
-        ) from error
+    rows = open_dataset(name, config, split, revision)
     if field not in rows.column_names:
         raise ValueError(f"data set {name!r} has no column {field!r}, only {', '.join(rows.column_names)}")
     order = list(range(len(rows)))

@@ -22,7 +22,6 @@ import numpy as np
 from editscale import metrics, states, tokens
 from editscale.prefixes import TOP_K
 
-N_TOKENS = 100  # length of a text, its prompt included
 BATCH_ROWS = 32  # texts sampled together; their attention keys and values are in memory at once
 
 

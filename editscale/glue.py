@@ -19,6 +19,8 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 
+from editscale.corpora import open_dataset
+
 HUB = "nyu-mll/glue"
 REVISION = "bcdcba79d07bc864c1c254ccfcedcce55bcc9a8c"  # the commit of HUB that is read unless another is named
 ORDER = ("sst2", "mrpc", "cola", "rte")  # in which the paper's code draws the examples, with one generator
@@ -321,7 +323,11 @@ def _reader(source, revision):
         revision = revision or REVISION
         if not re.fullmatch(r"[0-9a-f]{40}", revision):
             raise ValueError(f"revision {revision!r} of {HUB} is not the 40 hexadecimal digits of a commit")
-        return lambda task, split, optional=False: _from_hub(task, split, revision)
+        advice = (
+            "; load it once where there is a network, give a folder of jsonl files, or take the bundled tasks "
+            f"{', '.join(BUNDLED)}"
+        )
+        return lambda task, split, optional=False: list(open_dataset(HUB, task, split, revision, advice=advice))
     if not Path(source).is_dir() or not source:
         raise FileNotFoundError(
             f"GLUE is neither the hub data set {HUB!r} nor a folder here: {source!r}; give one of the two, or take "
@@ -333,20 +339,6 @@ def _reader(source, revision):
         return [] if optional and not path.exists() else _jsonl(path, FORMATS[task])
 
     return read
-
-
-def _from_hub(task, split, revision):
-    import datasets
-
-    try:
-        return list(datasets.load_dataset(HUB, task, split=split, revision=revision))
-    except Exception as error:  # offline, no such revision, damaged files: a type of its own for each
-        reason = str(error).strip().split("\n")[0]
-        raise FileNotFoundError(
-            f"{HUB} {task}, split {split}, at revision {revision} is not in the Hugging Face cache and the hub did "
-            f"not give it ({type(error).__name__}: {reason}). Load it once where there is a network, give a folder "
-            f"of jsonl files, or take the bundled tasks {', '.join(BUNDLED)}"
-        ) from error
 
 
 def _jsonl(path, form):

@@ -295,5 +295,5 @@ def test_an_offline_hub_is_an_error_and_nothing_stands_in_for_it(monkeypatch):
         raise ConnectionError("no route to the hub")
 
     monkeypatch.setattr("datasets.load_dataset", offline)
-    with pytest.raises(FileNotFoundError, match="sst2, split validation.*no route to the hub.*folder of jsonl"):
+    with pytest.raises(FileNotFoundError, match="sst2', split 'validation.*no route to the hub.*folder of jsonl"):
         glue.open_task("sst2", glue.HUB)
