@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from editscale import gallery
+from editscale import costs, gallery
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -62,3 +62,17 @@ def test_a_scale_without_figures_is_named():
         FileNotFoundError, match="no figure fig1_editing_proficiency in .*nano; run make figures SCALE=nano"
     ):
         gallery.gallery(ROOT / "figures", "nano")
+
+
+def test_the_costs_in_the_readme_are_those_of_the_committed_tables():
+    assert costs.section(costs.read(ROOT / "figures/cost")) in (ROOT / "README.md").read_text()
+
+
+def test_the_pages_of_costs_are_those_of_their_tables():
+    tables = costs.read(ROOT / "figures/cost")
+    assert {rows[0]["device"] for rows in tables.values()} >= {"NVIDIA H100 80GB HBM3"} and len(tables) == 2
+    for name, rows in tables.items():
+        assert (ROOT / f"figures/cost/{name}.md").read_text() == costs.page(rows)
+        assert all(tuple(row) == costs.FIELDS and row["device"] == rows[0]["device"] for row in rows)
+        ratios = [row for row in rows if row["ratio"] is not None]
+        assert all(abs(row["ratio"] * row["fast_s"] / row["plain_s"] - 1) < 1e-2 for row in ratios) and ratios
