@@ -69,11 +69,13 @@ def load(source, *, revision="", device="cpu", dtype="float32", cache="runs/mode
         attn_implementation="eager",
         trust_remote_code=False,
         use_safetensors=True,
+        ignore_mismatched_sizes=True,  # they are named below
         local_files_only=True,
         output_loading_info=True,
     )
     # Transformers fills what the files lack with random numbers and goes on.
-    absent = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
+    wrong = [f"{name} {tuple(stored)} instead of {tuple(own)}" for name, stored, own in report["mismatched_keys"]]
+    absent = sorted([*report["missing_keys"], *wrong])
     if absent:
         raise ValueError(
             f"the weights in {folder} do not belong to its config: {len(absent)} tensors "
@@ -174,7 +176,7 @@ def _checked_files(folder):
     if (folder / "model.safetensors").is_file():
         files = [folder / "model.safetensors"]
     elif index.is_file():
-        files = sorted({folder / file for file in json.loads(index.read_text())["weight_map"].values()})
+        files = sorted({folder / name for name in _shards(index)})
     else:
         pickled = sorted(file.name for file in folder.glob("*.bin"))
         raise FileNotFoundError(
@@ -191,6 +193,23 @@ def _checked_files(folder):
         except SafetensorError as error:
             raise ValueError(f"{file} is damaged or incomplete ({error}); get it again") from error
     return files, config
+
+
+def _shards(index):
+    """Names of the files that an index of shards lists. Raises ValueError unless each is a file beside the index."""
+    try:
+        names = set(json.loads(index.read_text())["weight_map"].values())
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"{index} does not map tensors to files under 'weight_map'; get it again") from error
+    for name in names:
+        if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]*\.safetensors", name):
+            raise ValueError(
+                f"{index} names the file {name!r}; expected names of safetensors files in its own folder, such as "
+                "model-00001-of-00002.safetensors. Get the folder again from where you trust it"
+            )
+    if not names:
+        raise ValueError(f"{index} lists no file; get it again")
+    return names
 
 
 def _tokenizer(folder):
