@@ -41,6 +41,10 @@ FIGURES = {
         "05b_disabling_edits",
         "Single disabling edits of ROME are about a thousand times as large as ordinary ones; MEMIT has none.",
     ),
+    "fig6_acceptance": (
+        "06_acceptance",
+        "Not drawn. Published elsewhere for GPT-2 XL and GPT-J: scores and distances of single edits.",
+    ),
 }
 
 

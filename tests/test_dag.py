@@ -67,6 +67,15 @@ Path(figures_folder).mkdir(parents=True, exist_ok=True)
 Path(figures_folder, FIGURE).write_text("<svg/>")
 finish(out, [f"{out}/seen.json", f"{figures_folder}/{FIGURE}"], provenance())"""
 
+ACCEPT = """\
+from pathlib import Path
+from editscale.provenance import finish, provenance
+from editscale import memit
+path = Path(figures_folder, "fig6_acceptance.svg")
+path.parent.mkdir(parents=True, exist_ok=True)
+path.write_text("<svg/>")
+finish(out, [path], provenance())"""
+
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
@@ -87,7 +96,10 @@ def study(tmp_path_factory):
         write_notebook(root / f"notebooks/{name}.ipynb", ALONG, LOOK)
     for name, figure in GATHERS.items():
         write_notebook(root / f"notebooks/{name}.ipynb", GATHERING, f'FIGURE = "{figure}.svg"', GATHER)
+    accept = 'methods: dict = {}  # with hyper-parameters\nfigures_folder: str = ""  # for the figure\n'
+    write_notebook(root / "notebooks/06_acceptance.ipynb", accept + ALONG.splitlines()[1], ACCEPT)
     values = dict.fromkeys(["01_covariance_stats", *ALONGS, *GATHERS], "")
+    values["06_acceptance"] = "methods: {rome: params/rome/tiny.yaml}\n"
     for name, text in {**values, "02_sequential_editing": "n_edits: 3\n", "grid": GRID}.items():
         path = root / f"params/tiny/{name}.yaml"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -136,7 +148,7 @@ def test_gathering_notebooks_see_all_runs_in_the_order_of_the_grid(study):
         seen = json.loads((study / f"runs/tiny/{name}/seen.json").read_text())
         assert [run["reverse"] for run in seen] == [False, True]
     figures = sorted(path.name for path in (study / "figures/tiny").iterdir())
-    assert figures == sorted(f"{figure}.svg" for figure in GATHERS.values())
+    assert figures == sorted(f"{figure}.svg" for figure in [*GATHERS.values(), "fig6_acceptance"])
 
 
 def test_nothing_runs_again_until_something_that_matters_changes(study):
@@ -153,11 +165,11 @@ def test_nothing_runs_again_until_something_that_matters_changes(study):
     assert jobs(study) == {"drift_analysis": 1}
     change("editscale/memit.py")  # the notebooks along a run import it, those that edit do not
     later = {name: n for name, n in gathered.items() if name != "editing_proficiency"}
-    assert jobs(study) == {**looked, **later}
+    assert jobs(study) == {**looked, **later, "acceptance": 1}
     change("params/rome/tiny.yaml")
-    assert jobs(study) == every_edit
+    assert jobs(study) == {**every_edit, "acceptance": 1}
     change("editscale/rome.py")  # the first two notebooks import it
-    assert jobs(study) == {"covariance_stats": 1, **every_edit}
+    assert jobs(study) == {"covariance_stats": 1, **every_edit, "acceptance": 1}
 
 
 def test_an_unknown_scale_is_named(study):
