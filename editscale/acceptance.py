@@ -52,7 +52,7 @@ def prepare(lm, methods, moments, prefix_seeds, n_short, n_long, seed):
     from editscale import moments as second_moments
 
     params = {name: editors.read_params(name, path) for name, path in methods.items()}
-    layers = sorted({layer for given in params.values() for layer in editors.layers_of(given)})
+    layers = sorted({layer for name, given in params.items() for layer in editors.moment_layers(name, given)})
     factors = editors.cholesky_factors(second_moments.load(moments, lm, layers).moments, lm.device) if layers else {}
     starts, ready = prefixes.seed_starts(lm, prefix_seeds), {}
     for name, given in params.items():

@@ -11,7 +11,7 @@ import torch
 from editscale import acceptance, corpora, downstream, editors, facts, glue, metrics, models, moments, updates
 
 ROOT = Path(__file__).parents[1]
-METHODS = {name: f"params/{name.removeprefix('r-')}/tiny-gpt2.yaml" for name in ("rome", "memit")}
+METHODS = {name: f"params/{name}/tiny-gpt2.yaml" for name in ("rome", "memit", "ft-c")}
 
 
 def test_scores_are_means_in_percent_with_half_widths_over_facts():
@@ -95,7 +95,7 @@ def test_a_table_has_every_column_described_and_each_measurement_once(measured):
     assert list(table) == list(acceptance.COLUMNS) and not table.duplicated(acceptance.KEY).any()
     assert set(table["model"]) == {"tiny_gpt2"} and table["value"].notna().sum() == len(table)
     assert table.groupby("part").size().to_dict() == {
-        "unedited": 10, "single edits": 20, "sequence": 2 * 3, "growth": 2 * 3, "task": 2 * 3
+        "unedited": 10, "single edits": 30, "sequence": 2 * 3, "growth": 2 * 3, "task": 2 * 3
     }  # fmt: skip
 
 
@@ -160,7 +160,7 @@ def test_an_edit_that_is_not_finite_is_not_applied_and_scores_nothing(tiny, meas
         ({"at": [3, 1]}, r"measured at \[3, 1\]; expected ascending"),
         ({"at": [0]}, "expected ascending numbers from 1 to 29"),
         ({"at": [30]}, "expected ascending numbers from 1 to 29"),
-        ({"sequence": "r-rome", "at": [1]}, "'r-rome', which is not among the methods rome, memit"),
+        ({"sequence": "r-rome", "at": [1]}, "'r-rome', which is not among the methods rome, memit, ft-c"),
     ],
 )
 def test_numbers_that_do_not_fit_are_named_before_anything_is_measured(tiny, measured, change, message, monkeypatch):

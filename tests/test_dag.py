@@ -116,9 +116,9 @@ def snakemake(root, *arguments, scale="tiny"):
     return subprocess.run([*command, *arguments], cwd=root, capture_output=True, text=True)
 
 
-def jobs(root):
+def jobs(root, *arguments, scale="tiny"):
     """Rules that a dry run would execute, by number of jobs."""
-    answer = snakemake(root, "-n", "--quiet", "rules")
+    answer = snakemake(root, "-n", "--quiet", "rules", *arguments, scale=scale)
     assert answer.returncode == 0, answer.stdout + answer.stderr
     counts = [line.split() for line in answer.stdout.splitlines()]
     rules = {words[0]: int(words[1]) for words in counts if len(words) == 2 and words[1].isdigit()}
@@ -170,6 +170,15 @@ def test_nothing_runs_again_until_something_that_matters_changes(study):
     assert jobs(study) == {**every_edit, "acceptance": 1}
     change("editscale/rome.py")  # the first two notebooks import it
     assert jobs(study) == {"covariance_stats": 1, **every_edit, "acceptance": 1}
+
+
+def test_the_papers_scale_is_every_method_on_ten_orders_looked_at_twice_and_gathered_once():
+    """Of the repository's own notebooks; nothing runs, and no model or data need be there."""
+    found = jobs(REPOSITORY, "--forceall", scale="gpt2-xl")
+    per_run = {"sequential_editing", "recall_history", "glue_eval"}
+    assert {name: n for name, n in found.items() if name in per_run} == dict.fromkeys(per_run, 4 * 10)
+    once = {path.stem.split("_", 1)[1] for path in (REPOSITORY / "notebooks").glob("*.ipynb")} - per_run
+    assert {name: n for name, n in found.items() if name not in per_run} == dict.fromkeys(once, 1)
 
 
 def test_an_unknown_scale_is_named(study):

@@ -165,7 +165,7 @@ def test_acceptance_measures_the_unedited_model_as_the_runs_scored_it(study):
     table = pd.read_parquet(study / "06_acceptance" / "acceptance.parquet")
     unedited = table[table["part"] == "unedited"].set_index("metric")["value"]
     assert unedited["ES"] == 0 and unedited["NS"] == 100  # as notebook 02 found before its edits
-    assert set(table["method"]) == {"none", "rome", "r-rome", "memit"}
+    assert set(table["method"]) == {"none", "rome", "memit", "ft-c"}
     assert table.loc[table["part"] == "single edits", "n"].max() == 2
     plotted = pd.read_csv(study / "figures" / "fig6_acceptance.csv")
     shown = plotted[(plotted["method"] == "rome") & (plotted["metric"] == "ES")]["value"].item()
