@@ -134,7 +134,8 @@ def _folder_of(source, revision, cache):
     if not re.fullmatch(r"\w[\w.-]*/[\w.-]+", source):
         raise ValueError(
             f"model {source!r} is neither a folder (with config.json, *.safetensors, "
-            f"tokenizer.json), nor a hub id owner/name, nor {smollm2.SOURCE!r}"
+            f"tokenizer.json; `python -m editscale shape` writes one of random weights), nor a hub id owner/name, "
+            f"nor {smollm2.SOURCE!r}"
         )
     if not re.fullmatch(r"[0-9a-f]{40}", revision):
         raise ValueError(
