@@ -133,6 +133,12 @@ class LanguageModel:
             "only Linear and Conv1D weights can be edited"
         )
 
+    def bias(self, layer):
+        """The bias of a layer's projection, (d_value,), to be written to; None where it has none. On a stack of copies,
+        (n, d_value) where the layer is stacked."""
+        bias = self.projection(layer).bias
+        return None if bias is None else bias.data
+
     def logits(self, hidden):
         """Next-token logits (…, vocabulary) of final hidden states (…, d_model), after the final norm."""
         logits = self.model.get_output_embeddings()(hidden)

@@ -98,10 +98,15 @@ def without_gradient(lm, name, layers, function, tensors):
 
 
 def descend(lm, cached, descent):
-    """`values.descend` by graphs of a step and of the last forward. Returns the `Descent`, good until the next one."""
+    """`values.descend` by graphs of a step and of a forward that no update follows. Returns the `Descent`, good until
+    the next one.
+
+    Args:
+        cached: a `values.Cached`, or what has its `n_blocks` and `tensors`; and the descent that goes with it.
+    """
     import torch
 
-    state, steps = descent.tensors(), descent.params.v_num_grad_steps
+    state, steps = descent.tensors(), len(descent.updates)
 
     def recordable(update):
         def advance(tensors):
@@ -111,12 +116,13 @@ def descend(lm, cached, descent):
         return advance
 
     upper = range(lm.n_layers - cached.n_blocks, lm.n_layers)
-    functions = [recordable(True), recordable(False)]
+    kinds = sorted(set(descent.updates), reverse=True)
+    functions = [recordable(update) for update in kinds]
     graph = _graph(lm, f"step of {descent.params}", upper, functions, {**cached.tensors, **state})
     going = torch.ones(steps, dtype=torch.bool, pin_memory=True)
     done = [torch.cuda.Event() for _ in range(steps)]
-    for step in range(steps):
-        graph.run(int(step == steps - 1))
+    for step, update in enumerate(descent.updates):
+        graph.run(kinds.index(update))
         going[step].copy_(graph.tensors["active"].any(), non_blocking=True)
         done[step].record()
         if step >= BEHIND:

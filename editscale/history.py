@@ -172,7 +172,7 @@ def editing_of(run):
 
     given, lm, book = run.parameters, run.lm, run.ledger
     params = editors.read_params(given["method"], given["hparams"])
-    known = moments.load(given["moments"], lm, editors.layers_of(params))
+    known = moments.load(given["moments"], lm, editors.moment_layers(given["method"], params))
     starts = prefixes.seed_starts(lm, given["prefix_seeds"])
     generator = torch.Generator().manual_seed(given["seed"])
     contexts = editors.method(given["method"]).contexts(

@@ -115,9 +115,9 @@ class Ledger:
 
         edit = len(self.rows) + 1
         factors = {
-            f"{u.layer}.{side}": getattr(u, side).detach().to("cpu").contiguous()
+            f"{u.layer}.{name}": tensor.detach().to("cpu").contiguous()
             for u in updates
-            for side in ("left", "right")
+            for name, tensor in u.tensors().items()
         } or {"none": torch.zeros(0)}
         data = save(factors, metadata={"edit": str(edit)})  # one entry: safetensors writes several in any order
         write_atomically(self.factors_path(edit), data)
@@ -136,7 +136,8 @@ class Ledger:
         return self.folder / "factors" / f"{edit:06d}.safetensors"
 
     def factors(self, edit):
-        """{"<layer>.left": array, "<layer>.right": array} of an edit, as NumPy; {} if it was not applied.
+        """{"<layer>.left": array, "<layer>.right": array} of an edit, as NumPy; {} if it was not applied. See
+        `updates.Update`: a full matrix has no right, and there may be a "<layer>.bias".
 
         Raises ValueError if the file is not the one that was recorded.
         """
@@ -157,8 +158,11 @@ class Ledger:
         from editscale.updates import Update
 
         factors = {name: torch.from_numpy(array) for name, array in self.factors(edit).items()}
-        layers = sorted({int(name.split(".")[0]) for name in factors})
-        return [Update(layer, factors[f"{layer}.left"], factors[f"{layer}.right"]) for layer in layers]
+        by_layer = {}
+        for name, tensor in factors.items():
+            layer, part = name.split(".")
+            by_layer.setdefault(int(layer), {})[part] = tensor
+        return [Update(layer, **parts) for layer, parts in sorted(by_layer.items())]
 
     def unedited(self):
         """Scores of the unedited model, one row per fact, or [] if they were not recorded yet."""

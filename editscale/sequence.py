@@ -23,7 +23,8 @@ def sha256_json(value):
 
 
 # The modules whose code determines edits and scores; a change in another one does not void a ledger.
-CODE = "anatomy tokens copies states values graphs rome memit updates editors metrics sequence".split()
+CODE = "anatomy tokens copies states values graphs rome memit rome_multi finetune".split()
+CODE += "updates editors metrics sequence".split()
 
 
 def fingerprint(lm, method, params, contexts, moments_identity, together=()):
@@ -67,8 +68,7 @@ def replay(lm, ledger, upto=None, *, after=0, copy=None):
 
 
 def _apply(lm, recorded, copy):
-    on_device = [updates.Update(u.layer, u.left.to(lm.device), u.right.to(lm.device)) for u in recorded]
-    updates.apply(lm, on_device, copy)
+    updates.apply(lm, [update.to(lm.device) for update in recorded], copy)
 
 
 def check_facts(lm, facts, contexts):

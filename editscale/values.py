@@ -72,6 +72,11 @@ class Descent:
         self.nlls = init.new_zeros(steps, n, n_contexts)
         self.forwards = torch.zeros(n, dtype=torch.long, device=init.device)
 
+    @property
+    def updates(self):
+        """For each forward, whether an update may follow it."""
+        return [True] * (self.params.v_num_grad_steps - 1) + [False]
+
     def tensors(self):
         """All of the state, by name."""
         return {name: value for name, value in vars(self).items() if name != "params"}
@@ -110,18 +115,10 @@ class Descent:
             self.active &= ~(loss < 0.05)
             self.step += 1
             if update:
-                self._adam(gradient)
+                adam(self.delta, self.mean, self.square, gradient, self.step, params.v_lr)
                 norm, radius = self.delta.norm(dim=1), params.clamp_norm_factor * init_norm
                 projected = self.delta * torch.where(norm > radius, radius / norm, 1.0)[:, None]
                 self.delta.copy_(torch.where(self.active[:, None], projected, delta))
-
-    def _adam(self, gradient):
-        """Adam (arXiv:1412.6980) with torch's default β and ε."""
-        self.mean.mul_(0.9).add_(gradient, alpha=0.1)
-        self.square.mul_(0.999).addcmul_(gradient, gradient, value=0.001)
-        taken = self.step.double()  # counted from 1
-        mean = self.mean / (1 - 0.9**taken).to(gradient)
-        self.delta.sub_(self.params.v_lr * mean / ((self.square / (1 - 0.999**taken).to(gradient)).sqrt() + 1e-8))
 
     def results(self):
         """For each fact: δ (d_model,), losses (steps, 5), NLL per context (steps, contexts)."""
@@ -131,11 +128,19 @@ class Descent:
         ]
 
 
+def adam(point, mean, square, gradient, step, lr):
+    """A step of Adam (arXiv:1412.6980) with torch's default β and ε, in place: step, a tensor, is counted from 1."""
+    mean.mul_(0.9).add_(gradient, alpha=0.1)
+    square.mul_(0.999).addcmul_(gradient, gradient, value=0.001)
+    taken = step.double()
+    unbiased = mean / (1 - 0.9**taken).to(gradient)
+    point.sub_(lr * unbiased / ((square / (1 - 0.999**taken).to(gradient)).sqrt() + 1e-8))
+
+
 def descend(forward, descent):
     """Let a `Descent` take its steps, until every fact has stopped."""
-    steps = descent.params.v_num_grad_steps
-    for step in range(steps):
-        descent.advance(forward, update=step < steps - 1)
+    for update in descent.updates:
+        descent.advance(forward, update=update)
         if not descent.active.any():
             break
 
