@@ -212,12 +212,12 @@ class Cached:
         n_blocks: how many blocks are above the edited one; upper: runs them (`anatomy.segment`).
         logits: final hidden states ↦ logits.
         post: the norm behind the MLP, if there is one and δ enters before it.
-        tensors: by name; tokens are those that δ reaches, from the subjects' last ones on, padded to one number
-            hidden: (facts, tokens, d_model) what leaves the edited block at δ = 0; mlp: output of its MLP, with `post`.
-            at_subject: (facts, tokens, 1) where δ is added.
+        tensors: by name; tokens are those that δ reaches, from the subjects' last ones on, in rows of a few facts
+            hidden: (rows, tokens, d_model) what leaves the edited block at δ = 0; mlp: output of its MLP, with `post`.
+            fact: (rows, tokens) the fact that a token belongs to; at_subject: (rows, tokens, 1) where δ is added.
             mask, positions: of these tokens, behind the earlier ones.
-            keys.<i>, values.<i>: (facts, heads, earlier tokens, d_head) of the earlier tokens in upper block i.
-            scored: (positions + facts,) indices into all facts' tokens: where targets are scored, then the KL prompts.
+            keys.<i>, values.<i>: (rows, heads, earlier tokens, d_head) of the earlier tokens in upper block i.
+            scored: (positions + facts,) indices into all rows' tokens: where targets are scored, then the KL prompts.
             targets: (positions,) ids; weights: (facts · contexts, positions), see `_weights`.
     """
 
@@ -231,7 +231,7 @@ class Cached:
         import torch
 
         t = self.tensors
-        change, n = delta[:, None], len(delta)
+        change, n = delta[t["fact"]], len(delta)
         if self.post is not None:
             change = self.post(t["mlp"] + change) - self.post(t["mlp"])
         states = torch.where(t["at_subject"], t["hidden"] + change, t["hidden"])
@@ -243,21 +243,47 @@ class Cached:
         return nll.view(n, -1), log_p[-n:]
 
 
-def _indices(parts, multiple):
-    """Index arrays as one (facts, width) array, padded with −1 to a multiple."""
-    width = -(-max(map(len, parts)) // multiple) * multiple
-    indices = np.full((len(parts), width), -1)
-    for i, part in enumerate(parts):
-        indices[i, : len(part)] = part
-    return indices
+def _shared_rows(sizes, capacity):
+    """Facts that share a row, for each row a list of their numbers: first-fit, the longest first.
+
+    Args:
+        sizes: (facts, kinds) tokens of each kind; capacity: (kinds,) most of a row, no less than one fact has.
+    """
+    rows, left = [], []
+    for i in np.argsort(-sizes[:, 0], kind="stable"):
+        row = next((r for r, room in enumerate(left) if (sizes[i] <= room).all()), len(rows))
+        if row == len(rows):
+            rows.append([])
+            left.append(np.array(capacity))
+        rows[row].append(int(i))
+        left[row] -= sizes[i]
+    return rows
+
+
+def _slots(parts, shared, multiple):
+    """Tokens of several facts in rows: (fact, token) index arrays (rows, width), −1 where there is padding.
+
+    Args:
+        parts: for each fact its tokens; shared: for each row its facts.
+    """
+    filled = [[(i, token) for i in row for token in parts[i]] for row in shared]
+    slots = np.full((len(shared), -(-max(map(len, filled)) // multiple) * multiple, 2), -1)
+    for row, of in zip(slots, filled, strict=True):
+        row[: len(of)] = np.array(of).reshape(-1, 2)
+    return slots
 
 
 def _sees(trees, queries, keys):
-    """(facts, queries, keys) bool: which tokens of its tree each token sees. The last keys are the queries; padding,
-    an index of −1, sees itself alone."""
-    sees = np.stack([packed.sees[np.ix_(q, k)] for packed, q, k in zip(trees, queries, keys, strict=True)])
-    sees &= (queries >= 0)[:, :, None] & (keys >= 0)[:, None]
+    """(rows, queries, keys) bool: which tokens of its fact's tree each token sees, both given as `_slots`.
+
+    The last keys are the queries; padding sees itself alone.
+    """
     each = np.arange(queries.shape[1])
+    sees = np.zeros((*queries.shape[:2], keys.shape[1]), dtype=bool)
+    for row, q, k in zip(sees, queries, keys, strict=True):
+        for i in np.unique(q[:, 0][q[:, 0] >= 0]):
+            of_query, of_key = np.flatnonzero(q[:, 0] == i), np.flatnonzero(k[:, 0] == i)
+            row[np.ix_(of_query, of_key)] = trees[i].sees[np.ix_(q[of_query, 1], k[of_key, 1])]
     sees[:, each, each + keys.shape[1] - len(each)] = True
     return sees
 
@@ -305,11 +331,16 @@ def cached_forward(lm, rows, layer, at):
 
     # δ reaches the tokens that see a subject's last one; rows of the same text up to the subject share that token.
     reached = [packed.sees[:, np.unique(of)].any(axis=1) for packed, of in zip(trees, subjects, strict=True)]
-    before = _indices([np.flatnonzero(~part) for part in reached], to_before)
-    after = _indices([np.flatnonzero(part) for part in reached], to_after)
+    tokens_of = [[np.flatnonzero(part), np.flatnonzero(~part)] for part in reached]
+    sizes = np.array([list(map(len, of)) for of in tokens_of])
+    longest = np.maximum(1, -(-sizes.max(axis=0) // (to_after, to_before))) * (to_after, to_before)
+    # Where the blocks above are a copy's own, row i must stay fact i's.
+    own = any(lm.weight(i).ndim == 3 and len(lm.weight(i)) > 1 for i in range(layer + 1, lm.n_layers))
+    shared = [[i] for i in range(len(rows))] if own else _shared_rows(sizes, longest * (1, 2))
+    after, before = (_slots([of[k] for of in tokens_of], shared, n) for k, n in enumerate((to_after, to_before)))
 
-    def part(states, indices):
-        return states[fact, torch.from_numpy(indices.clip(0)).to(lm.device)]
+    def part(states, slots):
+        return states[tuple(torch.from_numpy(slots.clip(0)).to(lm.device).unbind(-1))]
 
     def mask_of(keys, queries):
         return tokens.additive_mask(torch.from_numpy(_sees(trees, queries, keys)).to(lm.device), lm.dtype)
@@ -331,21 +362,22 @@ def cached_forward(lm, rows, layer, at):
         }
         earlier = graphs.without_gradient(lm, f"upper {layer}", range(layer + 1, lm.n_layers), keys_and_values, inputs)
 
-    width, found = after.shape[1], [_scored(of[:-1]) for of in rows]
-    place_of = [{node: i * width + j for j, node in enumerate(of) if node >= 0} for i, of in enumerate(after.tolist())]
-    scored = [place_of[i][t.places[r][p]] for i, t in enumerate(trees) for r, p, *_ in found[i]]
+    found = [_scored(of[:-1]) for of in rows]
+    place_of = {tuple(slot): j for j, slot in enumerate(after.reshape(-1, 2).tolist())}
+    scored = [place_of[i, t.places[r][p]] for i, t in enumerate(trees) for r, p, *_ in found[i]]
     n_contexts = len(rows[0]) - 1
     flat = [(i * n_contexts + r, p, t, w) for i, of in enumerate(found) for r, p, t, w in of]
     padding = -len(flat) % to_after
     flat += [(0, 0, 0, 0.0)] * padding
     tensors = {
         "hidden": part(block_out, after),
+        "fact": torch.from_numpy(after[..., 0].clip(0)),
         "at_subject": torch.from_numpy(
-            np.stack([np.isin(a, of) for a, of in zip(after, subjects, strict=True)])[..., None]
+            np.array([[i >= 0 and token in subjects[i] for i, token in row] for row in after.tolist()])[..., None]
         ),
         "mask": mask_of(np.concatenate([before, after], axis=1), after),
         "positions": part(positions, after),
-        "scored": torch.tensor([*scored, *[0] * padding, *(place_of[i][of[-1]] for i, of in enumerate(subjects))]),
+        "scored": torch.tensor([*scored, *[0] * padding, *(place_of[i, of[-1]] for i, of in enumerate(subjects))]),
         "targets": torch.tensor([t for _, _, t, _ in flat]),
         "weights": _weights(flat, len(rows) * n_contexts, block_out),
     }
