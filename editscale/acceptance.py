@@ -19,7 +19,7 @@ COLUMNS = {
     "model": "name of the model",
     "part": "unedited, single edits, sequence, growth or task",
     "method": "editing method; none for the unedited model",
-    "metric": "ES, PS, NS and their harmonic mean S, magnitudes EM, PM, NM and accuracies EA, PA, NA, in percent; "
+    "metric": "ES, PS, NS, their harmonic mean S, magnitudes EM, PM, NM and accuracies EAcc, PAcc, NAcc, in percent; "
     "distance, ‖W − W₀‖ / number of entries; exponent and coefficient of its growth; a task's correct and invalid ones",
     "layer": "0-indexed layer of a distance, -1 for what has none",
     "edits": "edits on the model: 0, 1 (each fact alone), or so many facts one after another",
@@ -31,7 +31,7 @@ COLUMNS = {
 KEY = ["part", "method", "metric", "layer", "edits"]
 SCORES = {
     letter + suffix: kind + column
-    for suffix, column in (("S", ""), ("M", "_magnitude"), ("A", "_accuracy"))
+    for suffix, column in (("S", ""), ("M", "_magnitude"), ("Acc", "_accuracy"))
     for letter, kind in zip("EPN", metrics.KINDS, strict=True)
 }
 

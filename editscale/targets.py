@@ -10,6 +10,8 @@ import pandas as pd
 
 from editscale.acceptance import KEY, harmonic_half_width
 
+WIDEST = 5.0  # tolerances that a half-width may have; beyond, nearly anything would pass
+
 
 def published(name):
     """The published numbers of a model: columns KEY, case_id, target, tolerance, source; none for an empty name.
@@ -58,7 +60,8 @@ def judge(table, targets):
         targets: of `published`.
 
     A value passes if it is no farther from its target than the tolerance and its own half-width together (hypot): both
-    are samples. A sequence that ended with another fact than the target's fails, and so does NaN.
+    are samples. It fails if its half-width is more than WIDEST tolerances, if it is NaN, and if a sequence ended with
+    another fact than the target's.
     """
     merged = table.merge(targets, on=KEY, how="outer", suffixes=("", "_of_target"), sort=False)
     order = {key: i for i, key in enumerate(zip(*(table[name] for name in KEY), strict=True))}
@@ -82,6 +85,11 @@ def _verdict(row):
         return "fail", f"edit {row.edits} is case {row.case_id:.0f}, the target's case {row.case_id_of_target:.0f}"
     if pd.isna(row.value):
         return "fail", "the value is NaN"
+    if row.half_width > WIDEST * row.tolerance:
+        return (
+            "fail",
+            f"too few facts ({row.n:.0f}) to tell: half-width {row.half_width:.3g}, tolerance {row.tolerance:.3g}",
+        )
     near = abs(row.value - row.target) <= row.allowed
     return "pass" if near else "fail", f"{row.value - row.target:+.3g} of ±{row.allowed:.3g}"
 

@@ -24,7 +24,7 @@ def test_scores_are_means_in_percent_with_half_widths_over_facts():
     }  # fmt: skip
     assert (rows["PS"]["value"], rows["PS"]["half_width"], rows["NM"]["value"]) == (100, 0, 50)
     assert rows["S"]["value"] == pytest.approx(3 / (1 / 50 + 1 / 100 + 1 / 50))
-    assert set(rows) == {"S"} | {letter + kind for letter in "EPN" for kind in "SMA"}
+    assert set(rows) == {"S"} | {letter + kind for letter in "EPN" for kind in ("S", "M", "Acc")}
 
 
 def test_facts_without_prompts_of_a_kind_do_not_count_for_it():

@@ -85,6 +85,19 @@ def test_what_was_not_measured_is_nan_or_another_fact_fails_with_its_reason():
     assert found["ES", -1] == ("fail", "the value is NaN")
 
 
+def test_too_few_facts_tell_nothing():
+    rows = [row("ES", 22.0, half_width=5.0), row("PS", 22.0, half_width=5.1)]
+    found = verdicts(rows, [target(metric, 22.0, 1.0) for metric in ("ES", "PS")])
+    assert found["ES", -1][0] == "pass"
+    assert found["PS", -1] == ("fail", "too few facts (10) to tell: half-width 5.1, tolerance 1")
+
+
+def test_no_name_of_a_metric_is_taken_for_a_missing_value(tmp_path):
+    table = pd.DataFrame([row(metric, 1.0) for metric in ("S", *acceptance.SCORES)])
+    targets.judge(table, targets.published("")).to_csv(tmp_path / "verdicts.csv", index=False)
+    assert pd.read_csv(tmp_path / "verdicts.csv")["metric"].tolist() == ["S", *acceptance.SCORES]
+
+
 def test_a_measurement_of_another_method_is_not_taken_for_the_target():
     rows = [row("ES", 99.0, part="single edits", method="r-rome", edits=1)]
     wanted = [target("ES", 99.0, 1.0, part="single edits", method="rome", edits=1)]
