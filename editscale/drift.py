@@ -35,14 +35,11 @@ def of_ledger(ledger):
 
     Keys: layer, edits, update_norm, distance (‖W − W₀‖), normalised_l2, relative_drift.
     """
-    rows = []
+    rows, factors = [], [ledger.factors(edit) for edit in range(1, len(ledger) + 1)]
     for layer, weight in sorted(ledger.weights.items(), key=lambda item: int(item[0])):
         d_value, d_key = weight["shape"]
-        lefts, rights = [], []
-        for edit in range(1, len(ledger) + 1):
-            factors = ledger.factors(edit)
-            lefts.append(factors.get(f"{layer}.left", np.zeros((d_value, 0))))
-            rights.append(factors.get(f"{layer}.right", np.zeros((d_key, 0))))
+        lefts = [of_edit.get(f"{layer}.left", np.zeros((d_value, 0))) for of_edit in factors]
+        rights = [of_edit.get(f"{layer}.right", np.zeros((d_key, 0))) for of_edit in factors]
         for edit, (alone, total) in enumerate(zip(norms(lefts, rights), distances(lefts, rights), strict=True), 1):
             rows.append(
                 {
