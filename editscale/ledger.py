@@ -15,8 +15,9 @@ What is promised, of one machine and device:
 - A torn, short or damaged last edit, as a killed process or a lost power supply leaves it, is found when the ledger is
   opened, reported (a warning, and `dropped`), and cut off when it is opened for appending: it is made again then. So is
   every edit that a log no longer holds because its end is missing.
-- Damage before that is refused with the number of the edit: opening reads all rows, opening for appending all bytes;
-  tensors are checked each time they are read. edits.jsonl must say what the log says, or end early.
+- Damage before that is refused with the number of the edit: opening reads all rows and the last edit, opening for
+  appending all bytes; tensors are checked each time they are read. edits.jsonl must say what the log says, or end
+  early.
 - Another fingerprint is refused, what differs named. One process at a time may append (a lock on the file `.lock`).
 - The same sequence started again goes on behind the last edit, and the files become those of a sequence that never
   stopped, byte for byte. Editing draws no random numbers (contexts are sampled before, and are in the fingerprint), so
@@ -123,7 +124,7 @@ class Ledger:
                 try:
                     frame = frames.read(file, size, self._end, edit, self._history)
                     row = json.loads(frame.line)
-                    if check_tensors and not _holds(file, frame, row):
+                    if (check_tensors or frame.end == size) and not _holds(file, frame, row):
                         raise frames.Broken("its tensors are not what was recorded")
                 except frames.Broken as problem:
                     if frames.later(file, self._end, edit):
