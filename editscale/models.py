@@ -84,7 +84,7 @@ def load(source, *, revision="", device="cpu", dtype="float32", cache="runs/mode
     identity = {
         "source": str(source),
         "revision": revision,
-        "weights_sha256": _sha256_of_files(weights),
+        "weights_sha256": sha256_of_files(weights),
         "dtype": dtype,
     }
     return LanguageModel(model, tokenizer, name, identity)
@@ -211,7 +211,7 @@ def _tokenizer(folder):
     return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
 
 
-def _sha256_of_files(files):
+def sha256_of_files(files):
     """One sha256 for several files: over the lines "sha256  name", sorted by name."""
     lines = "".join(f"{sha256_file(file)}  {file.name}\n" for file in sorted(files))
     return hashlib.sha256(lines.encode()).hexdigest()
