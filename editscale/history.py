@@ -5,12 +5,11 @@ one after another, which gives the bits the run had (scalable-model-editing/grad
 `experiments/evaluate_history.py` saves and reloads whole models instead).
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from editscale import metrics, sequence, updates
-from editscale.provenance import sha256_file
+from editscale.provenance import read_json, sha256_file
 from editscale.states import BATCH_TOKENS
 
 
@@ -52,7 +51,10 @@ def record_of(folder):
     path = Path(folder) / "done.json"
     if not path.is_file():
         raise FileNotFoundError(f"no finished run in {folder}; run notebook 02 with out={folder} first")
-    return json.loads(path.read_text())
+    record = read_json(path, "run notebook 02 again")
+    if type(record.get("parameters")) is not dict or type(record.get("files")) is not dict:
+        raise ValueError(f"{path} lacks parameters or files; run notebook 02 again")
+    return record
 
 
 def reopen(folder, *, device="cpu", model_cache="runs/models"):
@@ -67,7 +69,7 @@ def reopen(folder, *, device="cpu", model_cache="runs/models"):
 
     record, book = record_of(folder), ledger.Ledger(folder)
     parameters = record["parameters"]
-    finished = {Path(name).name: sha256 for name, sha256 in record["files"].items()}["edits.jsonl"]
+    finished = {Path(name).name: sha256 for name, sha256 in record["files"].items()}.get("edits.jsonl")
     if book.dropped or sha256_file(book.folder / "edits.jsonl") != finished:
         raise ValueError(
             f"the ledger in {folder}, {len(book)} edits, is not the one that done.json there names: it is damaged, or "
