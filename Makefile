@@ -4,6 +4,7 @@ PYTHON ?= python3
 SCALE ?= laptop
 WORKERS ?= 2
 DEVICE ?= cpu
+N ?= 100
 
 BIN := .venv/bin
 READY := .venv/.installed
@@ -22,11 +23,11 @@ INSTALL = $(BIN)/uv pip install --quiet --python $(BIN)/python $(FIND_LINKS) -c 
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help figures smoke html diff bench test lab lock clean
+.PHONY: help figures smoke html diff bench test crashtest lab lock clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*##/\1 /p' Makefile | while read -r target text; do \
-	    printf '  make %-8s %s\n' "$$target" "$$text"; done
+	    printf '  make %-9s %s\n' "$$target" "$$text"; done
 
 figures: $(READY)  ## run the study's notebooks and draw its figures (SCALE=laptop, smoke, …)
 	$(BIN)/python -m snakemake -s notebooks/Snakefile --cores all --config scale=$(SCALE) --rerun-incomplete -p
@@ -46,6 +47,9 @@ bench: $(READY)  ## what edits, scores and checkpoints cost here, into figures/c
 
 test: $(READY)  ## the test suite (WORKERS=2 processes)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+
+crashtest: $(READY)  ## kill sequences of edits N times, resume them, compare them byte for byte
+	$(BIN)/python tests/crashtest.py $(N)
 
 # Kernels start in the repository root, where every path in the notebooks begins, and in this environment
 # even where a user-wide kernel called python3 exists.

@@ -6,6 +6,7 @@ import sys
 # Name ↦ module, the function in it that takes arguments and returns an exit status, one line of help.
 COMMANDS = {
     "run": ("editscale.run", "main", "execute a notebook with checked parameters"),
+    "replay": ("editscale.replay", "main", "check a recorded run, and save its model after any number of edits"),
     "report": ("editscale.report", "main", "write the executed notebooks and figures of a scale as one HTML report"),
     "compare": ("editscale.compare", "main", "what differs between two executed runs or notebooks"),
     "gallery": ("editscale.gallery", "main", "write figures/README.md from the figures of a scale"),

@@ -8,11 +8,10 @@ tables: `costs`.
 import statistics
 import sys
 import time
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from editscale import costs, editors, parts, plain
+from editscale import costs, editors, graphs, parts, plain
 
 
 @dataclass(frozen=True)
@@ -46,19 +45,6 @@ SHAPES = {
         1e-2,
     ),
 }
-
-
-@contextmanager
-def multiplying_in(precision):
-    """While open, float32 matrices are multiplied in full ("float32") or, on a GPU, in TensorFloat-32 ("tf32")."""
-    import torch
-
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
 
 
 def _timed(run, device):
@@ -245,7 +231,7 @@ def main(arguments):
         lm, params = load(shape, given.device, given.tokenizer)
         whole = parts.case(shape, lm, chosen, params, size)
         for precision in given.precisions or (["float32", "tf32"] if on_gpu else ["float32"]):
-            with multiplying_in(precision):
+            with graphs.multiplying_in(precision):
                 # A recorded CUDA graph multiplies as it did when it was recorded: none is kept.
                 case = replace(whole, lm=replace(lm, graphs={}), precision=precision)
                 warm_up(case)

@@ -142,8 +142,8 @@ def single_edits(lm, facts, method, params, contexts, factors, texts):
     Returns:
         Dicts with case_id, method, status, layer, update_norm, normalised_l2, relative_drift (of that layer, as
         `drift` defines them), denominator (k·u; None for MEMIT), efficacy and efficacy_accuracy (`metrics`),
-        word_entropy (of `generation.teacher_forced_texts`) and perplexity. An edit with non-finite factors is not
-        applied, as in `sequence.run`: status "non-finite", scores NaN.
+        word_entropy (of `generation.teacher_forced_texts`) and perplexity. An edit that is not finite or whose
+        solve failed is not applied, as in `sequence.run`: status "non-finite" or "failed-solve", scores NaN.
 
     Weights are put back bit for bit, also after an error.
     """
@@ -154,22 +154,23 @@ def single_edits(lm, facts, method, params, contexts, factors, texts):
     original = updates.saved_weights(lm, editors.layers_of(params))
     edits, rows = editors.alone(method, lm, facts, params, contexts, factors), []
     for fact, edit in zip(tqdm(facts, desc=f"single edits, {method}", unit="edit"), edits, strict=True):
-        finite = all(update.is_finite() for update in edit.updates)
+        status = editors.status(edit)
+        norms = {u.layer: u.norm() for u in edit.updates} or dict.fromkeys(original, np.nan)
         scores = dict.fromkeys(("efficacy", "efficacy_accuracy", "word_entropy", "perplexity"), np.nan)
         try:
-            if finite:
+            if status == "edited":
                 updates.apply(lm, edit.updates)
                 scores = _scores(lm, fact, texts)
         finally:
             updates.restore(lm, original)
-        for update in edit.updates:
-            norm, weight = update.norm(), original[update.layer]
+        for layer, norm in norms.items():
+            weight = original[layer]
             rows.append(
                 {
                     "case_id": fact.case_id,
                     "method": method,
-                    "status": "edited" if finite else "non-finite",
-                    "layer": update.layer,
+                    "status": status,
+                    "layer": layer,
                     "update_norm": norm,
                     "normalised_l2": norm / weight.numel(),
                     "relative_drift": norm / weight.double().norm().item(),

@@ -26,7 +26,8 @@ def answers(lm, task, *, batch_tokens=BATCH_TOKENS, kept=None):
     """The model's label for each example of a `glue.Task`: 0, 1, or glue.INVALID. NaN weights give invalid answers.
 
     Args:
-        batch_tokens: most tokens in one forward, without the shared beginning. Does not change the result.
+        batch_tokens: most tokens in one forward, without the shared beginning. Does not change the result. Halved where
+            memory does not suffice.
         kept: a `states.Kept`, to run only what edits changed since the last call, or None.
 
     Raises ValueError if a prompt is too long for the model.
@@ -89,9 +90,14 @@ def greedy(lm, prompts, n_new, *, batch_tokens=BATCH_TOKENS, kept=None):
         if shared:
             ids, positions, mask = tokens.tree_inputs([tokens.tree([prompts[0][:shared]])], lm.device, lm.dtype)
             anatomy.segment(lm, 0)(ids, mask, positions, beginning)
-        for rows in states.batches([prompt[shared:] for prompt in prompts], len, batch_tokens):
+
+        def answer(rows):
             growing = states.Growing(lm, len(rows), prompts[0][:shared], beginning.seen, kept=kept)
-            new += _greedy_batch(lm, rows, growing, n_new)
+            return _greedy_batch(lm, rows, growing, n_new)
+
+        batches = states.batches([prompt[shared:] for prompt in prompts], len, batch_tokens)
+        for _, of_rows in states.in_forwards(answer, batches):
+            new += of_rows
     ends = lm.model.generation_config.eos_token_id
     stops = {_NOTHING, *(ends if isinstance(ends, list) else [ends])}
     return [tuple(takewhile(lambda token: token not in stops, row)) for row in new]

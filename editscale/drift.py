@@ -50,7 +50,7 @@ def of_ledger(ledger):
 
     Keys: layer, edits, update_norm, distance (‖W − W₀‖), normalised_l2, relative_drift.
     """
-    rows, edits = [], range(1, len(ledger) + 1)
+    rows, edits, low_rank = [], range(1, len(ledger) + 1), None
     applied = next((names for edit in edits if (names := set(ledger.factors(edit)))), set())
     for layer, weight in sorted(ledger.weights.items(), key=lambda item: int(item[0])):
         d_value, d_key = weight["shape"]
@@ -58,9 +58,9 @@ def of_ledger(ledger):
         if left in applied and right not in applied:
             found = of_matrices((ledger.factors(edit).get(left) for edit in edits), weight["shape"])
         else:
-            factors = [ledger.factors(edit) for edit in edits]
-            lefts = [of.get(left, np.zeros((d_value, 0))) for of in factors]
-            rights = [of.get(right, np.zeros((d_key, 0))) for of in factors]
+            low_rank = low_rank or [ledger.factors(edit) for edit in edits]
+            lefts = [of.get(left, np.zeros((d_value, 0))) for of in low_rank]
+            rights = [of.get(right, np.zeros((d_key, 0))) for of in low_rank]
             found = norms(lefts, rights), distances(lefts, rights)
         for edit, alone, total in zip(edits, *found, strict=True):
             rows.append(

@@ -9,8 +9,9 @@ from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 
-from editscale import finetune, memit, prefixes, rome, rome_multi
+from editscale import copies, finetune, memit, prefixes, rome, rome_multi
 
+SUMMARY = ("steps", "loss_first", "loss_last", "nll_last", "kl_last", "delta_norm", "init_norm", "denominator")
 TOGETHER = 16  # facts that are looked at together where they do not depend on each other
 
 
@@ -24,6 +25,8 @@ class Method:
     # What no edit of the method changes, computed for many facts at once before the first edit, one value per fact:
     ahead: object = None  # (lm, facts, params, contexts, factors) -> list
     moments: bool = True  # whether it weighs its changes against second moments of keys
+    # Whether an update is the same whatever was edited before it, so that recorded ones make up other histories too.
+    order_free: bool = False
 
 
 def _rome_contexts(lm, starts, generator, n_short, n_long):
@@ -63,10 +66,36 @@ def method(name):
     return METHODS[name]
 
 
+def edit_each(method, lm, facts, params, contexts, factors, *ahead):
+    """`method.edit` of some facts; an edit whose solve fails has no updates, and the reason in its trace ("failed").
+
+    When one of several fails, each is made again alone, so that the others do not depend on it but for rounding.
+    """
+    import torch
+
+    try:
+        return method.edit(lm, facts, params, contexts, factors, *ahead)
+    except torch.linalg.LinAlgError as error:
+        if len(facts) == 1:
+            return [rome.Edit((), {"failed": str(error)})]
+    return [
+        edit
+        for i, fact in enumerate(facts)
+        for edit in edit_each(method, copies.take(lm, [i]), [fact], params, contexts, factors, *([x[i]] for x in ahead))
+    ]
+
+
+def status(edit):
+    """What became of an edit: "edited", "non-finite" (NaN, infinity or overflow in it), or "failed-solve"."""
+    if "failed" in edit.trace:
+        return "failed-solve"
+    return "edited" if all(update.is_finite() for update in edit.updates) else "non-finite"
+
+
 def alone(name, lm, facts, params, contexts, factors):
     """The `Edit` of each fact alone, one after the other, on the model as it stands when TOGETHER of them begin."""
     for first in range(0, len(facts), TOGETHER):
-        yield from method(name).edit(lm, facts[first : first + TOGETHER], params, contexts, factors)
+        yield from edit_each(method(name), lm, facts[first : first + TOGETHER], params, contexts, factors)
 
 
 def read_params(name, path):
@@ -134,9 +163,11 @@ def summary(edit):
 
     steps are forwards; losses, `nll` and `kl` in nats per token; norms in the model's units; `denominator` is k·u
     (ROME variants; None for others). A method that optimises no value has no KL and no δ: None there, and its loss is
-    the NLL. For several facts edited together, the first one's.
+    the NLL. For several facts edited together, the first one's. All None for a failed solve.
     """
     trace = edit.trace
+    if "failed" in trace:
+        return dict.fromkeys(SUMMARY)
     losses = trace["losses"][0] if isinstance(trace["losses"], list) else trace["losses"]
     row = {"steps": len(losses), "loss_first": losses[0, 0].item(), "loss_last": losses[-1, 0].item()}
     if "delta" not in trace:

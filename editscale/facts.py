@@ -17,7 +17,6 @@ import json
 import os
 import random
 import re
-import shutil
 import sys
 import urllib.request
 from collections import Counter
@@ -104,7 +103,7 @@ def load(path) -> list[Fact]:
     text = path.read_bytes()
     try:
         records = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(
             f"{path} is not complete JSON ({len(text):,} bytes; {error}); it was probably cut off while it "
             f"was fetched or copied: delete it and fetch it anew (CounterFact, {COUNTERFACT_BYTES:,} bytes: "
@@ -157,7 +156,7 @@ def download_counterfact(folder) -> Path:
     with _part_of(path) as part:
         try:
             with urllib.request.urlopen(COUNTERFACT_URL, timeout=60) as response, open(part, "wb") as file:
-                shutil.copyfileobj(response, file)
+                file.write(response.read(COUNTERFACT_BYTES + 1))  # not more, whatever is sent
         except (OSError, http.client.HTTPException) as error:
             raise ConnectionError(
                 f"cannot fetch {COUNTERFACT_URL} ({error}); without network, put a copy of it at {path}"
@@ -318,6 +317,8 @@ def _require(record, fields: tuple[str, ...], where: str) -> None:
 def _check_string(value, name: str, where: str) -> None:
     if not isinstance(value, str):
         raise ValueError(f"{where}: {name} is {value!r}, expected a string")
+    if any("\ud800" <= character <= "\udfff" for character in value):
+        raise ValueError(f"{where}: {name} {value!r} holds half of a surrogate pair, which is no text")
 
 
 def _check(fact: Fact, where: str) -> None:

@@ -356,10 +356,10 @@ def _jsonl(path, form):
     if not path.is_file():
         raise FileNotFoundError(f"there is no {path}; a folder of GLUE holds a file <task>_<split>.jsonl per split")
     examples = []
-    for i, line in enumerate(path.read_text(encoding="utf-8").rstrip().split("\n"), start=1):
+    for i, line in enumerate(path.read_bytes().rstrip().split(b"\n"), start=1):
         try:
             example = dict(json.loads(line))
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, RecursionError) as error:
             raise ValueError(f"{path}, line {i} is not a JSON object ({error}); expected one per line") from error
         missing = [field for field in form.fields if not isinstance(example.get(field), str)]
         if missing:

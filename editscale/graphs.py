@@ -7,6 +7,7 @@ recorded are tensors (`values.Descent`).
 Graphs are kept with the model, in `lm.graphs`. They read the weights where these are, so they see every edit.
 """
 
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 
 KEPT = 64  # graphs of one model that stay recorded; the one not used for longest is dropped
@@ -58,6 +59,19 @@ def _view(buffers, name, like):
     if key not in buffers or buffers[key].numel() < like.numel():
         buffers[key] = like.new_empty(like.numel() * 5 // 4)
     return buffers[key][: like.numel()].view(like.shape)
+
+
+@contextmanager
+def multiplying_in(precision):
+    """While open, float32 matrices are multiplied in full ("float32") or, on a GPU, in TensorFloat-32 ("tf32")."""
+    import torch
+
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def _graph(lm, name, layers, functions, tensors):
@@ -118,7 +132,8 @@ def descend(lm, cached, descent):
     upper = range(lm.n_layers - cached.n_blocks, lm.n_layers)
     kinds = sorted(set(descent.updates), reverse=True)
     functions = [recordable(update) for update in kinds]
-    graph = _graph(lm, f"step of {descent.params}", upper, functions, {**cached.tensors, **state})
+    with multiplying_in("tf32") if lm.tf32_steps else nullcontext():
+        graph = _graph(lm, f"step of {descent.params}", upper, functions, {**cached.tensors, **state})
     going = torch.ones(steps, dtype=torch.bool, pin_memory=True)
     done = [torch.cuda.Event() for _ in range(steps)]
     for step, update in enumerate(descent.updates):

@@ -5,11 +5,11 @@ one after another, which gives the bits the run had (scalable-model-editing/grad
 `experiments/evaluate_history.py` saves and reloads whole models instead).
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from editscale import metrics, sequence, updates
+from editscale.provenance import read_json, sha256_file
 from editscale.states import BATCH_TOKENS
 
 
@@ -51,21 +51,30 @@ def record_of(folder):
     path = Path(folder) / "done.json"
     if not path.is_file():
         raise FileNotFoundError(f"no finished run in {folder}; run notebook 02 with out={folder} first")
-    return json.loads(path.read_text())
+    record = read_json(path, "run notebook 02 again")
+    if type(record.get("parameters")) is not dict or type(record.get("files")) is not dict:
+        raise ValueError(f"{path} lacks parameters or files; run notebook 02 again")
+    return record
 
 
 def reopen(folder, *, device="cpu", model_cache="runs/models"):
     """The `Run` in a folder, its model loaded as it was before the first edit.
 
-    Raises FileNotFoundError if the run has not finished; ValueError if the model's weights or the facts are no longer
-    those of the ledger.
+    Raises FileNotFoundError if the run has not finished; ValueError if the ledger is no longer the one it finished
+    with, or the model's weights or the facts are no longer those of the ledger.
     """
     from dataclasses import asdict
 
     from editscale import facts, ledger, models
 
-    parameters = record_of(folder)["parameters"]
-    book = ledger.Ledger(folder)
+    record, book = record_of(folder), ledger.Ledger(folder)
+    parameters = record["parameters"]
+    finished = {Path(name).name: sha256 for name, sha256 in record["files"].items()}.get("edits.jsonl")
+    if book.dropped or sha256_file(book.folder / "edits.jsonl") != finished:
+        raise ValueError(
+            f"the ledger in {folder}, {len(book)} edits, is not the one that done.json there names: it is damaged, or "
+            "the run has gone on since; run notebook 02 again with the same parameters"
+        )
     chosen = facts.in_order(
         facts.open_set(parameters["fact_set"]),
         parameters["order"],

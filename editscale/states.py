@@ -5,9 +5,11 @@ states that enter block L as they were, and those are a function of the text so 
 for texts that are looked at again after every few edits. Only the blocks from L on then run.
 """
 
+import warnings
+
 import numpy as np
 
-from editscale import anatomy, graphs, tokens
+from editscale import anatomy, graphs, stopping, tokens
 
 TREE_TOKENS = 512  # most tokens of a tree; attention grows with its square
 GRAPH_TOKENS = 1024  # a forward of no more is a CUDA graph on a GPU, which takes longer to launch than to run it
@@ -30,6 +32,44 @@ def batches(items, size, batch_tokens):
         n += size(item)
     rows = max(1, batch_tokens // TREE_TOKENS)
     return [trees[i : i + rows] for i in range(0, len(trees), rows)]
+
+
+def in_forwards(forward, batches):
+    """Yield (rows, forward(rows)) of each of some `batches`; rows that memory does not suffice for run in halves.
+
+    So do those behind them that are as many. A warning says so. The results are those of all at once, up to rounding.
+    Raises what the device raised if there is not memory enough for a single item.
+    """
+    todo, most = list(reversed(batches)), None
+    while todo:
+        rows = todo.pop()
+        n_items = sum(map(len, rows))
+        halves = _halves(rows)
+        if most is None or n_items <= most or halves is None:
+            try:
+                result = forward(rows)
+            except (RuntimeError, MemoryError) as error:
+                if halves is None or not stopping.is_out_of_memory(error):
+                    raise
+                most = sum(map(len, halves[0]))
+                warnings.warn(
+                    f"not enough memory for {n_items} texts in one forward ({str(error).splitlines()[0]}); they run in "
+                    f"forwards of at most {most} from here on: a smaller batch_tokens avoids the attempt",
+                    stacklevel=2,
+                )
+            else:
+                yield rows, result
+                continue
+        todo += reversed(halves)
+
+
+def _halves(rows):
+    """The rows of a forward in two parts, trees apart or the items of the one tree; None for a single item."""
+    if len(rows) > 1:
+        return rows[: (len(rows) + 1) // 2], rows[(len(rows) + 1) // 2 :]
+    (items,) = rows
+    middle = (len(items) + 1) // 2
+    return ([items[:middle]], [items[middle:]]) if len(items) > 1 else None
 
 
 def final(lm, trees, kept=None):

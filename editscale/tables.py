@@ -19,7 +19,7 @@ COLUMNS = {
     "edit": "place of the scored fact among the edits, from 1",
     "case_id": "the fact's number in its data set",
     "relation_id": "the fact's relation (Wikidata property)",
-    "status": "edited, or non-finite: the factors held NaN or infinity and were not applied",
+    "status": "edited; non-finite (NaN, infinity or overflow) or failed-solve: recorded, not applied",
     "efficacy": "share of rewrite prompts with NLL(new) < NLL(true), 0–1",
     "paraphrase": "share of paraphrase prompts with NLL(new) < NLL(true), 0–1",
     "neighborhood": "share of neighborhood prompts with NLL(true) < NLL(new), 0–1",

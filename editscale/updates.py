@@ -4,7 +4,7 @@ W-space throughout: `weight += left @ right.T` with W (d_value, d_key), whatever
 changes have no low rank gives the whole matrix, and may change the projection's bias.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,15 @@ class Update:
     right: object = None
     bias: object = None
 
+    def tensors(self):
+        """The tensors it consists of, by name; what is None is left out."""
+        named = {"left": self.left, "right": self.right, "bias": self.bias}
+        return {name: tensor for name, tensor in named.items() if tensor is not None}
+
+    def to(self, device):
+        """The same update with its tensors on another device."""
+        return replace(self, **{name: tensor.to(device) for name, tensor in self.tensors().items()})
+
     def matrix(self):
         """ΔW, (d_value, d_key)."""
         return self.left if self.right is None else self.left @ self.right.T
@@ -36,16 +45,8 @@ class Update:
         return ((left.T @ left) * (right.T @ right)).sum().clamp(min=0).sqrt().item()
 
     def is_finite(self):
-        return all(bool(tensor.isfinite().all()) for tensor in self.tensors().values())
-
-    def tensors(self):
-        """{"left": …, "right": …, "bias": …}, those that there are."""
-        named = {"left": self.left, "right": self.right, "bias": self.bias}
-        return {name: tensor for name, tensor in named.items() if tensor is not None}
-
-    def to(self, device):
-        """The same update on a device."""
-        return Update(self.layer, **{name: tensor.to(device) for name, tensor in self.tensors().items()})
+        """Whether the tensors and ΔW, in which their product may overflow, hold neither NaN nor infinity."""
+        return all(bool(tensor.isfinite().all()) for tensor in (*self.tensors().values(), self.matrix()))
 
 
 def apply(lm, updates, copy=None):
@@ -107,3 +108,36 @@ def restore(lm, weights):
         lm.weight(layer).copy_(weight)
     for layer, bias in weights.biases.items():
         lm.bias(layer).copy_(bias)
+
+
+def to_bytes(updates):
+    """Updates as safetensors, "<layer>.left", "<layer>.right", …; the same updates give the same bytes."""
+    from safetensors.torch import save
+
+    named = {f"{u.layer}.{name}": tensor for u in updates for name, tensor in u.tensors().items()}
+    return save({name: tensor.detach().to("cpu").contiguous() for name, tensor in named.items()})
+
+
+def from_bytes(data):
+    """The updates in what `to_bytes` made, by layer, on the CPU."""
+    from safetensors.torch import load
+
+    by_layer = {}
+    for name, tensor in load(data).items():
+        layer, part = name.split(".")
+        by_layer.setdefault(int(layer), {})[part] = tensor
+    return [Update(layer, **by_layer[layer]) for layer in sorted(by_layer)]
+
+
+def arrays(data):
+    """The tensors in what `to_bytes` made, by name, as NumPy arrays and without torch; bfloat16 as float32."""
+    import numpy as np
+    from safetensors import deserialize
+
+    kinds, found = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}, {}
+    for name, stored in deserialize(data):
+        values = np.frombuffer(stored["data"], dtype=kinds[stored["dtype"]])
+        if stored["dtype"] == "BF16":
+            values = (values.astype("<u4") << 16).view("<f4")
+        found[name] = values.reshape(stored["shape"])
+    return found

@@ -21,7 +21,8 @@ import numpy as np
 
 from editscale import anatomy, copies, graphs, tokens
 
-GROUP = 4  # facts of one batch; facts of like length are together, since all rows of a batch are as long as the longest
+GROUP = 4  # facts of one batch on a CPU; facts of like length are together, since all rows are as long as the longest
+GROUP_ON_GPU = 16  # where launching a kernel costs as much as running it on a few facts
 KL_PROMPT = "{} is a"  # the subject's "essence" is kept by a KL term at the subject's last token
 
 
@@ -166,7 +167,8 @@ def optimise(lm, facts, contexts, layer, params, *, at, forward=None):
     rows = [target_rows(lm, fact, contexts) for fact in facts]
     tokens.check_length(lm, max(len(row.ids) for of_fact in rows for row in of_fact))
     lengths, found = [sum(len(row.ids) - row.subject_last for row in of) for of in rows], [None] * len(facts)
-    for group in np.array_split(np.argsort(lengths, kind="stable"), -(-len(facts) // GROUP)):
+    most = GROUP_ON_GPU if lm.device.type == "cuda" else GROUP
+    for group in np.array_split(np.argsort(lengths, kind="stable"), -(-len(facts) // most)):
         part = copies.take(lm, group) if len(facts) > 1 else lm
         together = _optimise(part, [rows[i] for i in group], layer, params, at, forward or cached_forward)
         for i, one in zip(group, together, strict=True):
@@ -243,6 +245,12 @@ class Cached:
         return nll.view(n, -1), log_p[-n:]
 
 
+def _rounded(n):
+    """n rounded up to three binary digits, so that few sizes come up."""
+    step = 1 << max(0, n.bit_length() - 3)
+    return -(-n // step) * step
+
+
 def _shared_rows(sizes, capacity):
     """Facts that share a row, for each row a list of their numbers: first-fit, the longest first.
 
@@ -300,8 +308,9 @@ def cached_forward(lm, rows, layer, at):
     """
     import torch
 
-    # Sizes of a CUDA graph: few, so that one serves many facts.
-    to_before, to_after = (128, 32) if lm.device.type == "cuda" else (1, 1)
+    # Sizes of a CUDA graph: few, so that one serves many facts. Rows of several facts have one size whatever the facts.
+    on_gpu = lm.device.type == "cuda"
+    to_after, to_before = ((256, 768) if len(rows) > 1 else (32, 128)) if on_gpu else (1, 1)
     # The KL prompt is read at its subject only; what follows it there is not run.
     texts = [[*(row.ids for row in of[:-1]), of[-1].ids[: of[-1].subject_last + 1]] for of in rows]
     trees = [tokens.tree(text, [row.subject_last for row in of]) for text, of in zip(texts, rows, strict=True)]
@@ -309,7 +318,7 @@ def cached_forward(lm, rows, layer, at):
         [p[row.subject_last] for p, row in zip(t.places, of, strict=True)] for t, of in zip(trees, rows, strict=True)
     ]
     last, fact = torch.tensor(subjects, device=lm.device), torch.arange(len(rows), device=lm.device)[:, None]
-    ids, positions, mask = tokens.tree_inputs(trees, lm.device, lm.dtype, multiple=to_before)
+    ids, positions, mask = tokens.tree_inputs(trees, lm.device, lm.dtype, multiple=min(to_before, 128))
     lower, upper = anatomy.segment(lm, 0, layer + 1), anatomy.segment(lm, layer + 1)
 
     def up_to_the_edited_block(t):
@@ -334,9 +343,10 @@ def cached_forward(lm, rows, layer, at):
     tokens_of = [[np.flatnonzero(part), np.flatnonzero(~part)] for part in reached]
     sizes = np.array([list(map(len, of)) for of in tokens_of])
     longest = np.maximum(1, -(-sizes.max(axis=0) // (to_after, to_before))) * (to_after, to_before)
+    room = longest if on_gpu else longest * (1, 2)
     # Where the blocks above are a copy's own, row i must stay fact i's.
     own = any(lm.weight(i).ndim == 3 and len(lm.weight(i)) > 1 for i in range(layer + 1, lm.n_layers))
-    shared = [[i] for i in range(len(rows))] if own else _shared_rows(sizes, longest * (1, 2))
+    shared = [[i] for i in range(len(rows))] if own else _shared_rows(sizes, room)
     after, before = (_slots([of[k] for of in tokens_of], shared, n) for k, n in enumerate((to_after, to_before)))
 
     def part(states, slots):
@@ -367,7 +377,7 @@ def cached_forward(lm, rows, layer, at):
     scored = [place_of[i, t.places[r][p]] for i, t in enumerate(trees) for r, p, *_ in found[i]]
     n_contexts = len(rows[0]) - 1
     flat = [(i * n_contexts + r, p, t, w) for i, of in enumerate(found) for r, p, t, w in of]
-    padding = -len(flat) % to_after
+    padding = (_rounded(len(flat)) if on_gpu else len(flat)) - len(flat)
     flat += [(0, 0, 0, 0.0)] * padding
     tensors = {
         "hidden": part(block_out, after),

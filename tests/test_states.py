@@ -4,7 +4,7 @@ import pytest
 import tiny
 import torch
 
-from editscale import anatomy, copies, states, tokens
+from editscale import anatomy, copies, downstream, metrics, states, tokens
 
 TEXTS = (
     "The river runs through the town.",
@@ -201,3 +201,71 @@ def test_states_of_another_model_or_layer_are_refused():
         ours(lm, trees_of(lm, TEXTS), states.Kept(other, 2, 1000))
     with pytest.raises(ValueError, match="layer 4 is not one of the 4 layers"):
         states.Kept(lm, 4, 1000)
+
+
+# Too little memory
+
+
+def test_forwards_that_do_not_fit_run_in_halves_in_order_and_say_so():
+    batches, ran = [[[1, 2, 3], [4, 5]], [[6, 7], [8, 9, 10]], [[11]]], []
+
+    def forward(rows):
+        if sum(map(len, rows)) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        ran.append(rows)
+        return [10 * item for of in rows for item in of]
+
+    with pytest.warns(UserWarning, match="not enough memory for 5 texts in one forward .CUDA out of memory.*at most 3"):
+        found = list(states.in_forwards(forward, batches))
+    assert [x for _, of in found for x in of] == [10 * i for i in range(1, 12)]
+    assert [rows for rows, _ in found] == ran == [[[1, 2]], [[3]], [[4, 5]], [[6, 7]], [[8, 9]], [[10]], [[11]]]
+
+
+def test_what_did_not_fit_once_is_not_tried_again():
+    tried = []
+
+    def forward(rows):
+        tried.append(sum(map(len, rows)))
+        if tried[-1] > 2:
+            raise MemoryError("no memory")
+
+    with pytest.warns(UserWarning, match="at most 2"):
+        list(states.in_forwards(forward, [[[0] * 4]] * 3))
+    assert tried == [4, 2, 2, 2, 2, 2, 2]
+
+
+@pytest.mark.parametrize("error", (torch.OutOfMemoryError("out of memory"), RuntimeError("a bug")))
+def test_a_single_text_that_does_not_fit_and_other_errors_are_raised(error):
+    def forward(rows):
+        raise error
+
+    with pytest.raises(RuntimeError, match=str(error)):
+        list(states.in_forwards(forward, [[[1]]]))
+
+
+def little_memory(monkeypatch, most):
+    """Let forwards of more than so many tokens fail as on a device that is full."""
+    real = states.tokens.tree_inputs
+
+    def tree_inputs(trees, *of, **options):
+        if sum(len(packed.ids) for packed in trees) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(trees, *of, **options)
+
+    monkeypatch.setattr(states.tokens, "tree_inputs", tree_inputs)
+
+
+@pytest.mark.parametrize("room", (0, 10**6))
+def test_scores_and_answers_are_the_same_where_memory_is_short(monkeypatch, room):
+    lm = tiny.tiny_model("gpt2", dtype=torch.float64)
+    prompts = [(text, "harp", "town") for text in TEXTS]
+    ids = [tuple(lm.tokenizer(text)["input_ids"]) for text in TEXTS]
+    scores, new = metrics.score_prompts(lm, prompts), downstream.greedy(lm, ids, 3)
+    kept = states.Kept(lm, 2, room)
+    little_memory(monkeypatch, 36)
+    with pytest.warns(UserWarning, match="not enough memory"):
+        found = metrics.score_prompts(lm, prompts, kept=kept, batch_tokens=4096)
+    for one, other in zip(found, scores, strict=True):
+        assert one.nll_new == pytest.approx(other.nll_new, abs=1e-12) and one.correct_true == other.correct_true
+    with pytest.warns(UserWarning, match="not enough memory"):
+        assert downstream.greedy(lm, ids, 3, kept=kept, batch_tokens=4096) == new

@@ -1,0 +1,125 @@
+"""Append-only files of numbered frames, each a line of text and bytes behind it, and files written whole or not at all.
+
+A frame is a header (`HEADER`, big-endian: magic, number, bytes of the line, bytes of the payload, history, CRC-32 of
+all this), the line, and the payload. The history of a frame is sha256(history of the frame before ‖ line), so that no
+frame can be changed, left out, exchanged or brought in from another file unnoticed; the line should hold the payload's
+sha256.
+"""
+
+import contextlib
+import hashlib
+import mmap
+import os
+import struct
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+MAGIC = b"\x89edit\r\n\x1a"  # no text, and not what a transfer as text leaves alone
+HEADER = struct.Struct(">8sQIQ32sI")
+
+
+class Broken(ValueError):
+    """A frame that is not whole, or not the one that belongs there; the message says in what way."""
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A whole frame: its number, line and history, and where in the file its payload and its end are."""
+
+    number: int
+    line: bytes
+    history: bytes
+    payload_at: int
+    end: int
+
+
+def next_history(history, line):
+    """The history of the frame with this line behind a frame with that history, 32 bytes."""
+    return hashlib.sha256(history + line).digest()
+
+
+def append(fd, end, number, history, line, payload):
+    """Write a frame at the end of an open file and wait until it is on the disk: the `Frame`.
+
+    Args:
+        end: how long the file is. history: of the frame before this one.
+
+    Whatever is raised on the way, the file is cut back to `end` as well as it goes. OSError is the system's.
+    """
+    history = next_history(history, line)
+    header = HEADER.pack(MAGIC, number, len(line), len(payload), history, 0)[:-4]
+    try:
+        write_all(fd, header + struct.pack(">I", zlib.crc32(header)) + line + payload)
+        os.fsync(fd)
+    except BaseException:
+        with contextlib.suppress(OSError):  # what stays is found when the file is read
+            os.ftruncate(fd, end)
+            os.fsync(fd)
+        raise
+    start = end + HEADER.size + len(line)
+    return Frame(number, line, history, start, start + len(payload))
+
+
+def read(file, size, start, number, history):
+    """The `Frame` that begins at `start` of an open file of `size` bytes, checked but for its payload.
+
+    Raises `Broken` if it is not whole, not of this number, or not one that follows a frame with this history.
+    """
+    file.seek(start)
+    header = _header(file.read(HEADER.size))
+    if header is None:
+        raise Broken("its header is damaged or incomplete")
+    found, n_line, n_payload, recorded = header
+    payload_at = start + HEADER.size + n_line
+    if payload_at + n_payload > size:
+        raise Broken(f"{payload_at + n_payload - size:,} of its bytes are missing")
+    line = file.read(n_line)
+    if found != number or recorded != next_history(history, line):
+        raise Broken("its row, or what is before it, is not what was recorded")
+    return Frame(number, line, recorded, payload_at, payload_at + n_payload)
+
+
+def later(file, start, number):
+    """Whether a header of a later frame than `number` is somewhere behind `start`."""
+    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        at = data.find(MAGIC, start + 1)
+        while at >= 0:
+            header = _header(data[at : at + HEADER.size])
+            if header and header[0] > number:
+                return True
+            at = data.find(MAGIC, at + 1)
+    return False
+
+
+def _header(data):
+    """[number, bytes of line, bytes of payload, history], or None where there is no whole header."""
+    if len(data) < HEADER.size:
+        return None
+    magic, *found, checksum = HEADER.unpack(data)
+    return found if magic == MAGIC and checksum == zlib.crc32(data[:-4]) else None
+
+
+def write_all(fd, data):
+    """Write all bytes, however many the system takes at a time."""
+    rest = memoryview(data)
+    while rest:
+        rest = rest[os.write(fd, rest) :]
+
+
+def write_atomically(path, data):
+    """Write bytes so that the file at `path` is the old one or the whole new one, whatever happens."""
+    path = Path(path)
+    part = path.with_name(path.name + ".part")
+    fd = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    try:
+        write_all(fd, data)
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+    os.replace(part, path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # the name too
+    finally:
+        os.close(folder)

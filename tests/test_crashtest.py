@@ -1,0 +1,34 @@
+"""Sequences of edits that are killed lose nothing, and a ledger that lost something would be noticed."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+CODE = """
+import sys; sys.path.insert(0, {tests!r})
+import crashtest
+print(crashtest.main(["6", "--seed", "3"]))
+append, run, held = crashtest.ledger.Ledger.append, crashtest.Sequence.run, []
+def late(*of):  # writes an edit when the next one comes
+    held.append(of)
+    if len(held) > 1:
+        append(*held.pop(0))
+def run_late(sequence, folder):
+    held.clear()
+    run(sequence, folder)
+    append(*held[0])
+crashtest.ledger.Ledger.append, crashtest.Sequence.run = late, run_late
+print(crashtest.main(["2", "--seed", "3"]))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_killed_sequences_are_the_uninterrupted_one_and_a_late_write_is_noticed():
+    code = CODE.format(tests=str(Path(__file__).parent))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    lines = done.stdout.splitlines()
+    assert lines[:2] == ["6 kills, 6 identical, 0 lost", "0"], done.stdout + done.stderr
+    assert lines[-1] == "1" and not lines[-2].endswith(" 0 lost"), done.stdout + done.stderr

