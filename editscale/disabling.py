@@ -141,8 +141,10 @@ def against_ordinary(single):
     ordinary = single["update_norm"].where(~single["flagged"])
     median = ordinary.groupby([single[name] for name in [*alike, "layer"]], dropna=False).transform("median")
     rows = single.assign(times_ordinary=single["update_norm"] / median)
+    place = single.groupby([*alike, "case_id"], sort=False, dropna=False).ngroup()
     rows = rows.sort_values("times_ordinary", ascending=False, kind="stable", na_position="last")
-    return rows.drop_duplicates([*alike, "case_id"]).sort_index()
+    rows = rows.drop_duplicates([*alike, "case_id"])
+    return rows.loc[place[rows.index].sort_values().index]
 
 
 def persistence(single, flagged, jump=JUMP):

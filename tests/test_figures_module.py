@@ -86,7 +86,7 @@ def test_single_edits_are_a_line_per_fact_over_the_choices_of_contexts(ax):
     figures.contexts_panel(ax, rows, 5.0)
     *lines, dashed = ax.lines
     assert [line.get_ydata().tolist() for line in lines] == [[1, 1, 1], [20, 2, 2], [30, 30, 3]]
-    assert lines[0].get_xdata() == ["the run's", "seed 7", "bare prompt"] and set(dashed.get_ydata()) == {5}
+    assert list(lines[0].get_xdata()) == ["the run's", "seed 7", "bare prompt"] and set(dashed.get_ydata()) == {5}
     assert lines[0].get_color() != lines[1].get_color() == figures.METHOD_STYLE["rome"]["color"]
     assert ax.get_title() == "rome" and ax.get_yscale() == "log"
 
