@@ -23,6 +23,7 @@ METHOD_STYLE = {
     "memit": {"color": "#d55e00", "marker": "D", "linestyle": (0, (6, 1.5, 1, 1.5))},
     "emmet": {"color": "#cc78bc", "marker": "v", "linestyle": (0, (3, 1))},
     "alphaedit": {"color": "#56b4e9", "marker": "P", "linestyle": (0, (8, 2))},
+    "rome-multi": {"color": "#ca9161", "marker": "h", "linestyle": (0, (4, 1.5, 1, 1.5, 1, 1.5))},
     "ft-c": {"color": "#949494", "marker": "X", "linestyle": ":"},
 }
 
@@ -142,6 +143,32 @@ def points_panel(ax, rows: pd.DataFrame, x: str, y: str, *, label: str, other: s
             for _, run in points.sort_values("edits").groupby(["order", "reversed"]):
                 ax.plot(run[x], run[y], color=style["color"], linestyle=style["linestyle"], linewidth=0.6, alpha=0.6)
     ax.set(xlabel=label, ylabel=other)
+
+
+def contexts_panel(ax, rows: pd.DataFrame, jump: float) -> None:
+    """Draw how large single edits are under one choice of contexts after another: a line per fact.
+
+    Args:
+        rows: one method's, columns method, case_id, flagged, contexts, seed, times_ordinary
+            (disabling.against_ordinary). Flagged facts are drawn in the method's color, others in gray.
+        jump: where a dashed line is drawn.
+    """
+    (method,) = _methods(rows)
+    named = rows.assign(choice=[contexts_label(*pair) for pair in zip(rows["contexts"], rows["seed"], strict=True)])
+    choices = list(named["choice"].unique())
+    for flagged in (False, True):
+        color, width = (METHOD_STYLE[method]["color"], 1.2) if flagged else ("0.7", 0.8)
+        lines = named[named["flagged"] == flagged].pivot(index="choice", columns="case_id", values="times_ordinary")
+        for line in lines.reindex(choices).to_numpy().T if len(lines) else ():
+            ax.plot(choices, line, color=color, linewidth=width, alpha=0.7, marker=METHOD_STYLE[method]["marker"], ms=4)
+    ax.axhline(jump, linestyle="--", color="gray")
+    ax.set(yscale="log", xlabel="contexts of the edit", ylabel="‖ΔW‖ over that of an ordinary fact", title=method)
+    ax.margins(x=0.1)
+
+
+def contexts_label(kind: str, seed: float) -> str:
+    """What figures call contexts of a kind and seed (history.other_contexts)."""
+    return {"run": "the run's", "seed": f"seed {seed:.0f}", "words": "other words", "bare": "bare prompt"}[kind]
 
 
 def spectrum_panel(ax, rows: pd.DataFrame, unedited: pd.DataFrame) -> None:

@@ -53,6 +53,12 @@ COLUMNS = {
     "invalid": "share of answers without a label word, 0–1",
     "ngram_entropy": "H₂/3 + 2H₃/3 of written texts, bits (bigrams and trigrams)",
     "word_entropy": "entropy of the words of all texts over its largest possible value, 0–1",
+    "flagged": "single edits: true if a run flagged an edit of the fact (disabling.detect), whatever its method",
+    "contexts": "single edits: those of the run, of another seed, behind other words, or the bare prompt alone",
+    "seed": "single edits: seed of the contexts; NaN for the bare prompt",
+    "word_entropy_unedited": "the same of the unedited model on the fact's prompts",
+    "perplexity_unedited": "perplexity of the unedited model",
+    "times_ordinary": "single edits: ‖ΔW‖ over its median among facts no run flagged, method and contexts being equal",
     "reference_score": "TF-IDF cosine of written texts and texts about the new object; NaN without such texts",
 }
 
@@ -101,7 +107,7 @@ def _numeric(table):
     unknown = [name for name in table if name not in COLUMNS]
     if unknown:
         raise ValueError(f"columns {', '.join(unknown)} are not described in tables.COLUMNS")
-    text = ("method", "relation_id", "status", "reversed", "task")
+    text = ("method", "relation_id", "status", "reversed", "task", "flagged", "contexts")
     return table.assign(**{name: pd.to_numeric(table[name]) for name in table if name not in text})
 
 

@@ -75,6 +75,22 @@ def test_flagged_points_are_ringed(ax):
     ]
 
 
+def test_single_edits_are_a_line_per_fact_over_the_choices_of_contexts(ax):
+    rows = pd.DataFrame(
+        {
+            "method": "rome", "case_id": [1, 2, 3] * 3, "flagged": [False, True, True] * 3,
+            "contexts": ["run"] * 3 + ["seed"] * 3 + ["bare"] * 3, "seed": [0.0] * 3 + [7.0] * 3 + [np.nan] * 3,
+            "times_ordinary": [1.0, 20.0, 30.0, 1.0, 2.0, 30.0, 1.0, 2.0, 3.0],
+        }
+    )  # fmt: skip
+    figures.contexts_panel(ax, rows, 5.0)
+    *lines, dashed = ax.lines
+    assert [line.get_ydata().tolist() for line in lines] == [[1, 1, 1], [20, 2, 2], [30, 30, 3]]
+    assert list(lines[0].get_xdata()) == ["the run's", "seed 7", "bare prompt"] and set(dashed.get_ydata()) == {5}
+    assert lines[0].get_color() != lines[1].get_color() == figures.METHOD_STYLE["rome"]["color"]
+    assert ax.get_title() == "rome" and ax.get_yscale() == "log"
+
+
 def test_spectra_are_drawn_by_rank_over_the_unedited_ones(ax):
     rows = pd.concat([table(n_edits=1, layer=3, index=i, singular_value=v) for i, v in enumerate((8.0, 2.0))])
     before = rows.assign(edits=0, singular_value=[4.0, 2.0])
