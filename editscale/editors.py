@@ -137,7 +137,7 @@ def moment_layers(name, params):
 
 
 def cholesky_factors(moments, device):
-    """layer ↦ lower Cholesky factor of the second moment, float64, computed once for a run.
+    """layer ↦ lower Cholesky factor of the second moment, float64, computed once for a run, on the device.
 
     Args:
         moments: layer ↦ C, (d_key, d_key).
@@ -148,13 +148,13 @@ def cholesky_factors(moments, device):
 
     factors = {}
     for layer, moment in moments.items():
-        factor, info = torch.linalg.cholesky_ex(moment.double())
+        factor, info = torch.linalg.cholesky_ex(moment.to(device, torch.float64))
         if info:
             raise ValueError(
                 f"the second moment of layer {layer} is not positive definite; collect it from more tokens "
                 f"(at least about 10 × {moment.shape[0]})"
             )
-        factors[layer] = factor.to(device)
+        factors[layer] = factor
     return factors
 
 

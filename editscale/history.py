@@ -150,14 +150,25 @@ def recall_rows(run, n_edits, *, batch_tokens=BATCH_TOKENS, kept=None):
     return rows
 
 
-def spectrum_rows(run, n_edits):
-    """The singular values of each edited projection as it stands, descending: rows of edits, layer, index, value."""
+def singular_values(weight):
+    """Singular values of a matrix, descending, float64: roots of the eigenvalues of the smaller of WWᵀ and WᵀW.
+
+    On a GPU much faster than a decomposition of W. Relative error about 1e-16 (σ₁/σ)²: values below 1e-8 of the
+    largest are noise.
+    """
     import torch
 
+    weight = weight.double()
+    gram = weight @ weight.T if weight.shape[0] <= weight.shape[1] else weight.T @ weight
+    return torch.linalg.eigvalsh(gram).flip(0).clamp(min=0).sqrt()
+
+
+def spectrum_rows(run, n_edits):
+    """The singular values of each edited projection as it stands, descending: rows of edits, layer, index, value."""
     return [
         {"edits": n_edits, "layer": layer, "index": i, "singular_value": value}
         for layer in run.layers
-        for i, value in enumerate(torch.linalg.svdvals(run.lm.weight(layer).double()).tolist())
+        for i, value in enumerate(singular_values(run.lm.weight(layer)).tolist())
     ]
 
 

@@ -69,11 +69,13 @@ def load(source, *, revision="", device="cpu", dtype="float32", cache="runs/mode
         attn_implementation="eager",
         trust_remote_code=False,
         use_safetensors=True,
+        ignore_mismatched_sizes=True,  # they are named below
         local_files_only=True,
         output_loading_info=True,
     )
     # Transformers fills what the files lack with random numbers and goes on.
-    absent = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
+    wrong = [f"{name} {tuple(stored)} instead of {tuple(own)}" for name, stored, own in report["mismatched_keys"]]
+    absent = sorted([*report["missing_keys"], *wrong])
     if absent:
         raise ValueError(
             f"the weights in {folder} do not belong to its config: {len(absent)} tensors "
@@ -132,7 +134,8 @@ def _folder_of(source, revision, cache):
     if not re.fullmatch(r"\w[\w.-]*/[\w.-]+", source):
         raise ValueError(
             f"model {source!r} is neither a folder (with config.json, *.safetensors, "
-            f"tokenizer.json), nor a hub id owner/name, nor {smollm2.SOURCE!r}"
+            f"tokenizer.json; `python -m editscale shape` writes one of random weights), nor a hub id owner/name, "
+            f"nor {smollm2.SOURCE!r}"
         )
     if not re.fullmatch(r"[0-9a-f]{40}", revision):
         raise ValueError(

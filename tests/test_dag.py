@@ -81,6 +81,15 @@ Path(figures_folder).mkdir(parents=True, exist_ok=True)
 Path(figures_folder, FIGURE).write_text("<svg/>")
 finish(out, [f"{out}/seen.json", f"{figures_folder}/{FIGURE}"], provenance())"""
 
+ACCEPT = """\
+from pathlib import Path
+from editscale.provenance import finish, provenance
+from editscale import memit
+path = Path(figures_folder, "fig6_acceptance.svg")
+path.parent.mkdir(parents=True, exist_ok=True)
+path.write_text("<svg/>")
+finish(out, [path], provenance())"""
+
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
@@ -103,7 +112,10 @@ def study(tmp_path_factory):
         parameters = BESIDE + GATHERING if name == "05b_disabling_edits" else GATHERING
         write_notebook(root / f"notebooks/{name}.ipynb", parameters, f'FIGURE = "{figure}.svg"', GATHER)
     write_notebook(root / "notebooks/05a_single_edits.ipynb", ALONE, SINGLE)
+    accept = 'methods: dict = {}  # with hyper-parameters\nfigures_folder: str = ""  # for the figure\n'
+    write_notebook(root / "notebooks/06_acceptance.ipynb", accept + ALONG.splitlines()[1], ACCEPT)
     values = dict.fromkeys(["01_covariance_stats", "05a_single_edits", *ALONGS, *GATHERS], "")
+    values["06_acceptance"] = "methods: {rome: params/rome/tiny.yaml}\n"
     for name, text in {**values, "02_sequential_editing": "n_edits: 3\n", "grid": GRID}.items():
         path = root / f"params/tiny/{name}.yaml"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -120,9 +132,9 @@ def snakemake(root, *arguments, scale="tiny"):
     return subprocess.run([*command, *arguments], cwd=root, capture_output=True, text=True)
 
 
-def jobs(root):
+def jobs(root, *arguments, scale="tiny"):
     """Rules that a dry run would execute, by number of jobs."""
-    answer = snakemake(root, "-n", "--quiet", "rules")
+    answer = snakemake(root, "-n", "--quiet", "rules", *arguments, scale=scale)
     assert answer.returncode == 0, answer.stdout + answer.stderr
     counts = [line.split() for line in answer.stdout.splitlines()]
     rules = {words[0]: int(words[1]) for words in counts if len(words) == 2 and words[1].isdigit()}
@@ -152,7 +164,7 @@ def test_gathering_notebooks_see_all_runs_in_the_order_of_the_grid(study):
         seen = json.loads((study / f"runs/tiny/{name}/seen.json").read_text())
         assert [run["reverse"] for run in seen] == [False, True]
     figures = sorted(path.name for path in (study / "figures/tiny").iterdir())
-    assert figures == sorted(f"{figure}.svg" for figure in GATHERS.values())
+    assert figures == sorted(f"{figure}.svg" for figure in [*GATHERS.values(), "fig6_acceptance"])
 
 
 def test_the_single_edits_are_made_once_for_all_runs_and_given_to_the_notebook_that_draws_them(study):
@@ -176,11 +188,20 @@ def test_nothing_runs_again_until_something_that_matters_changes(study):
     assert jobs(study) == {"drift_analysis": 1}
     change("editscale/memit.py")  # the notebooks along a run import it, those that edit do not
     later = {name: n for name, n in gathered.items() if name != "editing_proficiency"}  # 05a imports it too
-    assert jobs(study) == {**looked, **later}
+    assert jobs(study) == {**looked, **later, "acceptance": 1}
     change("params/rome/tiny.yaml")
-    assert jobs(study) == every_edit
+    assert jobs(study) == {**every_edit, "acceptance": 1}
     change("editscale/rome.py")  # the first two notebooks import it
-    assert jobs(study) == {"covariance_stats": 1, **every_edit}
+    assert jobs(study) == {"covariance_stats": 1, **every_edit, "acceptance": 1}
+
+
+def test_the_papers_scale_is_every_method_on_ten_orders_looked_at_twice_and_gathered_once():
+    """Of the repository's own notebooks; nothing runs, and no model or data need be there."""
+    found = jobs(REPOSITORY, "--forceall", scale="gpt2-xl")
+    per_run = {"sequential_editing", "recall_history", "glue_eval"}
+    assert {name: n for name, n in found.items() if name in per_run} == dict.fromkeys(per_run, 4 * 10)
+    once = {path.stem.split("_", 1)[1] for path in (REPOSITORY / "notebooks").glob("*.ipynb")} - per_run
+    assert {name: n for name, n in found.items() if name not in per_run} == dict.fromkeys(once, 1)
 
 
 def test_an_unknown_scale_is_named(study):

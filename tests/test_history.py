@@ -77,6 +77,14 @@ def test_squared_singular_values_sum_to_the_squared_norm(edited):
             assert sum(v**2 for v in values) ** 0.5 == pytest.approx(norm, rel=1e-12)
 
 
+@pytest.mark.parametrize("shape", [(20, 50), (50, 20), (30, 30)])
+def test_singular_values_are_those_of_the_decomposition(shape):
+    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0)) + 40  # one large value among small ones
+    torch.testing.assert_close(
+        history.singular_values(matrix), torch.linalg.svdvals(matrix.double()), rtol=1e-8, atol=0
+    )
+
+
 def test_checkpoints_are_multiples_within_the_run():
     assert history.checkpoints(50, 20) == [20, 40]
     for every in (0, 51):
