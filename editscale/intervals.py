@@ -44,6 +44,63 @@ def bootstrap(values, rng, *, statistic=np.mean, n_resamples=2000, confidence=0.
     return Interval(float(statistic(values, axis=-1)), low, high, len(values))
 
 
+def summary(values, rng, **options):
+    """`bootstrap` of one number per order, or what there is: a single value without an interval, or none.
+
+    Args:
+        values: one number per order, (n,); NaN, where an order has nothing to say, is left out and not counted.
+        options: see `bootstrap`.
+
+    Returns an `Interval` with low and high NaN for n = 1, and mean NaN too for n = 0.
+    """
+    values = np.asarray(values, dtype=float)
+    values = values[~np.isnan(values)]
+    if len(values) > 1:
+        return bootstrap(values, rng, **options)
+    return Interval(float(values[0]) if len(values) else np.nan, np.nan, np.nan, len(values))
+
+
+def ratio(parts, wholes, rng, *, n_resamples=2000, confidence=0.95):
+    """Σ parts / Σ wholes as an `Interval`, over orders drawn with replacement: the share of events of all orders.
+
+    Args:
+        parts, wholes: counts, or amounts, of each order, (n,). Draws of orders without any whole are left out.
+
+    low and high are NaN for n < 2, mean too where all wholes are 0; n counts orders with a whole.
+    """
+    parts, wholes = (np.asarray(values, dtype=float) for values in (parts, wholes))
+    n, total = len(wholes), wholes.sum()
+    counted = int((wholes > 0).sum())
+    if not total > 0:
+        return Interval(np.nan, np.nan, np.nan, 0)
+    if counted < 2:
+        return Interval(float(parts.sum() / total), np.nan, np.nan, counted)
+    drawn = rng.integers(n, size=(n_resamples, n))
+    below = wholes[drawn].sum(axis=-1)
+    low, high = _percentiles((parts[drawn].sum(axis=-1)[below > 0] / below[below > 0]), confidence)
+    return Interval(float(parts.sum() / total), low, high, counted)
+
+
+def in_words(interval, form="{:.0f}", unit=""):
+    """An `Interval` as text: "62 % (55–70, 10 orders)", "62 % (one order)" or "not measured".
+
+    Args:
+        form: format of a number, or a function that writes one.
+        unit: what stands behind the first number, such as " %".
+    """
+    write = form if callable(form) else form.format
+    if interval.n == 0:
+        return "not measured"
+    inside = "one order" if interval.n == 1 else f"{between(interval, write)}, {interval.n} orders"
+    return f"{write(interval.mean)}{unit} ({inside})"
+
+
+def between(interval, write):
+    """Both ends of an `Interval` as text: "55–70", or "−0.80 to −0.55" where one is negative."""
+    dash = " to " if min(interval.low, interval.high) < 0 else "–"
+    return f"{write(interval.low)}{dash}{write(interval.high)}"
+
+
 def over_orders(table, column, rng, **options):
     """Mean of `column` in each order, averaged over orders, as an `Interval` whose n counts orders.
 
