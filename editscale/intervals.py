@@ -60,6 +60,25 @@ def summary(values, rng, **options):
     return Interval(float(values[0]) if len(values) else np.nan, np.nan, np.nan, len(values))
 
 
+def by_group(rows, columns, rng, *, by=_KEY, **options):
+    """`summary` of several columns in each group of runs: by, measure, mean, low, high, n; n counts orders.
+
+    Args:
+        rows: one row per group and order, with columns `by`, order and `columns`.
+        options: see `bootstrap`.
+
+    Raises ValueError for several rows of one order in a group.
+    """
+    if rows.duplicated([*by, "order"]).any():
+        raise ValueError(f"several rows for one {', '.join(by)} and order; name the groups apart by `by`")
+    found = [
+        {**dict(zip(by, key, strict=True)), "measure": column, **asdict(summary(group[column], rng, **options))}
+        for key, group in rows.groupby(list(by), sort=False)
+        for column in columns
+    ]
+    return pd.DataFrame(found, columns=[*by, "measure", "mean", "low", "high", "n"])
+
+
 def ratio(parts, wholes, rng, *, n_resamples=2000, confidence=0.95):
     """Σ parts / Σ wholes as an `Interval`, over orders drawn with replacement: the share of events of all orders.
 
@@ -95,10 +114,26 @@ def in_words(interval, form="{:.0f}", unit=""):
     return f"{write(interval.mean)}{unit} ({inside})"
 
 
+def short(value):
+    """A number with about three digits: "1000", "12.3", "0.45", "0.012"."""
+    digits = next((n for n, least in enumerate((100, 10, 0.1)) if abs(value) >= least), 3 if value else 0)
+    return f"{value:.{digits}f}"
+
+
+def worded(table, form=short, unit=""):
+    """A table of intervals (`by_group`) for reading: a column per measure, its cells as `in_words` writes them."""
+    names = [name for name in table.columns if name not in ("measure", "mean", "low", "high", "n")]
+    words = [
+        in_words(Interval(*row), form, unit)
+        for row in table[["mean", "low", "high", "n"]].itertuples(index=False, name=None)
+    ]
+    return table.assign(words=words).set_index([*names, "measure"])["words"].unstack("measure", sort=False)
+
+
 def between(interval, write):
-    """Both ends of an `Interval` as text: "55–70", or "−0.80 to −0.55" where one is negative."""
-    dash = " to " if min(interval.low, interval.high) < 0 else "–"
-    return f"{write(interval.low)}{dash}{write(interval.high)}"
+    """Both ends of an `Interval` as text: "55–70", or "-0.80 to -0.55" where one has a sign."""
+    ends = write(interval.low), write(interval.high)
+    return (" to " if any(end[0] in "+-" for end in ends) else "–").join(ends)
 
 
 def over_orders(table, column, rng, **options):

@@ -37,8 +37,9 @@ COURSES = {
 
 
 def disabling_places(order, n_edits, n_orders):
-    """1-based places of the facts that disable in a forward run of an order; the last order has none."""
-    return [] if order == n_orders - 1 else [round(n_edits * (0.3 + 0.4 * order / n_orders)) + 3]
+    """1-based places of the facts that disable in a forward run of an order; the first has two, the last order none."""
+    first = round(n_edits * (0.3 + 0.4 * order / n_orders)) + 3
+    return [] if order == n_orders - 1 else [first, first + n_edits // 4] if order == 0 else [first]
 
 
 def bend_place(order, n_edits):
@@ -91,6 +92,8 @@ def _run(course, cases, bad, bend, rng, every, rare, n_singular):
     hazard = smooth + 1.6 * disables.cumsum()  # four of five facts are lost with a disabling edit
     learned, life = rng.random(n) < course.learned, rng.exponential(size=n)
     health = np.exp(-0.5 * smooth - 1.5 * disables.cumsum())
+    # A model with a second disabling edit gives no numbers any more.
+    perplexity = np.where(np.insert(disables.cumsum(), 0, 0) > 1, np.inf, 20 / np.insert(health, 0, 1.0))
     checkpoints = np.arange(every, n + 1, every)
     at = np.repeat(checkpoints, checkpoints)
     fact = np.concatenate([np.arange(c) for c in checkpoints])
@@ -112,7 +115,7 @@ def _run(course, cases, bad, bend, rng, every, rare, n_singular):
         "unedited": {"edits": edit, "case_id": cases, **before},
         "drift": _joined(drift),
         "recall/history": {"edits": at, "edit": fact + 1, "case_id": cases[fact], "efficacy_accuracy": recalled},
-        "recall/perplexity": {"edits": np.arange(n + 1), "perplexity": 20 / np.concatenate([[1.0], health])},
+        "recall/perplexity": {"edits": np.arange(n + 1), "perplexity": perplexity},
         "recall/spectra": _joined(spectra),
         "downstream/downstream": _tasks(smooth, disables, checkpoints, noise),
         "downstream/generation": {

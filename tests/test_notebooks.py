@@ -20,6 +20,7 @@ GATHERING = (
     "04b_downstream_performance",
     "05_drift_analysis",
     "05b_disabling_edits",
+    "07_findings",
 )
 
 
