@@ -101,16 +101,19 @@ def proficiency_panel(ax, rows: pd.DataFrame, metric: str, *, bucket: int = 5, w
     return plotted
 
 
-def lines_panel(ax, rows: pd.DataFrame, column: str, *, label: str, percent: bool = False) -> pd.DataFrame:
+def lines_panel(
+    ax, rows: pd.DataFrame, column: str, *, label: str, percent: bool = False, statistic=np.mean
+) -> pd.DataFrame:
     """Draw a measurement over edits and return the plotted numbers.
 
-    One line per run; where a method has several orders in one direction, thin lines for them, and their mean with a
-    95 % bootstrap interval over orders.
+    One line per run; where a method has several orders in one direction, thin lines for them, and their mean (or other
+    statistic) with a 95 % bootstrap interval over orders.
 
     Args:
         rows: columns method, order, reversed, edits and `column`.
         label: words and unit of the vertical axis.
         percent: `column` is a share; draw it from 0 to 100.
+        statistic: of several orders; the median where single ones may be infinite (`intervals.band`).
 
     Returns:
         Columns method, order, reversed, edits and `column`, and the band's mean, low and high where there is one.
@@ -128,7 +131,7 @@ def lines_panel(ax, rows: pd.DataFrame, column: str, *, label: str, percent: boo
     bands = []
     for (method, backward), group in plotted.groupby(["method", "reversed"], sort=False):
         if group["order"].nunique() > 1:
-            band = intervals.band(group, column, np.random.default_rng(0))
+            band = intervals.band(group, column, np.random.default_rng(0), statistic=statistic)
             style = _run_style({"method": method, "reversed": backward}) | {"markevery": _marker_places(len(band))}
             text = orders_label(method, group["order"].nunique(), backward)
             ax.plot(band["edits"], band["mean"], **style, label=text)
@@ -293,7 +296,9 @@ def panels(n: int, *, width: float, height: float):
 def legend_below(fig, ax) -> None:
     """One legend for all panels, under them, with the entries of `ax`."""
     handles, labels = ax.get_legend_handles_labels()
-    fig.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)))
+    fitting = int(fig.get_figwidth() / (0.6 + 0.065 * max(map(len, labels), default=0)))  # inches of handle and letters
+    n_columns = len(labels) if len(labels) <= 4 else max(1, min(4, fitting))
+    fig.legend(handles, labels, loc="outside lower center", ncols=max(1, n_columns))
 
 
 def drift_panel(ax, rows: pd.DataFrame, column: str = "normalised_l2", *, label: str) -> pd.DataFrame:

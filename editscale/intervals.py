@@ -152,12 +152,13 @@ def over_orders(table, column, rng, **options):
     return bootstrap(means, rng, **options)
 
 
-def band(table, column, rng, *, n_resamples=2000, confidence=0.95):
-    """Mean of `column` over orders, with its interval, at each number of edits.
+def band(table, column, rng, *, statistic=np.mean, n_resamples=2000, confidence=0.95):
+    """Mean of `column` over orders (or another statistic), with its interval, at each number of edits.
 
     Args:
         table: rows of one method in one direction, with columns method, order, reversed, edits and `column`, one per
             order and number of edits.
+        statistic: see `bootstrap`; it stands in the column `mean`.
 
     Returns:
         edits, mean, low, high, n (orders that have a value there). Runs that ended early are missing from the mean
@@ -185,8 +186,8 @@ def band(table, column, rng, *, n_resamples=2000, confidence=0.95):
         n = len(values)
         low, high = np.nan, np.nan
         if n > 1:
-            low, high = _percentiles(values[(uniform[:, :n] * n).astype(int)].mean(axis=-1), confidence)
-        rows.append({"edits": edits, "mean": values.mean(), "low": low, "high": high, "n": n})
+            low, high = _percentiles(statistic(values[(uniform[:, :n] * n).astype(int)], axis=-1), confidence)
+        rows.append({"edits": edits, "mean": statistic(values, axis=-1), "low": low, "high": high, "n": n})
     return pd.DataFrame(rows, columns=["edits", "mean", "low", "high", "n"])
 
 

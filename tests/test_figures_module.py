@@ -134,6 +134,17 @@ def test_many_points_are_small_and_keep_a_readable_legend(ax):
     assert ax.get_legend_handles_labels()[1] == ["rome"]
 
 
+def test_a_legend_of_many_entries_fits_its_figure():
+    with plt.style.context("editscale.paper"):
+        for width, columns in ((6, 3), (10, 4), (2, 1)):
+            fig, ax = plt.subplots(figsize=(width, 3))
+            for i in range(7):
+                ax.plot([0], [0], label=f"rome, {i} orders reversed")
+            figures.legend_below(fig, ax)
+            assert fig.legends[0]._ncols == columns
+            plt.close(fig)
+
+
 def test_panels_stand_in_rows_of_three_at_most():
     for n, shape in ((1, (1, 1)), (3, (1, 3)), (4, (2, 2)), (5, (2, 3))):
         fig, axes = figures.panels(n, width=2, height=1)

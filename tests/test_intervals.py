@@ -287,3 +287,10 @@ def test_intervals_in_words_say_what_they_are_over():
 
 def test_short_numbers_have_about_three_digits():
     assert [intervals.short(x) for x in (1000, -12.34, 0.456, 0.0123, 0)] == ["1000", "-12.3", "0.46", "0.012", "0"]
+
+
+def test_a_band_of_medians_stays_finite_while_most_orders_do():
+    key = {"method": "rome", "reversed": False, "edits": 1}
+    rows = pd.DataFrame([{**key, "order": order, "x": x} for order, x in enumerate((1.0, 2.0, np.inf))])
+    mean, median = (intervals.band(rows, "x", np.random.default_rng(0), statistic=s) for s in (np.mean, np.median))
+    assert mean["mean"].item() == np.inf and median["mean"].item() == 2 and median["low"].item() == 1
