@@ -119,17 +119,22 @@ def by_order(found, runs):
     return every.merge(sums, on=RUN, how="left").fillna(dict.fromkeys(names, 0))
 
 
-def quiet_intervals(regions, recall, jumps):
-    """Of checkpoint intervals outside collapses, how many hold a flagged edit: one row per run.
+def first_of_each(found):
+    """The first collapse of each run: later ones happen to a model that is broken already."""
+    return found.sort_values("start").drop_duplicates(list(RUN))
 
-    Returns method, order, reversed, intervals, flagged. What `by_order` finds is to be read against this.
+
+def gradual_intervals(regions, recall, jumps):
+    """Of checkpoint intervals in gradual stretches, how many hold a flagged edit: one row per run.
+
+    Returns method, order, reversed, intervals, flagged. The share of collapses with one is to be read against this.
     """
     rows = []
     for key, group in groups(recall, RUN):
         table, stretch = falls(group, _of(jumps, key)), _of(regions, key)
-        bad = stretch[stretch["label"] == "catastrophic"]
-        inside = [((bad["start"] <= start) & (start < bad["stop"])).any() for start in table["start"]]
-        quiet = table[~np.array(inside, dtype=bool)]
+        gradual = stretch[stretch["label"] == "gradual"]
+        inside = [((gradual["start"] <= start) & (start < gradual["stop"])).any() for start in table["start"]]
+        quiet = table[np.array(inside, dtype=bool)]
         rows.append({**key, "intervals": len(quiet), "flagged": int((quiet["disabling"] > 0).sum())})
     return pd.DataFrame(rows, columns=[*RUN, "intervals", "flagged"])
 

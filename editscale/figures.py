@@ -287,7 +287,8 @@ def panels(n: int, *, width: float, height: float):
     """A figure with n panels, at most three in a row, each of `width` × `height` inches: (figure, list of axes)."""
     n_rows = -(-n // 3)
     n_columns = -(-n // n_rows)
-    fig, axes = plt.subplots(n_rows, n_columns, figsize=(width * n_columns, height * n_rows), squeeze=False)
+    size = round(width * n_columns, 3), round(height * n_rows, 3)
+    fig, axes = plt.subplots(n_rows, n_columns, figsize=size, squeeze=False)
     for ax in axes.flat[n:]:
         ax.set_axis_off()
     return fig, list(axes.flat[:n])

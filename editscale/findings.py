@@ -77,7 +77,7 @@ CLAIMS = (
     Claim("fine-tuning forgets most facts", "ft-c", "85 % forgotten at 1,000 edits", FIGURE_1D,
           forgotten("ft-c"), 85 / 2, 100, 1000, "learnt facts forgotten, as the paper counts", "{:.0f}", " %"),
     Claim("collapses come with single disabling edits", "rome", "disabling edits: yes", "Table 3",
-          opened("rome"), 50, 100, 1000, "collapses with a jump at their steepest fall", "{:.0f}", " %"),
+          opened("rome"), 50, 100, 1000, "first collapses with a jump at their steepest fall", "{:.0f}", " %"),
     Claim("there are no disabling edits", "memit", "disabling edits: no", "Table 3",
           disabling_edits("memit"), 0, 0.5, 1000, "jumps per order; less than one in two orders", "{:.1f}"),
     Claim("there are no disabling edits", "r-rome", "no steps of the distance", "arXiv:2403.07175",

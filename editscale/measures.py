@@ -81,10 +81,12 @@ def kept_more(first, second):
 
 
 def opened(method):
-    """Share of collapses with a disabling edit at their steepest fall, in percent."""
+    """Share of first collapses with a disabling edit at their steepest fall, in percent."""
 
     def measure(study, rng):
-        counts = collapse.by_order(of_method(study.collapses, method), of_method(study.points, method))
+        counts = collapse.by_order(
+            collapse.first_of_each(of_method(study.collapses, method)), of_method(study.points, method)
+        )
         share = intervals.ratio(counts["opened"], counts["collapses"], rng)
         return Interval(100 * share.mean, 100 * share.low, 100 * share.high, share.n)
 

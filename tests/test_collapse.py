@@ -54,9 +54,17 @@ def test_runs_without_a_collapse_count_as_none():
     assert collapse.by_order(collapse.collapses(REGIONS[:1], RECALL, jumps()), both)["collapses"].sum() == 0
 
 
-def test_quiet_intervals_are_those_outside_collapses():
-    (row,) = collapse.quiet_intervals(REGIONS, RECALL, jumps(5, 25, 55, 56)).itertuples()
-    assert (row.intervals, row.flagged) == (4, 2)
+def test_gradual_intervals_are_those_before_the_first_collapse():
+    (row,) = collapse.gradual_intervals(REGIONS, RECALL, jumps(5, 25, 55, 56)).itertuples()
+    assert (row.intervals, row.flagged) == (2, 1)
+
+
+def test_the_first_collapse_of_each_run_is_the_earliest():
+    recall = curve([0.98, 0.6, 0.7, 0.3])
+    found = collapse.collapses(inflection.regions(recall, points()), recall, jumps(15))
+    assert found["start"].tolist() == [10, 30]
+    (row,) = collapse.first_of_each(found[::-1]).itertuples()
+    assert (row.start, row.disabling) == (10, 1)
 
 
 def test_half_is_the_first_checkpoint_below_one_half_and_infinite_without():

@@ -136,7 +136,7 @@ def test_many_points_are_small_and_keep_a_readable_legend(ax):
 
 def test_a_legend_of_many_entries_fits_its_figure():
     with plt.style.context("editscale.paper"):
-        for width, columns in ((6, 3), (10, 4), (2, 1)):
+        for width, columns in ((6, 2), (10, 4), (2, 1)):
             fig, ax = plt.subplots(figsize=(width, 3))
             for i in range(7):
                 ax.plot([0], [0], label=f"rome, {i} orders reversed")
