@@ -132,9 +132,9 @@ def verdict(found, low, high):
 
 def tally(table):
     """ "11 agree, 4 disagree, 1 undecided": how many claims have each verdict."""
-    words = {"agrees": "agree", "disagrees": "disagree"}
     counts = table["verdict"].value_counts().reindex(VERDICTS, fill_value=0)
-    return ", ".join(f"{count} {words.get(name, name)}" for name, count in counts.items() if count)
+    plural = {"agrees": "agree", "disagrees": "disagree"}
+    return ", ".join(f"{n} {name if n == 1 else plural.get(name, name)}" for name, n in counts.items() if n)
 
 
 def markdown(table):
