@@ -136,14 +136,37 @@ def gather(folders, name):
 
 
 def check_same_facts(edits):
-    """Raise ValueError unless all runs of one order edited the same facts, so that they may be compared."""
+    """Raise ValueError unless the runs of each order go through one sequence of facts, so that they may be compared.
+
+    A run may be shorter than another: its facts are then the first of the same sequence. Reversed, it edits them last
+    to first. A run that stopped at its collapse edited the first of its facts.
+    """
     for order, rows in edits.groupby("order"):
-        sets = {key: frozenset(run["case_id"]) for key, run in rows.groupby(list(RUN))}
-        first = max(sets, key=lambda key: len(sets[key]))
-        collapsed = {key for key, run in rows.groupby(list(RUN)) if run["status"].iloc[-1] != "edited"}
-        for key, cases in sets.items():  # a run that stopped at its collapse edited the first of the same facts
-            if cases != sets[first] and not (key in collapsed and cases < sets[first]):
+        runs = {key: run.sort_values("edits") for key, run in rows.groupby(list(RUN))}
+        longest = max(runs, key=lambda key: (len(runs[key]), not key[RUN.index("reversed")]))
+        sequence = runs[longest]["case_id"].tolist()[:: -1 if longest[RUN.index("reversed")] else 1]
+        for key, run in runs.items():
+            cases, collapsed = frozenset(run["case_id"]), run["status"].iloc[-1] != "edited"
+            if cases != frozenset(sequence[: len(run)]) and not (collapsed and cases < frozenset(sequence)):
                 raise ValueError(
-                    f"runs {first} and {key} of order {order} edited different facts ({len(sets[first])} and "
-                    f"{len(cases)}, {len(sets[first] & cases)} in common); give runs with one n_edits and fact set"
+                    f"runs {longest} and {key} of order {order} edited different facts ({len(sequence)} and "
+                    f"{len(cases)}, {len(cases & frozenset(sequence))} in common); give runs on one fact set, the "
+                    "shorter ones on its order's first facts"
                 )
+
+
+def shared_end(table, edits):
+    """The last number of edits at which all runs have rows in the table, those aside that ended in a collapse.
+
+    Args:
+        table: measurements along runs, with columns method, order, reversed, edits.
+        edits: the edits table of the same runs; it says which ended with a non-finite edit.
+
+    Raises ValueError if there is no such number.
+    """
+    last = edits.sort_values("edits").groupby(list(RUN))["status"].last()
+    whole = set(last.index[last == "edited"]) or set(last.index)
+    places = [set(run["edits"]) for key, run in table.groupby(list(RUN)) if key in whole]
+    if not places or not (shared := set.intersection(*places)):
+        raise ValueError("the runs have no number of edits in common at which all were measured; use one schedule")
+    return int(max(shared))

@@ -45,6 +45,7 @@ GATHERS = {
     "04b_downstream_performance": "fig3_downstream",
     "05_drift_analysis": "fig4_weight_drift",
     "05b_disabling_edits": "fig5_disabling_edits",
+    "07_findings": "fig7_findings",
 }
 BESIDE = """\
 single: str = ""  # a table of another notebook
@@ -160,7 +161,7 @@ def test_notebooks_along_a_run_see_it_and_write_into_its_folder(study):
 
 
 def test_gathering_notebooks_see_all_runs_in_the_order_of_the_grid(study):
-    for name in ("proficiency", "forgetting", "performance", "drift", "disabling"):
+    for name in ("proficiency", "forgetting", "performance", "drift", "disabling", "findings"):
         seen = json.loads((study / f"runs/tiny/{name}/seen.json").read_text())
         assert [run["reverse"] for run in seen] == [False, True]
     figures = sorted(path.name for path in (study / "figures/tiny").iterdir())

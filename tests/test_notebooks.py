@@ -19,6 +19,7 @@ GATHERING = (
     "03b_forgetting_analysis",
     "04b_downstream_performance",
     "05_drift_analysis",
+    "07_findings",
 )
 
 
