@@ -44,7 +44,7 @@ def scores_panel(ax, verdicts):
 def distance_panel(ax, verdicts):
     """Draw the distance of each edited layer along the sequence, both axes log, and return the plotted numbers.
 
-    Crosses are published distances; the thin line grows with √n through the first point of the deepest layer.
+    Crosses are published distances; the dotted line grows with √n through the first point of the deepest layer.
 
     Args:
         verdicts: of `targets.judge`; without rows of a sequence the panel says so.
@@ -59,7 +59,8 @@ def distance_panel(ax, verdicts):
         of = rows[rows["layer"] == layer].sort_values("edits")
         ax.plot(of["edits"], of["value"], color=str(gray), marker="o", markersize=3, label=f"layer {layer}")
         ax.plot(of["edits"], of["target"], color="black", marker="x", linestyle="none", label="_published")
-    first = of.dropna(subset=["value"]).iloc[0]
+    measured = rows.dropna(subset=["value"])
+    first = measured[measured["layer"] == measured["layer"].max()].sort_values("edits").iloc[0]
     edits = np.array(sorted(pd.unique(rows["edits"])))
     root = first["value"] * np.sqrt(edits / first["edits"])
     ax.plot(edits, root, color=METHOD_STYLE["rome"]["color"], linewidth=0.8, linestyle=":", label="√n")

@@ -60,6 +60,14 @@ def test_without_targets_there_are_no_marks_and_without_a_sequence_the_panel_say
     assert [text.get_text() for text in ax.texts] == ["no sequence measured"]
 
 
+def test_layers_with_published_distances_only_are_crosses_without_a_line(ax, verdicts):
+    measured = verdicts[verdicts["layer"].isin([-1, 13])][list(acceptance.COLUMNS)]
+    acceptance_figure.distance_panel(ax, targets.judge(measured, targets.published("gpt2-xl")))
+    lines = {line.get_label(): line.get_ydata() for line in ax.lines}
+    assert lines["√n"][0] == lines["layer 13"][0] == 4.95e-8
+    assert np.isnan(np.asarray(lines["layer 17"], dtype=float)).all()
+
+
 def test_the_plotted_numbers_of_both_panels_go_into_one_table(ax, verdicts):
     drawn = pd.concat([acceptance_figure.scores_panel(ax, verdicts), acceptance_figure.distance_panel(ax, verdicts)])
     assert drawn["layer"].isna().sum() == (drawn["metric"] != "distance").sum() == 4 * 4

@@ -134,14 +134,14 @@ def test_an_index_that_names_a_file_elsewhere_is_refused(folder, name):
     index = json.loads(path.read_text())
     index["weight_map"]["transformer.wte.weight"] = name
     path.write_text(json.dumps(index))
-    with pytest.raises(ValueError, match="index.json names the file .* in its own folder"):
+    with pytest.raises(ValueError, match="index.json holds .*; it should name .*safetensors files beside it"):
         models.load(folder)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"weight_map": []}', '{"weight_map": {}}'])
 def test_an_index_that_maps_nothing_is_refused(folder, text):
     (folder / "model.safetensors.index.json").write_text(text)
-    with pytest.raises(ValueError, match="index.json (does not map tensors|lists no file)"):
+    with pytest.raises(ValueError, match="index.json .*(not complete|holds|JSON)"):
         models.load(folder)
 
 
