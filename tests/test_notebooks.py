@@ -19,7 +19,7 @@ GATHERING = (
     "03b_forgetting_analysis",
     "04b_downstream_performance",
     "05_drift_analysis",
-    "05b_disabling_edits",
+    "07_findings",
 )
 
 
@@ -49,6 +49,8 @@ def study(tmp_path_factory):
     runs = {"runs": [str(rome), str(back), str(memit)], "figures_folder": str(folder / "figures")}
     for name in GATHERING:
         run(folder, name, **runs)
+    single = run(folder, "05a_single_edits", runs=runs["runs"])
+    run(folder, "05b_disabling_edits", single=str(single / "single.parquet"), **runs)
     accepted = run(folder, "06_acceptance", n_edits=2, moments=str(moments), figures_folder=runs["figures_folder"])
     judged = {"table": str(accepted / "acceptance.parquet"), "model": "none", "moments": "none", "targets": "gpt2-xl"}
     run(folder, "06_acceptance", "judged", figures_folder=str(folder / "judged-figures"), **judged)
@@ -154,11 +156,27 @@ def test_figure_5_shows_each_methods_single_edits_beside_those_of_its_runs(study
     plotted = pd.read_csv(study / "figures" / "fig5_disabling_edits.csv")
     assert set(plotted["method"]) == {"rome", "memit"}
     first = pd.read_parquet(study / "rome" / "edits.parquet")["case_id"].iloc[0]
-    single = pd.read_csv(study / "05b_disabling_edits" / "single.csv")
-    assert len(single[single["method"] == "rome"]) >= 3
+    single = pd.read_parquet(study / "05a_single_edits" / "single.parquet")
+    assert single["case_id"].nunique() >= 3
     # The first edit of a run is made on the unedited model, alone.
     alone = plotted[(plotted["case_id"] == first) & (plotted["edits"] == 1) & ~plotted["reversed"]]
     assert np.allclose(alone["update_norm_alone"], alone["update_norm_in_run"])
+
+
+def test_single_edits_are_made_with_the_contexts_of_the_run_and_with_others(study):
+    single = pd.read_parquet(study / "05a_single_edits" / "single.parquet")
+    kinds = single.groupby("method")["contexts"].unique().map(list).to_dict()
+    # MEMIT samples behind words of its own.
+    assert kinds == {"rome": ["run", "seed", "words", "bare"], "memit": ["run", "seed", "bare"]}
+    rome = single[single["method"] == "rome"].pivot(index="case_id", columns="contexts", values="update_norm")
+    assert (rome["run"] != rome["seed"]).all() and (rome["run"] != rome["bare"]).all()
+    assert single["seed"].isna().equals(single["contexts"] == "bare")
+    assert single["perplexity_unedited"].nunique() == 1 and set(single.columns) <= set(tables.COLUMNS)
+    plotted = pd.read_csv(study / "figures" / "fig5b_single_edits.csv")
+    memit = single[(single["method"] == "memit") & (single["contexts"] == "run")]
+    assert len(plotted) == len(single) - len(single[single["method"] == "memit"]) * 2 // 3
+    shown = plotted[(plotted["method"] == "memit") & (plotted["contexts"] == "run")]
+    assert set(shown["case_id"]) == set(memit["case_id"])
 
 
 def test_acceptance_measures_the_unedited_model_as_the_runs_scored_it(study):
