@@ -95,7 +95,7 @@ def falls(recall, jumps):
     """
     curve = recall.dropna(subset="recall").sort_values("edits")
     stop, value = curve["edits"].to_numpy(), np.concatenate([[1.0], curve["recall"]])
-    start = np.concatenate([[0], stop[:-1]]).astype(int)
+    start = np.concatenate([[0], stop])[:-1].astype(int)
     edits = np.sort(jumps["edits"].to_numpy())
     count = np.searchsorted(edits, stop, side="right") - np.searchsorted(edits, start, side="right")
     return pd.DataFrame({"start": start, "stop": stop, "lost": value[:-1] - value[1:], "disabling": count})

@@ -71,3 +71,7 @@ def test_half_is_the_first_checkpoint_below_one_half_and_infinite_without():
     both = pd.concat([RECALL, curve([0.9, 0.8], order=1)])
     table = collapse.places(pd.concat([points(), points(order=1)]), both).set_index("order")
     assert table["half"].to_dict() == {0: 40, 1: np.inf} and table["end"].to_dict() == {0: 60, 1: 20}
+
+
+def test_a_run_that_learned_nothing_has_no_falls():
+    assert collapse.falls(curve([np.nan, np.nan]), jumps(3)).empty
