@@ -14,6 +14,7 @@ import argparse
 import errno
 import os
 import random
+import shutil
 import signal
 import sys
 import tempfile
@@ -199,6 +200,10 @@ def crash(sequence_of, whole, folder, seconds, chance, at_most):
         ended, n_acknowledged = in_a_process(sequence_of.run, folder, fault, moment)
         if ended:
             break
+        if kind is None:
+            raise RuntimeError(
+                f"the sequence in {folder} died of itself when it was started again; run it there to see why"
+            )
         n_kills += 1
         log = Path(folder) / "edits.log"
         left, n_left = (log.read_bytes() if log.exists() else b""), survived(folder)
@@ -234,8 +239,9 @@ def main(arguments):
             wholes[method] = sequence_of, files(folder), time.monotonic() - began
         while totals[0] < given.n:
             sequence_of, whole, seconds = wholes[chance.choice(list(METHODS))]
-            folder = Path(top) / f"crash-{totals[0]}"
+            folder = tempfile.mkdtemp(prefix="crash-", dir=top)
             found = crash(sequence_of, whole, folder, seconds, chance, given.n - totals[0])
+            shutil.rmtree(folder)
             totals = [total + part for total, part in zip(totals, found, strict=True)]
     n_kills, n_identical, n_lost = totals
     print(f"{n_kills} kills, {n_identical} identical, {n_lost} lost")
