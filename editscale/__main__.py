@@ -14,6 +14,7 @@ COMMANDS = {
     "orders": ("editscale.facts", "orders_main", "write the ten published orders of a CounterFact file"),
     "known": ("editscale.known", "main", "how often the unedited model prefers the true object, per relation"),
     "sweep": ("editscale.sweep", "main", "try hyper-parameters on single edits"),
+    "shape": ("editscale.shapes", "main", "write a model of a published shape with random weights"),
     "bench": ("editscale.bench", "main", "what edits, scores and checkpoints cost, beside the plain path"),
     "verify": ("editscale.verify", "main", "compare with recorded numbers of the reference implementations"),
 }

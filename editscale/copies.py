@@ -19,13 +19,16 @@ def copies(lm, layers, n):
     With n = 1 a batch may have any number of rows, all on the one copy. Raises ValueError for a stack of another
     number of copies.
     """
-    weights = {}
+    stacked = {}
     for layer in layers:
-        weight = lm.projection(layer).weight.data
+        weight, bias = lm.projection(layer).weight.data, lm.bias(layer)
         if weight.ndim == 3 and len(weight) != n:
             raise ValueError(f"layer {layer} of {lm.name} has {len(weight)} copies already; {n} were asked for")
-        weights[layer] = weight.clone() if weight.ndim == 3 else weight.repeat(n, 1, 1)
-    return _with_weights(lm, weights)
+        if weight.ndim == 3:
+            stacked[layer] = weight.clone(), None if bias is None else bias.clone()
+        else:
+            stacked[layer] = weight.repeat(n, 1, 1), None if bias is None else bias.repeat(n, 1)
+    return _with_weights(lm, stacked)
 
 
 def take(lm, rows):
@@ -33,22 +36,26 @@ def take(lm, rows):
 
     A model that is no stack serves any rows: it is returned as it is.
     """
-    weights = {layer: lm.projection(layer).weight.data for layer in range(lm.n_layers)}
-    return _with_weights(lm, {k: weight[rows] for k, weight in weights.items() if weight.ndim == 3 and len(weight) > 1})
+    stacked = {}
+    for layer in range(lm.n_layers):
+        weight, bias = lm.projection(layer).weight.data, lm.bias(layer)
+        if weight.ndim == 3 and len(weight) > 1:
+            stacked[layer] = weight[rows], None if bias is None else bias[rows]
+    return _with_weights(lm, stacked)
 
 
-def _with_weights(lm, weights):
-    """The model with stacked weights (n, …), stored as the model stores one, at some layers."""
-    if not weights:
+def _with_weights(lm, stacked):
+    """The model with stacked weights (n, …), stored as the model stores one, and biases (n, d_value) at some layers."""
+    if not stacked:
         return lm
     base, blocks = _apart(lm.model.base_model), list(lm.blocks)
-    for layer, weight in weights.items():
+    for layer, (weight, bias) in stacked.items():
         block = blocks[layer] = _apart(blocks[layer])
         *parents, name = lm.family.projection.split(".")
         for parent in parents:
             block._modules[parent] = _apart(block._modules[parent])
             block = block._modules[parent]
-        block._modules[name] = _stacked(block._modules[name], weight)
+        block._modules[name] = _stacked(block._modules[name], weight, bias)
     base._modules[lm.family.blocks] = type(lm.blocks)(blocks)
     model = _apart(lm.model)
     model._modules[model.base_model_prefix] = base
@@ -62,18 +69,23 @@ def _apart(module):
     return part
 
 
-def _stacked(projection, weight):
-    """A copy of a projection that sends row i of its input through weight i."""
+def _stacked(projection, weight, bias):
+    """A copy of a projection that sends row i of its input, (n, tokens, d_key), through weight and bias i."""
     import torch
     from transformers.pytorch_utils import Conv1D
 
     part = _apart(projection)
-    part._parameters = {**projection._parameters, "weight": torch.nn.Parameter(weight, requires_grad=False)}
+    bias = None if bias is None else torch.nn.Parameter(bias, requires_grad=False)
+    part._parameters = {
+        **projection._parameters,
+        "weight": torch.nn.Parameter(weight, requires_grad=False),
+        "bias": bias,
+    }
 
     def forward(keys):
         matrix = part.weight if isinstance(part, Conv1D) else part.weight.mT
         values = keys @ (matrix[0] if len(matrix) == 1 else matrix)
-        return values if part.bias is None else values + part.bias
+        return values if part.bias is None else values + part.bias[:, None]
 
     part.forward = forward
     return part

@@ -7,6 +7,8 @@ single edits). Here `detect` finds jumps by a stated rule, `effects` puts beside
 applies the edits of facts alone to the unedited model. Only `single_edits` needs torch.
 """
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 
@@ -94,9 +96,9 @@ def effects(jumps, edits, history=None, perplexity=None):
                 **dict(zip(("perplexity_before", "perplexity_after"), perplexities, strict=True)),
             }
         )
-    names = [*RUN, "edits", "case_id", "layer", "update_norm", "times_median"]
-    names += ["recall_before", "recall_after", "perplexity_before", "perplexity_after"]
-    return pd.DataFrame(rows, columns=names)
+    sizes = ["update_norm", "times_median", "recall_before", "recall_after", "perplexity_before", "perplexity_after"]
+    names = [*RUN, "edits", "case_id", "layer", *sizes]
+    return pd.DataFrame(rows, columns=names).astype(dict.fromkeys(sizes, float))  # also where there is no row
 
 
 def _recall_around(history, edit, learned):
@@ -118,18 +120,83 @@ def _check_columns(table, name, needed):
         raise ValueError(f"the {name} table lacks {', '.join(missing)}; it has {', '.join(table.columns)}")
 
 
-def with_ordinary(facts, flagged, n_ordinary):
+def largest(flagged, n):
+    """Case ids of the `n` facts with the largest updates, by `times_median`, among those `detect` flagged."""
+    most = flagged.groupby("case_id")["times_median"].max()
+    return most.sort_values(ascending=False, kind="stable").index[:n].tolist()
+
+
+def against_ordinary(single):
+    """Single edits, one row per edit, with how their update compares with ordinary ones: column times_ordinary.
+
+    Args:
+        single: columns method, case_id, flagged, contexts, seed, layer, update_norm (notebook 05a).
+
+    times_ordinary is the update's norm over the median of the facts that are not flagged, edited by the same method
+    with the same contexts at the same layer; of several layers the row with the largest ratio is kept. NaN where no
+    fact is ordinary.
+    """
+    alike = ["method", "contexts", "seed"]
+    _check_columns(single, "single", [*alike, "case_id", "flagged", "layer", "update_norm"])
+    ordinary = single["update_norm"].where(~single["flagged"])
+    median = ordinary.groupby([single[name] for name in [*alike, "layer"]], dropna=False).transform("median")
+    rows = single.assign(times_ordinary=single["update_norm"] / median)
+    place = single.groupby([*alike, "case_id"], sort=False, dropna=False).ngroup()
+    rows = rows.sort_values("times_ordinary", ascending=False, kind="stable", na_position="last")
+    rows = rows.drop_duplicates([*alike, "case_id"])
+    return rows.loc[place[rows.index].sort_values().index]
+
+
+def persistence(single, flagged, jump=JUMP):
+    """How many disabling edits are so alone too, by method and contexts: a table in the order of `single`.
+
+    Args:
+        single: what `against_ordinary` returned.
+        flagged: columns method, case_id (`detect` with `effects`): facts count for the methods whose runs flagged them.
+
+    Returns:
+        Columns method, contexts, seed, facts (flagged ones that were edited alone), staying (those whose update is
+        more than `jump` times an ordinary one, or not finite), share.
+    """
+    own = single.merge(flagged[["method", "case_id"]].drop_duplicates(), on=["method", "case_id"])
+    stays = (own["times_ordinary"] > jump) | (own["status"] != "edited")
+    table = own.assign(staying=stays).groupby(["method", "contexts", "seed"], sort=False, dropna=False)["staying"]
+    return table.agg(facts="size", staying="sum", share="mean").reset_index()
+
+
+def with_ordinary(facts, flagged, n_ordinary, chosen=None):
     """The flagged facts, and `n_ordinary` others evenly spaced in the sequence, in the sequence's order.
 
     Args:
         facts: the facts of a run; flagged case ids that are not among them are left out.
         flagged: case ids.
+        chosen: those of the flagged case ids to keep; None for all.
     """
     flagged = set(flagged)
     others = [fact for fact in facts if fact.case_id not in flagged]
     n = min(n_ordinary, len(others))
     spaced = {others[(2 * i + 1) * len(others) // (2 * n)].case_id for i in range(n)}
-    return [fact for fact in facts if fact.case_id in flagged | spaced]
+    kept = spaced | (flagged if chosen is None else flagged & set(chosen))
+    return [fact for fact in facts if fact.case_id in kept]
+
+
+def unedited(lm, facts, texts):
+    """case_id ↦ {"word_entropy_unedited", "perplexity_unedited"} of the model as it stands; see `single_edits`."""
+    from editscale import generation
+
+    perplexity = generation.perplexity(lm, texts)
+    entropies = (generation.word_entropy(generation.teacher_forced_texts(lm, fact)) for fact in facts)
+    return {
+        fact.case_id: {"word_entropy_unedited": entropy, "perplexity_unedited": perplexity}
+        for fact, entropy in zip(facts, entropies, strict=True)
+    }
+
+
+def read_single(path):
+    """The table of notebook 05a. Raises FileNotFoundError that says what writes it."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no table of single edits at {path}; run notebook 05a, or give the path of its table")
+    return pd.read_parquet(path)
 
 
 def single_edits(lm, facts, method, params, contexts, factors, texts):

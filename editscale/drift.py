@@ -1,4 +1,4 @@
-"""How far the edited weights have moved, from the recorded factors alone. NumPy; no model is needed.
+"""How far the edited weights have moved, from the recorded updates alone. NumPy; no model is needed.
 
 normalised L2 distance at a layer = ‖W − W₀‖ / numel(W), the Frobenius norm over the number of entries, as the paper
 plots it (scalable-model-editing/gradual-catastrophic-forgetting `experiments/evaluate_glue.py`);
@@ -30,17 +30,39 @@ def norms(lefts, rights):
     return np.array([distances([left], [right])[0] for left, right in zip(lefts, rights, strict=True)])
 
 
+def of_matrices(matrices, shape):
+    """`norms` and `distances` of updates that are full matrices, read one after the other.
+
+    Args:
+        matrices: ΔW of each edit, (d_value, d_key), or None for an edit that changed nothing.
+    """
+    moved, alone, total = np.zeros(shape), [], []
+    for matrix in matrices:
+        if matrix is not None:
+            moved += matrix
+        alone.append(0.0 if matrix is None else np.linalg.norm(matrix.astype(np.float64)))
+        total.append(np.linalg.norm(moved))
+    return np.array(alone), np.array(total)
+
+
 def of_ledger(ledger):
     """Drift after each edit and at each edited layer: a list of dicts, ordered by layer and edit.
 
     Keys: layer, edits, update_norm, distance (‖W − W₀‖), normalised_l2, relative_drift.
     """
-    rows, factors = [], [ledger.factors(edit) for edit in range(1, len(ledger) + 1)]
+    rows, edits, low_rank = [], range(1, len(ledger) + 1), None
+    applied = next((names for edit in edits if (names := set(ledger.factors(edit)))), set())
     for layer, weight in sorted(ledger.weights.items(), key=lambda item: int(item[0])):
         d_value, d_key = weight["shape"]
-        lefts = [of_edit.get(f"{layer}.left", np.zeros((d_value, 0))) for of_edit in factors]
-        rights = [of_edit.get(f"{layer}.right", np.zeros((d_key, 0))) for of_edit in factors]
-        for edit, (alone, total) in enumerate(zip(norms(lefts, rights), distances(lefts, rights), strict=True), 1):
+        left, right = f"{layer}.left", f"{layer}.right"
+        if left in applied and right not in applied:
+            found = of_matrices((ledger.factors(edit).get(left) for edit in edits), weight["shape"])
+        else:
+            low_rank = low_rank or [ledger.factors(edit) for edit in edits]
+            lefts = [of.get(left, np.zeros((d_value, 0))) for of in low_rank]
+            rights = [of.get(right, np.zeros((d_key, 0))) for of in low_rank]
+            found = norms(lefts, rights), distances(lefts, rights)
+        for edit, alone, total in zip(edits, *found, strict=True):
             rows.append(
                 {
                     "layer": int(layer),

@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 
-from editscale import copies, memit, prefixes, rome
+from editscale import copies, finetune, memit, prefixes, rome, rome_multi
 
 SUMMARY = ("steps", "loss_first", "loss_last", "nll_last", "kl_last", "delta_norm", "init_norm", "denominator")
 TOGETHER = 16  # facts that are looked at together where they do not depend on each other
@@ -24,6 +24,7 @@ class Method:
     edit: object  # (lm, facts, params, contexts, factors, ahead) -> [Edit, …]; the last only with `ahead`
     # What no edit of the method changes, computed for many facts at once before the first edit, one value per fact:
     ahead: object = None  # (lm, facts, params, contexts, factors) -> list
+    moments: bool = True  # whether it weighs its changes against second moments of keys
     # Whether an update is the same whatever was edited before it, so that recorded ones make up other histories too.
     order_free: bool = False
 
@@ -34,6 +35,10 @@ def _rome_contexts(lm, starts, generator, n_short, n_long):
 
 def _memit_contexts(lm, starts, generator, n_short, n_long):
     return prefixes.memit_contexts(lm, generator)  # always one text from each of five seed words
+
+
+def _bare_context(lm, starts, generator, n_short, n_long):
+    return ["{}"]
 
 
 def _rome(variant):
@@ -49,6 +54,8 @@ def _rome(variant):
 METHODS = {
     **{name: _rome(name) for name in rome.VARIANTS},
     "memit": Method(memit.MemitParams, _memit_contexts, memit.edit_each),
+    "rome-multi": Method(rome_multi.RomeMultiParams, _rome_contexts, rome_multi.edit_each),
+    "ft-c": Method(finetune.FtParams, _bare_context, finetune.edit_each, moments=False),
 }
 
 
@@ -101,7 +108,7 @@ def read_params(name, path):
     params = method(name).params
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"no hyper-parameters for {name} at {path}; see params/rome and params/memit")
+        raise FileNotFoundError(f"no hyper-parameters for {name} at {path}; see the folders in params")
     given = yaml.safe_load(path.read_text())
     if not isinstance(given, dict):
         raise ValueError(f"{path} must map names to values")
@@ -124,8 +131,13 @@ def layers_of(params):
     return sorted(params.layers)
 
 
+def moment_layers(name, params):
+    """The layers whose second moments a method needs, ascending."""
+    return layers_of(params) if method(name).moments else []
+
+
 def cholesky_factors(moments, device):
-    """layer ↦ lower Cholesky factor of the second moment, float64, computed once for a run.
+    """layer ↦ lower Cholesky factor of the second moment, float64, computed once for a run, on the device.
 
     Args:
         moments: layer ↦ C, (d_key, d_key).
@@ -136,13 +148,13 @@ def cholesky_factors(moments, device):
 
     factors = {}
     for layer, moment in moments.items():
-        factor, info = torch.linalg.cholesky_ex(moment.double())
+        factor, info = torch.linalg.cholesky_ex(moment.to(device, torch.float64))
         if info:
             raise ValueError(
                 f"the second moment of layer {layer} is not positive definite; collect it from more tokens "
                 f"(at least about 10 × {moment.shape[0]})"
             )
-        factors[layer] = factor.to(device)
+        factors[layer] = factor
     return factors
 
 
@@ -150,18 +162,21 @@ def summary(edit):
     """Scalars that describe an edit: a row for a table, floats and ints.
 
     steps are forwards; losses, `nll` and `kl` in nats per token; norms in the model's units; `denominator` is k·u
-    (ROME variants; None for MEMIT). For several facts edited together, the first one's. All None for a failed solve.
+    (ROME variants; None for others). A method that optimises no value has no KL and no δ: None there, and its loss is
+    the NLL. For several facts edited together, the first one's. All None for a failed solve.
     """
     trace = edit.trace
     if "failed" in trace:
         return dict.fromkeys(SUMMARY)
     losses = trace["losses"][0] if isinstance(trace["losses"], list) else trace["losses"]
+    row = {"steps": len(losses), "loss_first": losses[0, 0].item(), "loss_last": losses[-1, 0].item()}
+    if "delta" not in trace:
+        names = ("kl_last", "delta_norm", "init_norm", "denominator")
+        return {**row, "nll_last": row["loss_last"], **dict.fromkeys(names)}
     init = trace["init"][:, 0] if trace["init"].ndim == 2 else trace["init"]
     delta = trace["delta"][:, 0] if trace["delta"].ndim == 2 else trace["delta"]
     return {
-        "steps": len(losses),
-        "loss_first": losses[0, 0].item(),
-        "loss_last": losses[-1, 0].item(),
+        **row,
         "nll_last": losses[-1, 1].item(),
         "kl_last": losses[-1, 2].item(),
         "delta_norm": delta.norm().item(),

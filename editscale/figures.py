@@ -8,12 +8,14 @@ import json
 import os
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib import rc_context
 
 from editscale import intervals
 from editscale.provenance import code_sha256, package_versions, write_json
+from editscale.tables import RUN
 
 # Colors of seaborn's "colorblind" palette; marker and dash keep methods apart in gray.
 METHOD_STYLE = {
@@ -23,13 +25,21 @@ METHOD_STYLE = {
     "memit": {"color": "#d55e00", "marker": "D", "linestyle": (0, (6, 1.5, 1, 1.5))},
     "emmet": {"color": "#cc78bc", "marker": "v", "linestyle": (0, (3, 1))},
     "alphaedit": {"color": "#56b4e9", "marker": "P", "linestyle": (0, (8, 2))},
+    "rome-multi": {"color": "#ca9161", "marker": "h", "linestyle": (0, (4, 1.5, 1, 1.5, 1, 1.5))},
     "ft-c": {"color": "#949494", "marker": "X", "linestyle": ":"},
+    "rome-multi": {"color": "#ca9161", "marker": "<", "linestyle": (0, (2, 1, 1, 1))},
 }
+MOST_POINTS = 400  # of one line; more cannot be seen, and make large files
 
 
 def run_label(method: str, order: int, reversed: bool) -> str:
     """What legends and captions call a run: its method, order and direction."""
     return f"{method}, order {order}" + (" reversed" if reversed else "")
+
+
+def orders_label(method: str, n_orders: int, reversed: bool) -> str:
+    """What legends and captions call several orders of a method in one direction."""
+    return f"{method}, {n_orders} orders" + (" reversed" if reversed else "")
 
 
 def label_of(row) -> str:
@@ -40,6 +50,13 @@ def label_of(row) -> str:
 def stacked(tables: list[pd.DataFrame]) -> pd.DataFrame:
     """The plotted numbers of several panels as one table, rows in the order of the panels."""
     return pd.concat(tables, ignore_index=True)
+
+
+def thinned(rows: pd.DataFrame, *, most: int = MOST_POINTS) -> pd.DataFrame:
+    """The rows at every k-th number of edits, k the least of 1, 2, 5, 10, … that leaves a run about `most`."""
+    steps = (digit * 10**power for power in range(9) for digit in (1, 2, 5))
+    step = next(k for k in steps if rows["edits"].max() <= k * most)
+    return rows[rows["edits"] % step == 0]
 
 
 def bucket_means(values: np.ndarray, size: int) -> np.ndarray:
@@ -85,16 +102,19 @@ def proficiency_panel(ax, rows: pd.DataFrame, metric: str, *, bucket: int = 5, w
     return plotted
 
 
-def lines_panel(ax, rows: pd.DataFrame, column: str, *, label: str, percent: bool = False) -> pd.DataFrame:
+def lines_panel(
+    ax, rows: pd.DataFrame, column: str, *, label: str, percent: bool = False, statistic=np.mean
+) -> pd.DataFrame:
     """Draw a measurement over edits and return the plotted numbers.
 
-    One line per run; where a method has several orders in one direction, thin lines for them, and their mean with a
-    95 % bootstrap interval over orders.
+    One line per run; where a method has several orders in one direction, thin lines for them, and their mean (or other
+    statistic) with a 95 % bootstrap interval over orders.
 
     Args:
         rows: columns method, order, reversed, edits and `column`.
         label: words and unit of the vertical axis.
         percent: `column` is a share; draw it from 0 to 100.
+        statistic: of several orders; the median where single ones may be infinite (`intervals.band`).
 
     Returns:
         Columns method, order, reversed, edits and `column`, and the band's mean, low and high where there is one.
@@ -106,15 +126,15 @@ def lines_panel(ax, rows: pd.DataFrame, column: str, *, label: str, percent: boo
         if n_orders(rows, run) == 1:
             ax.plot(drawn["edits"], drawn[column], **style, label=run_label(**run))
         else:
-            ax.plot(drawn["edits"], drawn[column], color=style["color"], linewidth=0.6, alpha=0.5, label="_order")
+            ax.plot(drawn["edits"], drawn[column], color=style["color"], linewidth=0.5, alpha=0.35, label="_order")
         plotted.append(drawn)
     plotted = stacked(plotted)
     bands = []
     for (method, backward), group in plotted.groupby(["method", "reversed"], sort=False):
         if group["order"].nunique() > 1:
-            band = intervals.band(group, column, np.random.default_rng(0))
+            band = intervals.band(group, column, np.random.default_rng(0), statistic=statistic)
             style = _run_style({"method": method, "reversed": backward}) | {"markevery": _marker_places(len(band))}
-            text = f"{method}, {group['order'].nunique()} orders" + (" reversed" if backward else "")
+            text = orders_label(method, group["order"].nunique(), backward)
             ax.plot(band["edits"], band["mean"], **style, label=text)
             ax.fill_between(band["edits"], band["low"], band["high"], color=style["color"], alpha=0.2, linewidth=0)
             bands.append(band.assign(method=method, reversed=backward))
@@ -131,17 +151,51 @@ def points_panel(ax, rows: pd.DataFrame, x: str, y: str, *, label: str, other: s
         rows: column method, and order and reversed if `joined`; where a column `flagged` is true the point is ringed.
         label, other: words and unit of the two axes.
         joined: a thin line through the points of each run, in the order of its edits.
+
+    More than MOST_POINTS points are small and lighter.
     """
+    full, few = {"s": 26, "alpha": 0.8}, len(rows) <= MOST_POINTS
+    dots = full if few else {"s": 7, "alpha": 0.4, "linewidths": 0}
     for method in _methods(rows):
         points, style = rows[rows["method"] == method], METHOD_STYLE[method]
-        ax.scatter(points[x], points[y], s=26, alpha=0.8, color=style["color"], marker=style["marker"], label=method)
+        look = {"color": style["color"], "marker": style["marker"]}
+        ax.scatter(points[x], points[y], **look, **dots, label=method if few else "_points")
+        if not few:
+            ax.scatter([], [], **look, **full, label=method)
         if "flagged" in points and points["flagged"].any():
             ringed = points[points["flagged"]]
             ax.scatter(ringed[x], ringed[y], s=130, facecolors="none", edgecolors=style["color"], label="_flagged")
         if joined:
             for _, run in points.sort_values("edits").groupby(["order", "reversed"]):
-                ax.plot(run[x], run[y], color=style["color"], linestyle=style["linestyle"], linewidth=0.6, alpha=0.6)
+                line = {"color": style["color"], "linestyle": style["linestyle"], "linewidth": 0.6}
+                ax.plot(run[x], run[y], **line, alpha=0.75 * dots["alpha"])
     ax.set(xlabel=label, ylabel=other)
+
+
+def contexts_panel(ax, rows: pd.DataFrame, jump: float) -> None:
+    """Draw how large single edits are under one choice of contexts after another: a line per fact.
+
+    Args:
+        rows: one method's, columns method, case_id, flagged, contexts, seed, times_ordinary
+            (disabling.against_ordinary). Flagged facts are drawn in the method's color, others in gray.
+        jump: where a dashed line is drawn.
+    """
+    (method,) = _methods(rows)
+    named = rows.assign(choice=[contexts_label(*pair) for pair in zip(rows["contexts"], rows["seed"], strict=True)])
+    choices = list(named["choice"].unique())
+    for flagged in (False, True):
+        color, width = (METHOD_STYLE[method]["color"], 1.2) if flagged else ("0.7", 0.8)
+        lines = named[named["flagged"] == flagged].pivot(index="choice", columns="case_id", values="times_ordinary")
+        for line in lines.reindex(choices).to_numpy().T if len(lines) else ():
+            ax.plot(choices, line, color=color, linewidth=width, alpha=0.7, marker=METHOD_STYLE[method]["marker"], ms=4)
+    ax.axhline(jump, linestyle="--", color="gray")
+    ax.set(yscale="log", xlabel="contexts of the edit", ylabel="‖ΔW‖ over that of an ordinary fact", title=method)
+    ax.margins(x=0.1)
+
+
+def contexts_label(kind: str, seed: float) -> str:
+    """What figures call contexts of a kind and seed (history.other_contexts)."""
+    return {"run": "the run's", "seed": f"seed {seed:.0f}", "words": "other words", "bare": "bare prompt"}[kind]
 
 
 def spectrum_panel(ax, rows: pd.DataFrame, unedited: pd.DataFrame) -> None:
@@ -183,41 +237,48 @@ def survival_panel(ax, curves: pd.DataFrame) -> pd.DataFrame:
 
 
 def histogram_panel(ax, histogram: pd.DataFrame, *, label: str) -> None:
-    """Draw counts per bin as steps, one line per run.
+    """Draw counts per bin as steps, one line per run; the mean of several orders of a method as one line.
 
     Args:
         histogram: columns method, order, reversed, low, high, facts (forgetting.forget_histogram); may be empty.
     """
-    for run, bins in _runs(histogram.rename(columns={"low": "edits"}), "facts") if len(histogram) else ():
-        style, edges = METHOD_STYLE[run["method"]], [*bins["edits"], bins["high"].iloc[-1]]
-        width = 1 if run["reversed"] else 1.8
-        ax.stairs(
-            bins["facts"],
-            edges,
-            color=style["color"],
-            linestyle=style["linestyle"],
-            linewidth=width,
-            label=run_label(**run),
-        )
-    ax.set(xlabel=label, ylabel="facts")
+    several = False
+    for method in _methods(histogram):
+        for backward, group in histogram[histogram["method"] == method].groupby("reversed"):
+            orders, bins = group["order"].unique(), group.groupby(["low", "high"], as_index=False)["facts"].mean()
+            many, style = len(orders) > 1, METHOD_STYLE[method]
+            ax.stairs(
+                bins["facts"],
+                [*bins["low"], bins["high"].iloc[-1]],
+                color=style["color"],
+                linestyle=style["linestyle"],
+                linewidth=1 if backward else 1.8,
+                label=orders_label(method, len(orders), backward) if many else run_label(method, orders[0], backward),
+            )
+            several |= many
+    ax.set(xlabel=label, ylabel="facts per order" if several else "facts")
     ax.yaxis.get_major_locator().set_params(integer=True)
 
 
 def mark_regions(ax, regions: pd.DataFrame, inflections: pd.DataFrame) -> None:
     """Shade catastrophic stretches in their method's color, and mark inflections with their interval at the bottom.
 
+    Several orders of a method share a height, and their stretches are not shaded.
+
     Args:
-        regions: columns method, label, start, stop (forgetting.regions).
-        inflections: columns method, found, inflection, low, high (forgetting.inflections).
+        regions: columns method, order, reversed, label, start, stop (inflection.regions).
+        inflections: columns method, order, reversed, found, inflection, low, high (inflection.inflections).
     """
     for row in regions[regions["label"] == "catastrophic"].itertuples():
-        ax.axvspan(row.start, row.stop, color=METHOD_STYLE[row.method]["color"], alpha=0.12, linewidth=0)
-    for place, row in enumerate(inflections[inflections["found"].isin(["bend", "jump"])].itertuples()):
-        color, height = METHOD_STYLE[row.method]["color"], 1 + 3 * place
-        ax.plot(
-            [row.low, row.high], [height, height], color=color, linewidth=2.5, solid_capstyle="butt", label="_interval"
-        )
-        ax.plot(row.inflection, height, color=color, marker="|", markersize=10, label="_inflection")
+        if n_orders(inflections, {"method": row.method, "reversed": row.reversed}) == 1:
+            ax.axvspan(row.start, row.stop, color=METHOD_STYLE[row.method]["color"], alpha=0.12, linewidth=0)
+    found = inflections[inflections["found"].isin(["bend", "jump"])]
+    for place, (_, rows) in enumerate(found.groupby(["method", "reversed"], sort=False)):
+        color, height = METHOD_STYLE[rows["method"].iloc[0]]["color"], 1 + 3 * place
+        bar = {"color": color, "solid_capstyle": "butt", "alpha": 1 if len(rows) == 1 else 0.35}
+        for row in rows.itertuples():
+            ax.plot([row.low, row.high], [height, height], linewidth=2.5, label="_interval", **bar)
+            ax.plot(row.inflection, height, color=color, marker="|", markersize=10, label="_inflection")
 
 
 def n_orders(rows: pd.DataFrame, run: dict) -> int:
@@ -225,31 +286,65 @@ def n_orders(rows: pd.DataFrame, run: dict) -> int:
     return rows.loc[(rows["method"] == run["method"]) & (rows["reversed"] == run["reversed"]), "order"].nunique()
 
 
+def any_several(rows: pd.DataFrame) -> bool:
+    """Whether a method has several orders in one direction."""
+    return rows.groupby(["method", "reversed"])["order"].nunique().max() > 1
+
+
 def orders_note(rows: pd.DataFrame) -> str:
     """What a caption says about bands: over how many orders they are, or that there is none."""
     counts = rows.groupby(["method", "reversed"])["order"].nunique()
-    several = [f"{count} orders of {method}" for (method, _), count in counts.items() if count > 1]
+    several = {}
+    for (method, backward), count in counts[counts > 1].items():
+        several.setdefault(count, []).append(method + (" reversed" if backward else ""))
     if not several:
         return "Single orders, so no band."
-    return f"Bands are 95 % bootstrap intervals over {' and '.join(several)}, thin lines single orders."
+    texts = [f"{count} orders of {', '.join(names)}" for count, names in several.items()]
+    note = f"Bands are 95 % bootstrap intervals over {' and '.join(texts)}; thin lines are single orders."
+    ends = rows.groupby(["method", "reversed", "order"])["edits"].max()
+    for (method, backward), lasts in ends.groupby(["method", "reversed"]):
+        longer = lasts[lasts > lasts.min()]
+        if len(longer):
+            name = method + (" reversed" if backward else "")
+            note += f" Beyond {lasts.min():,} edits, {len(longer)} of {len(lasts)} orders of {name}."
+    return note
+
+
+def panels(n: int, *, width: float, height: float):
+    """A figure with n panels, at most three in a row, each of `width` × `height` inches: (figure, list of axes)."""
+    n_rows = -(-n // 3)
+    n_columns = -(-n // n_rows)
+    size = round(width * n_columns, 3), round(height * n_rows, 3)
+    fig, axes = plt.subplots(n_rows, n_columns, figsize=size, squeeze=False)
+    for ax in axes.flat[n:]:
+        ax.set_axis_off()
+    return fig, list(axes.flat[:n])
 
 
 def legend_below(fig, ax) -> None:
     """One legend for all panels, under them, with the entries of `ax`."""
     handles, labels = ax.get_legend_handles_labels()
-    fig.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)))
+    fitting = int(fig.get_figwidth() / (0.6 + 0.065 * max(map(len, labels), default=0)))  # inches of handle and letters
+    n_columns = len(labels) if len(labels) <= 4 else max(1, min(4, fitting))
+    fig.legend(handles, labels, loc="outside lower center", ncols=max(1, n_columns))
 
 
 def drift_panel(ax, rows: pd.DataFrame, column: str = "normalised_l2", *, label: str) -> pd.DataFrame:
     """Draw how far weights have moved over edits and return the plotted numbers.
 
     One line per method, order, direction and edited layer; the layers of one run share its style and its
-    entry in the legend.
+    entry in the legend. Where a method has several orders, the layer of each run that has moved most after as many
+    edits, drawn as `lines_panel` does, on a log axis.
 
     Args:
         rows: columns method, order, reversed, edits, layer and `column` (drift.of_ledger).
         label: words and unit of the vertical axis.
     """
+    if any_several(rows):
+        most = rows.groupby([*RUN, "edits"], as_index=False, sort=False)[column].max()
+        plotted = lines_panel(ax, thinned(most), column, label=label)
+        ax.set_yscale("log")
+        return plotted
     plotted = []
     for run, group in _runs(rows, column, "layer"):
         layers = sorted(set(group["layer"]))
@@ -263,6 +358,40 @@ def drift_panel(ax, rows: pd.DataFrame, column: str = "normalised_l2", *, label:
     ax.set(xlabel="edits applied", ylabel=label)
     ax.set_ylim(bottom=0)
     return stacked(plotted)
+
+
+def updates_panel(ax, rows: pd.DataFrame, *, window: int = 20) -> pd.DataFrame:
+    """Draw the size of each update on a log axis and return the plotted numbers.
+
+    Single orders: one line per edited layer, as `drift_panel`. Several orders of a method: the median over orders and
+    over `window` edits in a row, of the layer with the largest updates, and a dot for each update with `jump` true.
+
+    Args:
+        rows: columns method, order, reversed, layer, edits, update_norm, and jump (bool).
+
+    Returns:
+        Several orders: method, order (empty for the median line), reversed, edits, update_norm.
+    """
+    if not any_several(rows):
+        plotted = drift_panel(ax, rows, "update_norm", label="norm of each update ‖ΔW‖ (log scale)")
+        ax.set_yscale("log")
+        ax.autoscale(axis="y")
+        return plotted
+    plotted = []
+    for method in _methods(rows):
+        for backward, group in rows[rows["method"] == method].groupby("reversed"):
+            style = _run_style({"method": method, "reversed": backward})
+            typical = group.groupby(["layer", (group["edits"] - 1) // window * window])["update_norm"].median()
+            line = typical.groupby("edits").max().reset_index()
+            dots = group[group["jump"]]
+            text = orders_label(method, group["order"].nunique(), backward)
+            ax.plot(line["edits"], line["update_norm"], **style | {"markevery": _marker_places(len(line))}, label=text)
+            dot = {"color": style["color"], "marker": style["marker"], "s": 12, "alpha": 0.6}
+            ax.scatter(dots["edits"], dots["update_norm"], **dot, linewidths=0, label="_jumps")
+            both = pd.concat([line, dots[["order", "edits", "update_norm"]]])
+            plotted.append(both.assign(method=method, reversed=backward))
+    ax.set(xlabel="edits applied", ylabel="norm of updates ‖ΔW‖ (log scale)", yscale="log")
+    return stacked(plotted)[[*RUN, "edits", "update_norm"]]
 
 
 def save_figure(fig, name: str, data: pd.DataFrame, folder: str | Path, *, caption: str, details: dict) -> list[Path]:

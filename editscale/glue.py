@@ -223,6 +223,16 @@ def open_task(name, source="", *, n_examples=2 * N_PER_LABEL, shots=-1, revision
     return replace(task, examples=first_of_each_label(examples, n_examples // 2), published=_is_published(task))
 
 
+def open_whole(name, source="", *, shots=-1, revision=""):
+    """The `Task` of a name with GLUE's whole validation split in its order, as many of each label as there are: 872
+    examples of SST-2. Of a bundled task all examples. Arguments and errors as for `open_task`."""
+    task = open_task(name, source, shots=shots, revision=revision)
+    if name in BUNDLED:
+        return task
+    examples = _reader(str(source), revision)(name.removesuffix("-corrected"), "validation")
+    return replace(task, examples=tuple(examples), published=False)
+
+
 def balanced_subsets(splits, n_per_label=N_PER_LABEL, seed=SEED):
     """`{task: examples}`, n_per_label of each label drawn from each of `splits` (task ↦ examples), in random order.
 

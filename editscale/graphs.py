@@ -7,6 +7,7 @@ recorded are tensors (`values.Descent`).
 Graphs are kept with the model, in `lm.graphs`. They read the weights where these are, so they see every edit.
 """
 
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 
 KEPT = 64  # graphs of one model that stay recorded; the one not used for longest is dropped
@@ -60,6 +61,19 @@ def _view(buffers, name, like):
     return buffers[key][: like.numel()].view(like.shape)
 
 
+@contextmanager
+def multiplying_in(precision):
+    """While open, float32 matrices are multiplied in full ("float32") or, on a GPU, in TensorFloat-32 ("tf32")."""
+    import torch
+
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 def _graph(lm, name, layers, functions, tensors):
     """The graph of functions with these weights and shapes, loaded with the tensors; recorded if there is none yet."""
     import torch
@@ -98,10 +112,15 @@ def without_gradient(lm, name, layers, function, tensors):
 
 
 def descend(lm, cached, descent):
-    """`values.descend` by graphs of a step and of the last forward. Returns the `Descent`, good until the next one."""
+    """`values.descend` by graphs of a step and of a forward that no update follows. Returns the `Descent`, good until
+    the next one.
+
+    Args:
+        cached: a `values.Cached`, or what has its `n_blocks` and `tensors`; and the descent that goes with it.
+    """
     import torch
 
-    state, steps = descent.tensors(), descent.params.v_num_grad_steps
+    state, steps = descent.tensors(), len(descent.updates)
 
     def recordable(update):
         def advance(tensors):
@@ -111,12 +130,14 @@ def descend(lm, cached, descent):
         return advance
 
     upper = range(lm.n_layers - cached.n_blocks, lm.n_layers)
-    functions = [recordable(True), recordable(False)]
-    graph = _graph(lm, f"step of {descent.params}", upper, functions, {**cached.tensors, **state})
+    kinds = sorted(set(descent.updates), reverse=True)
+    functions = [recordable(update) for update in kinds]
+    with multiplying_in("tf32") if lm.tf32_steps else nullcontext():
+        graph = _graph(lm, f"step of {descent.params}", upper, functions, {**cached.tensors, **state})
     going = torch.ones(steps, dtype=torch.bool, pin_memory=True)
     done = [torch.cuda.Event() for _ in range(steps)]
-    for step in range(steps):
-        graph.run(int(step == steps - 1))
+    for step, update in enumerate(descent.updates):
+        graph.run(kinds.index(update))
         going[step].copy_(graph.tensors["active"].any(), non_blocking=True)
         done[step].record()
         if step >= BEHIND:

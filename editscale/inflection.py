@@ -145,4 +145,5 @@ def regions(curve, points, *, drop=0.2, steeper=3.0, min_learned=5):
                 bounds = {"start": x, "stop": stop, "recall_start": recall, "recall_stop": now}
                 rows.append({**key, "label": label, **bounds})
             x, recall = stop, now
-    return pd.DataFrame(rows, columns=columns)
+    # Where too little was learned there is no row, and still arithmetic on columns.
+    return pd.DataFrame(rows, columns=columns).astype({"recall_start": float, "recall_stop": float})

@@ -44,6 +44,98 @@ def bootstrap(values, rng, *, statistic=np.mean, n_resamples=2000, confidence=0.
     return Interval(float(statistic(values, axis=-1)), low, high, len(values))
 
 
+def summary(values, rng, **options):
+    """`bootstrap` of one number per order, or what there is: a single value without an interval, or none.
+
+    Args:
+        values: one number per order, (n,); NaN, where an order has nothing to say, is left out and not counted.
+        options: see `bootstrap`.
+
+    Returns an `Interval` with low and high NaN for n = 1, and mean NaN too for n = 0.
+    """
+    values = np.asarray(values, dtype=float)
+    values = values[~np.isnan(values)]
+    if len(values) > 1:
+        return bootstrap(values, rng, **options)
+    return Interval(float(values[0]) if len(values) else np.nan, np.nan, np.nan, len(values))
+
+
+def by_group(rows, columns, rng, *, by=_KEY, **options):
+    """`summary` of several columns in each group of runs: by, measure, mean, low, high, n; n counts orders.
+
+    Args:
+        rows: one row per group and order, with columns `by`, order and `columns`.
+        options: see `bootstrap`.
+
+    Raises ValueError for several rows of one order in a group.
+    """
+    if rows.duplicated([*by, "order"]).any():
+        raise ValueError(f"several rows for one {', '.join(by)} and order; name the groups apart by `by`")
+    found = [
+        {**dict(zip(by, key, strict=True)), "measure": column, **asdict(summary(group[column], rng, **options))}
+        for key, group in rows.groupby(list(by), sort=False)
+        for column in columns
+    ]
+    return pd.DataFrame(found, columns=[*by, "measure", "mean", "low", "high", "n"])
+
+
+def ratio(parts, wholes, rng, *, n_resamples=2000, confidence=0.95):
+    """Σ parts / Σ wholes as an `Interval`, over orders drawn with replacement: the share of events of all orders.
+
+    Args:
+        parts, wholes: counts, or amounts, of each order, (n,). Draws of orders without any whole are left out.
+
+    low and high are NaN for n < 2, mean too where all wholes are 0; n counts orders with a whole.
+    """
+    parts, wholes = (np.asarray(values, dtype=float) for values in (parts, wholes))
+    n, total = len(wholes), wholes.sum()
+    counted = int((wholes > 0).sum())
+    if not total > 0:
+        return Interval(np.nan, np.nan, np.nan, 0)
+    if counted < 2:
+        return Interval(float(parts.sum() / total), np.nan, np.nan, counted)
+    drawn = rng.integers(n, size=(n_resamples, n))
+    below = wholes[drawn].sum(axis=-1)
+    low, high = _percentiles((parts[drawn].sum(axis=-1)[below > 0] / below[below > 0]), confidence)
+    return Interval(float(parts.sum() / total), low, high, counted)
+
+
+def in_words(interval, form="{:.0f}", unit=""):
+    """An `Interval` as text: "62 % (55–70, 10 orders)", "62 % (one order)" or "not measured".
+
+    Args:
+        form: format of a number, or a function that writes one.
+        unit: what stands behind the first number, such as " %".
+    """
+    write = form if callable(form) else form.format
+    if interval.n == 0:
+        return "not measured"
+    inside = "one order" if interval.n == 1 else f"{between(interval, write)}, {interval.n} orders"
+    return f"{write(interval.mean)}{unit} ({inside})"
+
+
+def short(value):
+    """A number with about three digits: "1000", "12.3", "0.45", "0.012"."""
+    digits = next((n for n, least in enumerate((100, 10, 0.1)) if abs(value) >= least), 3 if value else 0)
+    return f"{value:.{digits}f}"
+
+
+def worded(table, form=short, unit=""):
+    """A table of intervals (`by_group`) for reading: a column per measure, its cells as `in_words` writes them."""
+    names = [name for name in table.columns if name not in ("measure", "mean", "low", "high", "n")]
+    words = [
+        in_words(Interval(*row), form, unit)
+        for row in table[["mean", "low", "high", "n"]].itertuples(index=False, name=None)
+    ]
+    return table.assign(words=words).set_index([*names, "measure"])["words"].unstack("measure", sort=False)
+
+
+def between(interval, write):
+    """Both ends of an `Interval` as text: "55–70", or "-0.80 to -0.55" where one has a sign."""
+    ends = write(interval.low), write(interval.high)
+    return (" to " if any(end[0] in "+-" for end in ends) else "–").join(ends)
+
+
 def over_orders(table, column, rng, **options):
     """Mean of `column` in each order, averaged over orders, as an `Interval` whose n counts orders.
 
@@ -60,12 +152,13 @@ def over_orders(table, column, rng, **options):
     return bootstrap(means, rng, **options)
 
 
-def band(table, column, rng, *, n_resamples=2000, confidence=0.95):
-    """Mean of `column` over orders, with its interval, at each number of edits.
+def band(table, column, rng, *, statistic=np.mean, n_resamples=2000, confidence=0.95):
+    """Mean of `column` over orders (or another statistic), with its interval, at each number of edits.
 
     Args:
         table: rows of one method in one direction, with columns method, order, reversed, edits and `column`, one per
             order and number of edits.
+        statistic: see `bootstrap`; it stands in the column `mean`.
 
     Returns:
         edits, mean, low, high, n (orders that have a value there). Runs that ended early are missing from the mean
@@ -93,8 +186,8 @@ def band(table, column, rng, *, n_resamples=2000, confidence=0.95):
         n = len(values)
         low, high = np.nan, np.nan
         if n > 1:
-            low, high = _percentiles(values[(uniform[:, :n] * n).astype(int)].mean(axis=-1), confidence)
-        rows.append({"edits": edits, "mean": values.mean(), "low": low, "high": high, "n": n})
+            low, high = _percentiles(statistic(values[(uniform[:, :n] * n).astype(int)], axis=-1), confidence)
+        rows.append({"edits": edits, "mean": statistic(values, axis=-1), "low": low, "high": high, "n": n})
     return pd.DataFrame(rows, columns=["edits", "mean", "low", "high", "n"])
 
 

@@ -225,6 +225,8 @@ class Ledger:
     def factors(self, edit):
         """{"<layer>.left": array, "<layer>.right": array, …} of an edit, as NumPy; {} if it was not applied.
 
+        See `updates.Update`: a full matrix has no right, and there may be a "<layer>.bias".
+
         bfloat16, which NumPy lacks, comes as float32. Raises ValueError if they are not what was recorded.
         """
         return arrays(self._tensors(edit))

@@ -5,6 +5,7 @@ of a layer is r · (λC)⁻¹k / (1 + kᵀ(λC)⁻¹k): the denominator is at le
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 from editscale import anatomy, tokens, updates, values
 from editscale.copies import copies
@@ -34,18 +35,25 @@ def solve(keys, factor, weight):
         weight: λ.
 
     With G = (λC)⁻¹K this is G (I + KᵀG)⁻¹ (Woodbury), which needs no new factorisation.
+
+    Raises ValueError if the keys do not fit the factor.
     """
     import torch
 
+    check_keys(keys, factor)
+    keys = keys.double()
+    g = torch.cholesky_solve(keys, factor) / weight
+    inner = torch.eye(keys.shape[1], dtype=torch.float64, device=keys.device) + keys.T @ g
+    return torch.linalg.solve(inner, g.T).T
+
+
+def check_keys(keys, factor):
+    """Raise ValueError unless keys (d_key, n) fit the factor of a second moment."""
     if factor.shape[0] != keys.shape[0]:
         raise ValueError(
             f"keys have {keys.shape[0]} entries but the second moment is {factor.shape[0]} × "
             f"{factor.shape[1]}; it was collected for another model or layer"
         )
-    keys = keys.double()
-    g = torch.cholesky_solve(keys, factor) / weight
-    inner = torch.eye(keys.shape[1], dtype=torch.float64, device=keys.device) + keys.T @ g
-    return torch.linalg.solve(inner, g.T).T
 
 
 def mean_keys(keys, groups):
@@ -87,16 +95,30 @@ def edit_each(lm, facts, params, contexts, factors, *, forward=None):
 
 
 def _edits(lm, batches, params, contexts, factors, forward):
-    """One `Edit` for each batch of facts, all batches of the same size.
+    return spread(lm, batches, params, contexts, factors, partial(solve, weight=params.mom2_update_weight), forward)
 
-    Every batch spreads its residual over the layers on a copy of the model of its own.
+
+def spread(lm, batches, params, contexts, factors, solve, forward=None):
+    """One `Edit` for each batch of facts, all batches of the same size: the residual spread over `params.layers`.
+
+    Every batch does so on a copy of the model of its own. Of what is still missing at the last layer's output, each
+    layer, ascending and on the model with the layers before it changed, takes an even part.
+
+    Args:
+        batches: lists of facts; the facts of a batch are edited together.
+        params: has `layers`, and what `values.Descent` needs.
+        contexts: groups of context templates, see `mean_keys`; the first of all is the bare one.
+        factors, forward: see `edit`.
+        solve: (keys (d_key, n), Cholesky factor of C) ↦ A (d_key, n); a layer's change is (its part) Aᵀ.
+
+    Raises ValueError as `edit` does.
     """
     import torch
 
     if lm.family.post_norm:
         raise ValueError(
-            f"MEMIT needs MLP outputs that are added to the residual stream as they are; {lm.name} has "
-            f"{lm.family.post_norm} in between; use a ROME variant"
+            "MEMIT and ROME over several layers need MLP outputs that are added to the residual stream as they are; "
+            f"{lm.name} has {lm.family.post_norm} in between; use a ROME variant of one layer"
         )
     layers = sorted(params.layers)
     groups = [len(group) for group in contexts]
@@ -127,7 +149,7 @@ def _edits(lm, batches, params, contexts, factors, forward):
             parts = (x.split(n_each) for x in (keys, current, residual))
             for batch, of_batch in enumerate(zip(*parts, strict=True)):
                 k, now, r = (x.T for x in of_batch)
-                solved = solve(k, factors[layer], params.mom2_update_weight)
+                solved = solve(k, factors[layer])
                 update = Update(layer, r.to(lm.dtype), solved.to(lm.dtype))
                 updates.apply(trial, [update], copy=batch)
                 updated[batch].append(update)

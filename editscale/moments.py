@@ -81,7 +81,7 @@ def collect_at(lm, documents, layers, counts, *, corpus="", batch_tokens=4096, p
     if not layers or not counts or counts[0] < 1 or counts != sorted(counts):
         raise ValueError(f"second moments need layers and ascending numbers of tokens, not {layers} and {counts}")
 
-    device = "cpu" if lm.device.type == "mps" else lm.device  # MPS has no float64
+    device = _with_float64(lm.device)
     sums = {layer: torch.zeros(lm.d_key, lm.d_key, dtype=torch.float64, device=device) for layer in layers}
     seen_tokens, seen_documents, longest, digest = 0, 0, 0, hashlib.sha256()
     group, collected, documents = [], [], iter(documents)
@@ -144,16 +144,19 @@ def token_keys(lm, documents, layers, batch_tokens=4096):
         yield {layer: keys[layer][real] for layer in layers}
 
 
-def spectrum(moment):
-    """Eigenvalues of C, descending, (d_key,), float64."""
+def spectrum(moment, device="cpu"):
+    """Eigenvalues of C, descending, (d_key,), float64, on the CPU.
+
+    Args:
+        device: where they are computed; one without float64 (MPS) leaves it to the CPU.
+    """
     import torch
 
-    return torch.linalg.eigvalsh(moment.double()).flip(0)
+    return torch.linalg.eigvalsh(moment.to(_with_float64(device), torch.float64)).flip(0).cpu()
 
 
-def condition_number(moment):
-    """Largest over smallest eigenvalue of C; infinite where C is singular to rounding."""
-    eigenvalues = spectrum(moment)
+def condition_number(eigenvalues):
+    """Largest over smallest of the eigenvalues of C, descending; infinite where C is singular to rounding."""
     largest, smallest = eigenvalues[0].item(), eigenvalues[-1].item()
     return largest / smallest if smallest > largest * len(eigenvalues) * 2**-52 else float("inf")
 
@@ -163,7 +166,7 @@ def convergence(collected, keys):
 
     Args:
         collected: `SecondMoments` of growing parts of one corpus, from `collect_at`.
-        keys: layer ↦ keys (n, d_key), tokens that edits care about.
+        keys: layer ↦ keys (n, d_key), tokens that edits care about; solved for where they are.
 
     Returns:
         One dict per number of tokens and layer: `n_tokens`, `layer`, `difference` (‖C_n − C‖ / ‖C‖,
@@ -193,12 +196,21 @@ def _solved(C, keys):
     """C⁻¹k of keys (n, d_key), as columns; NaN where C is singular to rounding."""
     import torch
 
-    k = keys.double().cpu().T
-    factor, failed = torch.linalg.cholesky_ex(C)
+    device = _with_float64(keys.device)
+    k = keys.to(device, torch.float64).T
+    factor, failed = torch.linalg.cholesky_ex(C.to(device))
     pivots = factor.diagonal() ** 2
     if failed or pivots.min() < pivots.max() * len(C) * 2**-52:
         return torch.full_like(k, float("nan"))
     return torch.cholesky_solve(k, factor)
+
+
+def _with_float64(device):
+    """The device, or the CPU in place of one that has no float64 (MPS)."""
+    import torch
+
+    device = torch.device(device)
+    return torch.device("cpu") if device.type == "mps" else device
 
 
 def save(second_moments, path):

@@ -23,7 +23,8 @@ def sha256_json(value):
 
 
 # The modules whose code determines edits and scores; a change in another one does not void a ledger.
-CODE = "anatomy tokens copies states values graphs rome memit updates editors metrics sequence".split()
+CODE = "anatomy tokens copies states values graphs rome memit rome_multi finetune".split()
+CODE += "updates editors metrics sequence".split()
 
 
 def fingerprint(lm, method, params, contexts, moments_identity, together=()):
@@ -42,6 +43,7 @@ def fingerprint(lm, method, params, contexts, moments_identity, together=()):
         "model": lm.name,
         "weights_sha256": lm.identity["weights_sha256"],
         "dtype": str(lm.dtype).removeprefix("torch."),
+        "tf32_steps": lm.tf32_steps,
         "device": lm.device.type,
         "torch": torch.__version__,
         "contexts_sha256": sha256_json(contexts),

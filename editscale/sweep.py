@@ -65,6 +65,17 @@ def best(table, method, base, *, least_es=95.0, least_ps=85.0):
     )
 
 
+def least_constraint(table, *, least_es=95.0):
+    """The row of a sweep's table to use for FT-C: the smallest ε whose ES is enough (percent). ε alone varies.
+
+    Raises ValueError if no setting reaches `least_es`.
+    """
+    enough = table[(table["method"] == "ft-c") & (table["ES"] >= least_es)]
+    if enough.empty:
+        raise ValueError(f"no setting of ft-c reaches ES {least_es} %")
+    return enough.sort_values("norm_constraint", kind="stable").iloc[0]
+
+
 def main(arguments):
     """Run the settings of a spec; OUT grows by a row as soon as it is known."""
     import argparse
@@ -91,9 +102,10 @@ def main(arguments):
     lm = models.load(spec["model"], device=given.device, cache=spec["model_cache"])
     chosen = facts.in_order(facts.open_set(spec["fact_set"]), spec["order"], spec["n_facts"])
     seeded = torch.Generator().manual_seed(spec["seed"])
-    layers = sorted({layer for _, params in todo for layer in editors.layers_of(params)})
-    documents = corpora.sampled_documents(lm, spec["n_documents"], spec["document_length"], seeded)
-    factors = editors.cholesky_factors(moments.collect(lm, documents, layers).moments, lm.device)
+    layers, factors = sorted({layer for setting in todo for layer in editors.moment_layers(*setting)}), {}
+    if layers:
+        documents = corpora.sampled_documents(lm, spec["n_documents"], spec["document_length"], seeded)
+        factors = editors.cholesky_factors(moments.collect(lm, documents, layers).moments, lm.device)
     starts = prefixes.seed_starts(lm, spec["prefix_seeds"])
     contexts = {
         name: editors.method(name).contexts(

@@ -53,6 +53,12 @@ COLUMNS = {
     "invalid": "share of answers without a label word, 0–1",
     "ngram_entropy": "H₂/3 + 2H₃/3 of written texts, bits (bigrams and trigrams)",
     "word_entropy": "entropy of the words of all texts over its largest possible value, 0–1",
+    "flagged": "single edits: true if a run flagged an edit of the fact (disabling.detect), whatever its method",
+    "contexts": "single edits: those of the run, of another seed, behind other words, or the bare prompt alone",
+    "seed": "single edits: seed of the contexts; NaN for the bare prompt",
+    "word_entropy_unedited": "the same of the unedited model on the fact's prompts",
+    "perplexity_unedited": "perplexity of the unedited model",
+    "times_ordinary": "single edits: ‖ΔW‖ over its median among facts no run flagged, method and contexts being equal",
     "reference_score": "TF-IDF cosine of written texts and texts about the new object; NaN without such texts",
 }
 
@@ -101,7 +107,7 @@ def _numeric(table):
     unknown = [name for name in table if name not in COLUMNS]
     if unknown:
         raise ValueError(f"columns {', '.join(unknown)} are not described in tables.COLUMNS")
-    text = ("method", "relation_id", "status", "reversed", "task")
+    text = ("method", "relation_id", "status", "reversed", "task", "flagged", "contexts")
     return table.assign(**{name: pd.to_numeric(table[name]) for name in table if name not in text})
 
 
@@ -130,14 +136,37 @@ def gather(folders, name):
 
 
 def check_same_facts(edits):
-    """Raise ValueError unless all runs of one order edited the same facts, so that they may be compared."""
+    """Raise ValueError unless the runs of each order go through one sequence of facts, so that they may be compared.
+
+    A run may be shorter than another: its facts are then the first of the same sequence. Reversed, it edits them last
+    to first. A run that stopped at its collapse edited the first of its facts.
+    """
     for order, rows in edits.groupby("order"):
-        sets = {key: frozenset(run["case_id"]) for key, run in rows.groupby(list(RUN))}
-        first = max(sets, key=lambda key: len(sets[key]))
-        collapsed = {key for key, run in rows.groupby(list(RUN)) if run["status"].iloc[-1] != "edited"}
-        for key, cases in sets.items():  # a run that stopped at its collapse edited the first of the same facts
-            if cases != sets[first] and not (key in collapsed and cases < sets[first]):
+        runs = {key: run.sort_values("edits") for key, run in rows.groupby(list(RUN))}
+        longest = max(runs, key=lambda key: (len(runs[key]), not key[RUN.index("reversed")]))
+        sequence = runs[longest]["case_id"].tolist()[:: -1 if longest[RUN.index("reversed")] else 1]
+        for key, run in runs.items():
+            cases, collapsed = frozenset(run["case_id"]), run["status"].iloc[-1] != "edited"
+            if cases != frozenset(sequence[: len(run)]) and not (collapsed and cases < frozenset(sequence)):
                 raise ValueError(
-                    f"runs {first} and {key} of order {order} edited different facts ({len(sets[first])} and "
-                    f"{len(cases)}, {len(sets[first] & cases)} in common); give runs with one n_edits and fact set"
+                    f"runs {longest} and {key} of order {order} edited different facts ({len(sequence)} and "
+                    f"{len(cases)}, {len(cases & frozenset(sequence))} in common); give runs on one fact set, the "
+                    "shorter ones on its order's first facts"
                 )
+
+
+def shared_end(table, edits):
+    """The last number of edits at which all runs have rows in the table, those aside that ended in a collapse.
+
+    Args:
+        table: measurements along runs, with columns method, order, reversed, edits.
+        edits: the edits table of the same runs; it says which ended with a non-finite edit.
+
+    Raises ValueError if there is no such number.
+    """
+    last = edits.sort_values("edits").groupby(list(RUN))["status"].last()
+    whole = set(last.index[last == "edited"]) or set(last.index)
+    places = [set(run["edits"]) for key, run in table.groupby(list(RUN)) if key in whole]
+    if not places or not (shared := set.intersection(*places)):
+        raise ValueError("the runs have no number of edits in common at which all were measured; use one schedule")
+    return int(max(shared))

@@ -90,9 +90,10 @@ def subject_last(tokenizer, before, subject, after):
 def subjects_last(tokenizer, parts):
     """For each (before, subject, after) the index of the token that holds the subject's last character.
 
-    For GPT-2 this is the index of kmeng01/rome `rome/repr_tools.py` ("subject_last").
+    For GPT-2 this is the index of kmeng01/rome `rome/repr_tools.py` ("subject_last"), also where that token holds
+    punctuation behind the subject ("Brentford F.C.'s": the token is ".'").
 
-    Raises ValueError if such a token also holds characters that follow the subject.
+    Raises ValueError if such a token also holds letters or digits that follow the subject.
     """
     found = []
     texts = ["".join(of) for of in parts]
@@ -100,7 +101,7 @@ def subjects_last(tokenizer, parts):
     for (before, subject, _), text, offsets in zip(parts, texts, offsets_of, strict=True):
         end = len(before) + len(subject.rstrip())
         holding = [i for i, (start, stop) in enumerate(offsets) if start < end <= stop]
-        if not holding or offsets[holding[-1]][1] != end:
+        if not holding or any(map(str.isalnum, text[end : offsets[holding[-1]][1]])):
             raise ValueError(
                 f"subject {subject!r} not found in the tokenised prompt {text!r}: its last character does not "
                 "end a token; put a space or punctuation behind {} in the prompt"

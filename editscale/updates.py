@@ -1,6 +1,7 @@
-"""An edit as a value: the low-rank change of one projection, and what can be done with it.
+"""An edit as a value: the change of one projection, and what can be done with it.
 
-W-space throughout: `weight += left @ right.T` with W (d_value, d_key), whatever way the model stores W.
+W-space throughout: `weight += left @ right.T` with W (d_value, d_key), whatever way the model stores W. A method whose
+changes have no low rank gives the whole matrix, and may change the projection's bias.
 """
 
 from dataclasses import dataclass, replace
@@ -8,18 +9,18 @@ from dataclasses import dataclass, replace
 
 @dataclass(frozen=True)
 class Update:
-    """Rank-r change of the projection of one layer.
+    """Change of the projection of one layer: of rank r, or a full matrix.
 
     Attributes:
         layer: 0-indexed layer.
-        left: (d_value, r), in the weight's dtype.
-        right: (d_key, r), in the weight's dtype.
+        left: (d_value, r), in the weight's dtype; ΔW itself, (d_value, d_key), where there is no `right`.
+        right: (d_key, r), in the weight's dtype, or None.
         bias: change of the projection's bias, (d_value,), or None.
     """
 
     layer: int
     left: object
-    right: object
+    right: object = None
     bias: object = None
 
     def tensors(self):
@@ -33,11 +34,14 @@ class Update:
 
     def matrix(self):
         """ΔW, (d_value, d_key)."""
-        return self.left @ self.right.T
+        return self.left if self.right is None else self.left @ self.right.T
 
     def norm(self):
-        """‖ΔW‖ (Frobenius), a float, from the factors in float64."""
-        left, right = self.left.double(), self.right.double()
+        """‖ΔW‖ (Frobenius; the bias is no part of it), a float, computed in float64."""
+        left = self.left.double()
+        if self.right is None:
+            return left.norm().item()
+        right = self.right.double()
         return ((left.T @ left) * (right.T @ right)).sum().clamp(min=0).sqrt().item()
 
     def is_finite(self):
@@ -51,33 +55,60 @@ def apply(lm, updates, copy=None):
 
     The same updates in the same order give the same bits, whichever way the model is held.
 
-    Raises ValueError, before anything changes, if a factor does not fit its weight.
+    Raises ValueError, before anything changes, if a tensor of an update does not fit.
     """
-    weights = [lm.weight(u.layer) if copy is None else lm.weight(u.layer)[copy] for u in updates]
-    for update, weight in zip(updates, weights, strict=True):
-        fits = (
-            update.left.ndim == update.right.ndim == 2
-            and update.left.shape[1] == update.right.shape[1]
-            and (update.left.shape[0], update.right.shape[0]) == tuple(weight.shape)
-        )
-        if not fits:
-            raise ValueError(
-                f"update of layer {update.layer} has factors {tuple(update.left.shape)} and "
-                f"{tuple(update.right.shape)}; the weight of {lm.name} is {tuple(weight.shape)}"
-            )
-    for update, weight in zip(updates, weights, strict=True):
+    weights, biases = ([of(u.layer) for u in updates] for of in (lm.weight, lm.bias))
+    if copy is not None:
+        weights, biases = ([None if of is None else of[copy] for of in part] for part in (weights, biases))
+    for update, weight, bias in zip(updates, weights, biases, strict=True):
+        _check_fits(lm, update, weight, bias)
+    for update, weight, bias in zip(updates, weights, biases, strict=True):
         weight += update.matrix().to(weight)
+        if update.bias is not None:
+            bias += update.bias.to(bias)
+
+
+def _check_fits(lm, update, weight, bias):
+    given = {name: tuple(tensor.shape) for name, tensor in update.tensors().items()}
+    if update.right is None:
+        wanted = {"left": tuple(weight.shape)}
+    else:
+        rank = given["left"][1] if update.left.ndim == 2 else 1
+        wanted = {"left": (weight.shape[0], rank), "right": (weight.shape[1], rank)}
+    if update.bias is not None:
+        wanted["bias"] = None if bias is None else tuple(bias.shape)
+    if given != wanted:
+        raise ValueError(
+            f"update of layer {update.layer} has {_words(given)}; the weight of {lm.name} is {tuple(weight.shape)}, "
+            f"its bias {None if bias is None else tuple(bias.shape)}"
+        )
+
+
+def _words(shapes):
+    return ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+
+
+class SavedWeights(dict):
+    """layer ↦ a copy of its projection's W; `biases`: layer ↦ a copy of its bias, where it has one."""
+
+    def __init__(self, weights, biases):
+        super().__init__(weights)
+        self.biases = biases
 
 
 def saved_weights(lm, layers):
-    """Copies of the projections of some layers, for `restore`."""
-    return {layer: lm.weight(layer).clone() for layer in layers}
+    """Copies of the projections of some layers, a `SavedWeights`, for `restore`."""
+    layers = list(layers)
+    biases = {layer: lm.bias(layer).clone() for layer in layers if lm.bias(layer) is not None}
+    return SavedWeights({layer: lm.weight(layer).clone() for layer in layers}, biases)
 
 
 def restore(lm, weights):
-    """Put saved projections back, bit for bit."""
+    """Put saved projections, biases included, back, bit for bit."""
     for layer, weight in weights.items():
         lm.weight(layer).copy_(weight)
+    for layer, bias in weights.biases.items():
+        lm.bias(layer).copy_(bias)
 
 
 def to_bytes(updates):
@@ -95,7 +126,7 @@ def from_bytes(data):
     by_layer = {}
     for name, tensor in load(data).items():
         layer, part = name.split(".")
-        by_layer.setdefault(int(layer), {"right": None})[part] = tensor
+        by_layer.setdefault(int(layer), {})[part] = tensor
     return [Update(layer, **by_layer[layer]) for layer in sorted(by_layer)]
 
 

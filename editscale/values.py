@@ -21,7 +21,8 @@ import numpy as np
 
 from editscale import anatomy, copies, graphs, tokens
 
-GROUP = 4  # facts of one batch; facts of like length are together, since all rows of a batch are as long as the longest
+GROUP = 4  # facts of one batch on a CPU; facts of like length are together, since all rows are as long as the longest
+GROUP_ON_GPU = 16  # where launching a kernel costs as much as running it on a few facts
 KL_PROMPT = "{} is a"  # the subject's "essence" is kept by a KL term at the subject's last token
 
 
@@ -72,6 +73,11 @@ class Descent:
         self.nlls = init.new_zeros(steps, n, n_contexts)
         self.forwards = torch.zeros(n, dtype=torch.long, device=init.device)
 
+    @property
+    def updates(self):
+        """For each forward, whether an update may follow it."""
+        return [True] * (self.params.v_num_grad_steps - 1) + [False]
+
     def tensors(self):
         """All of the state, by name."""
         return {name: value for name, value in vars(self).items() if name != "params"}
@@ -110,18 +116,10 @@ class Descent:
             self.active &= ~(loss < 0.05)
             self.step += 1
             if update:
-                self._adam(gradient)
+                adam(self.delta, self.mean, self.square, gradient, self.step, params.v_lr)
                 norm, radius = self.delta.norm(dim=1), params.clamp_norm_factor * init_norm
                 projected = self.delta * torch.where(norm > radius, radius / norm, 1.0)[:, None]
                 self.delta.copy_(torch.where(self.active[:, None], projected, delta))
-
-    def _adam(self, gradient):
-        """Adam (arXiv:1412.6980) with torch's default β and ε."""
-        self.mean.mul_(0.9).add_(gradient, alpha=0.1)
-        self.square.mul_(0.999).addcmul_(gradient, gradient, value=0.001)
-        taken = self.step.double()  # counted from 1
-        mean = self.mean / (1 - 0.9**taken).to(gradient)
-        self.delta.sub_(self.params.v_lr * mean / ((self.square / (1 - 0.999**taken).to(gradient)).sqrt() + 1e-8))
 
     def results(self):
         """For each fact: δ (d_model,), losses (steps, 5), NLL per context (steps, contexts)."""
@@ -131,11 +129,19 @@ class Descent:
         ]
 
 
+def adam(point, mean, square, gradient, step, lr):
+    """A step of Adam (arXiv:1412.6980) with torch's default β and ε, in place: step, a tensor, is counted from 1."""
+    mean.mul_(0.9).add_(gradient, alpha=0.1)
+    square.mul_(0.999).addcmul_(gradient, gradient, value=0.001)
+    taken = step.double()
+    unbiased = mean / (1 - 0.9**taken).to(gradient)
+    point.sub_(lr * unbiased / ((square / (1 - 0.999**taken).to(gradient)).sqrt() + 1e-8))
+
+
 def descend(forward, descent):
     """Let a `Descent` take its steps, until every fact has stopped."""
-    steps = descent.params.v_num_grad_steps
-    for step in range(steps):
-        descent.advance(forward, update=step < steps - 1)
+    for update in descent.updates:
+        descent.advance(forward, update=update)
         if not descent.active.any():
             break
 
@@ -161,7 +167,8 @@ def optimise(lm, facts, contexts, layer, params, *, at, forward=None):
     rows = [target_rows(lm, fact, contexts) for fact in facts]
     tokens.check_length(lm, max(len(row.ids) for of_fact in rows for row in of_fact))
     lengths, found = [sum(len(row.ids) - row.subject_last for row in of) for of in rows], [None] * len(facts)
-    for group in np.array_split(np.argsort(lengths, kind="stable"), -(-len(facts) // GROUP)):
+    most = GROUP_ON_GPU if lm.device.type == "cuda" else GROUP
+    for group in np.array_split(np.argsort(lengths, kind="stable"), -(-len(facts) // most)):
         part = copies.take(lm, group) if len(facts) > 1 else lm
         together = _optimise(part, [rows[i] for i in group], layer, params, at, forward or cached_forward)
         for i, one in zip(group, together, strict=True):
@@ -207,12 +214,12 @@ class Cached:
         n_blocks: how many blocks are above the edited one; upper: runs them (`anatomy.segment`).
         logits: final hidden states ↦ logits.
         post: the norm behind the MLP, if there is one and δ enters before it.
-        tensors: by name; tokens are those that δ reaches, from the subjects' last ones on, padded to one number
-            hidden: (facts, tokens, d_model) what leaves the edited block at δ = 0; mlp: output of its MLP, with `post`.
-            at_subject: (facts, tokens, 1) where δ is added.
+        tensors: by name; tokens are those that δ reaches, from the subjects' last ones on, in rows of a few facts
+            hidden: (rows, tokens, d_model) what leaves the edited block at δ = 0; mlp: output of its MLP, with `post`.
+            fact: (rows, tokens) the fact that a token belongs to; at_subject: (rows, tokens, 1) where δ is added.
             mask, positions: of these tokens, behind the earlier ones.
-            keys.<i>, values.<i>: (facts, heads, earlier tokens, d_head) of the earlier tokens in upper block i.
-            scored: (positions + facts,) indices into all facts' tokens: where targets are scored, then the KL prompts.
+            keys.<i>, values.<i>: (rows, heads, earlier tokens, d_head) of the earlier tokens in upper block i.
+            scored: (positions + facts,) indices into all rows' tokens: where targets are scored, then the KL prompts.
             targets: (positions,) ids; weights: (facts · contexts, positions), see `_weights`.
     """
 
@@ -226,7 +233,7 @@ class Cached:
         import torch
 
         t = self.tensors
-        change, n = delta[:, None], len(delta)
+        change, n = delta[t["fact"]], len(delta)
         if self.post is not None:
             change = self.post(t["mlp"] + change) - self.post(t["mlp"])
         states = torch.where(t["at_subject"], t["hidden"] + change, t["hidden"])
@@ -238,21 +245,53 @@ class Cached:
         return nll.view(n, -1), log_p[-n:]
 
 
-def _indices(parts, multiple):
-    """Index arrays as one (facts, width) array, padded with −1 to a multiple."""
-    width = -(-max(map(len, parts)) // multiple) * multiple
-    indices = np.full((len(parts), width), -1)
-    for i, part in enumerate(parts):
-        indices[i, : len(part)] = part
-    return indices
+def _rounded(n):
+    """n rounded up to three binary digits, so that few sizes come up."""
+    step = 1 << max(0, n.bit_length() - 3)
+    return -(-n // step) * step
+
+
+def _shared_rows(sizes, capacity):
+    """Facts that share a row, for each row a list of their numbers: first-fit, the longest first.
+
+    Args:
+        sizes: (facts, kinds) tokens of each kind; capacity: (kinds,) most of a row, no less than one fact has.
+    """
+    rows, left = [], []
+    for i in np.argsort(-sizes[:, 0], kind="stable"):
+        row = next((r for r, room in enumerate(left) if (sizes[i] <= room).all()), len(rows))
+        if row == len(rows):
+            rows.append([])
+            left.append(np.array(capacity))
+        rows[row].append(int(i))
+        left[row] -= sizes[i]
+    return rows
+
+
+def _slots(parts, shared, multiple):
+    """Tokens of several facts in rows: (fact, token) index arrays (rows, width), −1 where there is padding.
+
+    Args:
+        parts: for each fact its tokens; shared: for each row its facts.
+    """
+    filled = [[(i, token) for i in row for token in parts[i]] for row in shared]
+    slots = np.full((len(shared), -(-max(map(len, filled)) // multiple) * multiple, 2), -1)
+    for row, of in zip(slots, filled, strict=True):
+        row[: len(of)] = np.array(of).reshape(-1, 2)
+    return slots
 
 
 def _sees(trees, queries, keys):
-    """(facts, queries, keys) bool: which tokens of its tree each token sees. The last keys are the queries; padding,
-    an index of −1, sees itself alone."""
-    sees = np.stack([packed.sees[np.ix_(q, k)] for packed, q, k in zip(trees, queries, keys, strict=True)])
-    sees &= (queries >= 0)[:, :, None] & (keys >= 0)[:, None]
+    """(rows, queries, keys) bool: which tokens of its fact's tree each token sees, both given as `_slots`.
+
+    The last keys are the queries; padding sees itself alone.
+    """
     each = np.arange(queries.shape[1])
+    sees = np.zeros((*queries.shape[:2], keys.shape[1]), dtype=bool)
+    for row, q, k in zip(sees, queries, keys, strict=True):
+        for i in np.unique(q[:, 0][q[:, 0] >= 0]):
+            of_query, of_key = np.flatnonzero(q[:, 0] == i), np.flatnonzero(k[:, 0] == i)
+            row[np.ix_(of_query, of_key)] = trees[i].sees[np.ix_(q[of_query, 1], k[of_key, 1])]
     sees[:, each, each + keys.shape[1] - len(each)] = True
     return sees
 
@@ -269,8 +308,9 @@ def cached_forward(lm, rows, layer, at):
     """
     import torch
 
-    # Sizes of a CUDA graph: few, so that one serves many facts.
-    to_before, to_after = (128, 32) if lm.device.type == "cuda" else (1, 1)
+    # Sizes of a CUDA graph: few, so that one serves many facts. Rows of several facts have one size whatever the facts.
+    on_gpu = lm.device.type == "cuda"
+    to_after, to_before = ((256, 768) if len(rows) > 1 else (32, 128)) if on_gpu else (1, 1)
     # The KL prompt is read at its subject only; what follows it there is not run.
     texts = [[*(row.ids for row in of[:-1]), of[-1].ids[: of[-1].subject_last + 1]] for of in rows]
     trees = [tokens.tree(text, [row.subject_last for row in of]) for text, of in zip(texts, rows, strict=True)]
@@ -278,7 +318,7 @@ def cached_forward(lm, rows, layer, at):
         [p[row.subject_last] for p, row in zip(t.places, of, strict=True)] for t, of in zip(trees, rows, strict=True)
     ]
     last, fact = torch.tensor(subjects, device=lm.device), torch.arange(len(rows), device=lm.device)[:, None]
-    ids, positions, mask = tokens.tree_inputs(trees, lm.device, lm.dtype, multiple=to_before)
+    ids, positions, mask = tokens.tree_inputs(trees, lm.device, lm.dtype, multiple=min(to_before, 128))
     lower, upper = anatomy.segment(lm, 0, layer + 1), anatomy.segment(lm, layer + 1)
 
     def up_to_the_edited_block(t):
@@ -300,11 +340,17 @@ def cached_forward(lm, rows, layer, at):
 
     # δ reaches the tokens that see a subject's last one; rows of the same text up to the subject share that token.
     reached = [packed.sees[:, np.unique(of)].any(axis=1) for packed, of in zip(trees, subjects, strict=True)]
-    before = _indices([np.flatnonzero(~part) for part in reached], to_before)
-    after = _indices([np.flatnonzero(part) for part in reached], to_after)
+    tokens_of = [[np.flatnonzero(part), np.flatnonzero(~part)] for part in reached]
+    sizes = np.array([list(map(len, of)) for of in tokens_of])
+    longest = np.maximum(1, -(-sizes.max(axis=0) // (to_after, to_before))) * (to_after, to_before)
+    room = longest if on_gpu else longest * (1, 2)
+    # Where the blocks above are a copy's own, row i must stay fact i's.
+    own = any(lm.weight(i).ndim == 3 and len(lm.weight(i)) > 1 for i in range(layer + 1, lm.n_layers))
+    shared = [[i] for i in range(len(rows))] if own else _shared_rows(sizes, room)
+    after, before = (_slots([of[k] for of in tokens_of], shared, n) for k, n in enumerate((to_after, to_before)))
 
-    def part(states, indices):
-        return states[fact, torch.from_numpy(indices.clip(0)).to(lm.device)]
+    def part(states, slots):
+        return states[tuple(torch.from_numpy(slots.clip(0)).to(lm.device).unbind(-1))]
 
     def mask_of(keys, queries):
         return tokens.additive_mask(torch.from_numpy(_sees(trees, queries, keys)).to(lm.device), lm.dtype)
@@ -326,21 +372,22 @@ def cached_forward(lm, rows, layer, at):
         }
         earlier = graphs.without_gradient(lm, f"upper {layer}", range(layer + 1, lm.n_layers), keys_and_values, inputs)
 
-    width, found = after.shape[1], [_scored(of[:-1]) for of in rows]
-    place_of = [{node: i * width + j for j, node in enumerate(of) if node >= 0} for i, of in enumerate(after.tolist())]
-    scored = [place_of[i][t.places[r][p]] for i, t in enumerate(trees) for r, p, *_ in found[i]]
+    found = [_scored(of[:-1]) for of in rows]
+    place_of = {tuple(slot): j for j, slot in enumerate(after.reshape(-1, 2).tolist())}
+    scored = [place_of[i, t.places[r][p]] for i, t in enumerate(trees) for r, p, *_ in found[i]]
     n_contexts = len(rows[0]) - 1
     flat = [(i * n_contexts + r, p, t, w) for i, of in enumerate(found) for r, p, t, w in of]
-    padding = -len(flat) % to_after
+    padding = (_rounded(len(flat)) if on_gpu else len(flat)) - len(flat)
     flat += [(0, 0, 0, 0.0)] * padding
     tensors = {
         "hidden": part(block_out, after),
+        "fact": torch.from_numpy(after[..., 0].clip(0)),
         "at_subject": torch.from_numpy(
-            np.stack([np.isin(a, of) for a, of in zip(after, subjects, strict=True)])[..., None]
+            np.array([[i >= 0 and token in subjects[i] for i, token in row] for row in after.tolist()])[..., None]
         ),
         "mask": mask_of(np.concatenate([before, after], axis=1), after),
         "positions": part(positions, after),
-        "scored": torch.tensor([*scored, *[0] * padding, *(place_of[i][of[-1]] for i, of in enumerate(subjects))]),
+        "scored": torch.tensor([*scored, *[0] * padding, *(place_of[i, of[-1]] for i, of in enumerate(subjects))]),
         "targets": torch.tensor([t for _, _, t, _ in flat]),
         "weights": _weights(flat, len(rows) * n_contexts, block_out),
     }

@@ -8,7 +8,7 @@ import pytest
 import tiny
 import torch
 
-from editscale import bench, costs, editors, facts, parts, tokens
+from editscale import bench, costs, editors, facts, graphs, parts, tokens
 from editscale.facts import Fact
 
 SIZE = parts.Size(
@@ -156,7 +156,7 @@ def test_operations_of_a_product_are_counted():
 @pytest.mark.parametrize(("precision", "setting"), [("float32", "highest"), ("tf32", "high")])
 def test_the_precision_holds_inside_and_is_put_back(precision, setting):
     before = torch.get_float32_matmul_precision()
-    with pytest.raises(ZeroDivisionError), bench.multiplying_in(precision):
+    with pytest.raises(ZeroDivisionError), graphs.multiplying_in(precision):
         assert torch.get_float32_matmul_precision() == setting
         raise ZeroDivisionError
     assert torch.get_float32_matmul_precision() == before

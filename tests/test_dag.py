@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nbformat
 import pytest
 from test_run import write_notebook
 
@@ -31,6 +32,9 @@ GATHERING = """\
 runs: list = []  # folders of runs
 figures_folder: str = "figures"  # folder for figures
 out: str = "runs"  # folder for results"""
+ALONE = """\
+runs: list = []  # folders of runs
+out: str = "runs"  # folder for results"""
 ALONG = """\
 run: str = ""  # folder of a run
 out: str = "runs"  # folder for results"""
@@ -41,7 +45,11 @@ GATHERS = {
     "04b_downstream_performance": "fig3_downstream",
     "05_drift_analysis": "fig4_weight_drift",
     "05b_disabling_edits": "fig5_disabling_edits",
+    "07_findings": "fig7_findings",
 }
+BESIDE = """\
+single: str = ""  # a table of another notebook
+"""
 WRITE = """\
 import json
 from pathlib import Path
@@ -57,6 +65,13 @@ from editscale import memit
 given = json.loads(Path(run, "given.json").read_text())
 Path(out, "looked.json").write_text(json.dumps(given))
 finish(out, [f"{out}/looked.json"], provenance())"""
+SINGLE = """\
+import json
+from pathlib import Path
+from editscale.provenance import finish, provenance
+from editscale import memit
+Path(out, "single.parquet").write_text(json.dumps(runs))
+finish(out, [f"{out}/single.parquet"], provenance())"""
 GATHER = """\
 import json
 from pathlib import Path
@@ -66,6 +81,15 @@ Path(out, "seen.json").write_text(json.dumps(seen))
 Path(figures_folder).mkdir(parents=True, exist_ok=True)
 Path(figures_folder, FIGURE).write_text("<svg/>")
 finish(out, [f"{out}/seen.json", f"{figures_folder}/{FIGURE}"], provenance())"""
+
+ACCEPT = """\
+from pathlib import Path
+from editscale.provenance import finish, provenance
+from editscale import memit
+path = Path(figures_folder, "fig6_acceptance.svg")
+path.parent.mkdir(parents=True, exist_ok=True)
+path.write_text("<svg/>")
+finish(out, [path], provenance())"""
 
 
 @pytest.fixture(scope="module")
@@ -86,8 +110,13 @@ def study(tmp_path_factory):
     for name in ALONGS:
         write_notebook(root / f"notebooks/{name}.ipynb", ALONG, LOOK)
     for name, figure in GATHERS.items():
-        write_notebook(root / f"notebooks/{name}.ipynb", GATHERING, f'FIGURE = "{figure}.svg"', GATHER)
-    values = dict.fromkeys(["01_covariance_stats", *ALONGS, *GATHERS], "")
+        parameters = BESIDE + GATHERING if name == "05b_disabling_edits" else GATHERING
+        write_notebook(root / f"notebooks/{name}.ipynb", parameters, f'FIGURE = "{figure}.svg"', GATHER)
+    write_notebook(root / "notebooks/05a_single_edits.ipynb", ALONE, SINGLE)
+    accept = 'methods: dict = {}  # with hyper-parameters\nfigures_folder: str = ""  # for the figure\n'
+    write_notebook(root / "notebooks/06_acceptance.ipynb", accept + ALONG.splitlines()[1], ACCEPT)
+    values = dict.fromkeys(["01_covariance_stats", "05a_single_edits", *ALONGS, *GATHERS], "")
+    values["06_acceptance"] = "methods: {rome: params/rome/tiny.yaml}\n"
     for name, text in {**values, "02_sequential_editing": "n_edits: 3\n", "grid": GRID}.items():
         path = root / f"params/tiny/{name}.yaml"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -104,9 +133,9 @@ def snakemake(root, *arguments, scale="tiny"):
     return subprocess.run([*command, *arguments], cwd=root, capture_output=True, text=True)
 
 
-def jobs(root):
+def jobs(root, *arguments, scale="tiny"):
     """Rules that a dry run would execute, by number of jobs."""
-    answer = snakemake(root, "-n", "--quiet", "rules")
+    answer = snakemake(root, "-n", "--quiet", "rules", *arguments, scale=scale)
     assert answer.returncode == 0, answer.stdout + answer.stderr
     counts = [line.split() for line in answer.stdout.splitlines()]
     rules = {words[0]: int(words[1]) for words in counts if len(words) == 2 and words[1].isdigit()}
@@ -132,11 +161,18 @@ def test_notebooks_along_a_run_see_it_and_write_into_its_folder(study):
 
 
 def test_gathering_notebooks_see_all_runs_in_the_order_of_the_grid(study):
-    for name in ("proficiency", "forgetting", "performance", "drift", "disabling"):
+    for name in ("proficiency", "forgetting", "performance", "drift", "disabling", "findings"):
         seen = json.loads((study / f"runs/tiny/{name}/seen.json").read_text())
         assert [run["reverse"] for run in seen] == [False, True]
     figures = sorted(path.name for path in (study / "figures/tiny").iterdir())
-    assert figures == sorted(f"{figure}.svg" for figure in GATHERS.values())
+    assert figures == sorted(f"{figure}.svg" for figure in [*GATHERS.values(), "fig6_acceptance"])
+
+
+def test_the_single_edits_are_made_once_for_all_runs_and_given_to_the_notebook_that_draws_them(study):
+    made = json.loads((study / "runs/tiny/single/single.parquet").read_text())
+    assert made == ["runs/tiny/rome/order-0", "runs/tiny/rome/order-0-reversed"]
+    executed = nbformat.read(study / "runs/tiny/notebooks/05b_disabling_edits.ipynb", 4)
+    assert executed.metadata["papermill"]["parameters"]["single"] == "runs/tiny/single/single.parquet"
 
 
 def test_nothing_runs_again_until_something_that_matters_changes(study):
@@ -144,7 +180,7 @@ def test_nothing_runs_again_until_something_that_matters_changes(study):
         with (study / name).open("a") as file:
             file.write("\n# changed\n")
 
-    gathered = {name.split("_", 1)[1]: 1 for name in GATHERS}
+    gathered = {name.split("_", 1)[1]: 1 for name in (*GATHERS, "05a_single_edits")}
     looked = {"recall_history": 2, "glue_eval": 2}
     every_edit = {"sequential_editing": 2, **looked, **gathered}
     (study / "editscale/rome.py").touch()
@@ -152,12 +188,21 @@ def test_nothing_runs_again_until_something_that_matters_changes(study):
     (study / "figures/tiny/fig4_weight_drift.svg").unlink()
     assert jobs(study) == {"drift_analysis": 1}
     change("editscale/memit.py")  # the notebooks along a run import it, those that edit do not
-    later = {name: n for name, n in gathered.items() if name != "editing_proficiency"}
-    assert jobs(study) == {**looked, **later}
+    later = {name: n for name, n in gathered.items() if name != "editing_proficiency"}  # 05a imports it too
+    assert jobs(study) == {**looked, **later, "acceptance": 1}
     change("params/rome/tiny.yaml")
-    assert jobs(study) == every_edit
+    assert jobs(study) == {**every_edit, "acceptance": 1}
     change("editscale/rome.py")  # the first two notebooks import it
-    assert jobs(study) == {"covariance_stats": 1, **every_edit}
+    assert jobs(study) == {"covariance_stats": 1, **every_edit, "acceptance": 1}
+
+
+def test_the_papers_scale_is_every_method_on_ten_orders_looked_at_twice_and_gathered_once():
+    """Of the repository's own notebooks; nothing runs, and no model or data need be there."""
+    found = jobs(REPOSITORY, "--forceall", scale="gpt2-xl")
+    per_run = {"sequential_editing", "recall_history", "glue_eval"}
+    assert {name: n for name, n in found.items() if name in per_run} == dict.fromkeys(per_run, 4 * 10)
+    once = {path.stem.split("_", 1)[1] for path in (REPOSITORY / "notebooks").glob("*.ipynb")} - per_run
+    assert {name: n for name, n in found.items() if name not in per_run} == dict.fromkeys(once, 1)
 
 
 def test_an_unknown_scale_is_named(study):

@@ -238,3 +238,74 @@ def test_ordinary_facts_are_spaced_over_the_sequence_beside_the_flagged_ones():
     assert chosen == [1, 4, 5, 8]
     assert [fact.case_id for fact in disabling.with_ordinary(facts, [], 0)] == []
     assert len(disabling.with_ordinary(facts, [4], 50)) == 10
+    kept = disabling.with_ordinary(facts, [4, 5, 7], 2, chosen=[7])
+    assert [fact.case_id for fact in kept] == [1, 7, 8]  # ordinary ones are none of 4, 5 and 7
+
+
+def test_the_facts_with_the_largest_updates_come_first_however_often_they_were_flagged():
+    flagged = pd.DataFrame({"case_id": [3, 5, 3, 9], "times_median": [6.0, 30.0, 40.0, 8.0]})
+    assert disabling.largest(flagged, 2) == [3, 5]
+    assert disabling.largest(flagged, 10) == [3, 5, 9]
+    drift, edits, *_ = result_tables()
+    assert disabling.largest(disabling.effects(disabling.detect(drift, jump=100), edits), 3) == []
+
+
+def single_table():
+    """Facts 1 to 3 are ordinary, 4 and 5 flagged: 4 is large whatever the contexts, 5 with those of the run only."""
+    sizes = {"run": [1.0, 2.0, 3.0, 40.0, 30.0], "seed": [2.0, 4.0, 6.0, 100.0, 4.0], "bare": [1.0, 1.0, 1.0, 6.0, 2.0]}
+    tables = [
+        pd.DataFrame(
+            {
+                "method": "rome", "case_id": range(1, 6), "flagged": [False] * 3 + [True] * 2, "contexts": kind,
+                "seed": {"run": 0.0, "seed": 7.0, "bare": math.nan}[kind], "layer": layer,
+                "update_norm": [factor * norm for norm in norms], "status": "edited",
+            }
+        )
+        for kind, norms in sizes.items()
+        for layer, factor in ((2, 1.0), (3, 10.0))
+    ]  # fmt: skip
+    tables[1]["update_norm"] *= [1, 1, 1, 2, 1]  # fact 4 is larger at layer 3
+    return pd.concat(tables, ignore_index=True)
+
+
+def test_single_edits_are_compared_with_ordinary_ones_of_their_method_contexts_and_layer():
+    alone = disabling.against_ordinary(single_table())
+    assert len(alone) == 15
+    assert alone.loc[alone["contexts"] == "run", "times_ordinary"].tolist() == [0.5, 1.0, 1.5, 40.0, 15.0]
+    assert alone.loc[(alone["contexts"] == "run") & (alone["case_id"] == 4), "layer"].item() == 3
+    assert alone.loc[alone["contexts"] == "bare", "times_ordinary"].tolist() == [1.0, 1.0, 1.0, 6.0, 2.0]
+
+
+def test_a_disabling_edit_persists_under_the_contexts_where_its_update_stays_large():
+    flagged = pd.DataFrame({"method": ["rome", "rome", "rome", "memit"], "case_id": [4, 5, 4, 1]})
+    table = disabling.persistence(disabling.against_ordinary(single_table()), flagged, 5.0)
+    assert table[["contexts", "facts", "staying", "share"]].to_numpy().tolist() == [
+        ["run", 2, 2, 1.0],
+        ["seed", 2, 1, 0.5],
+        ["bare", 2, 1, 0.5],
+    ]
+    assert disabling.persistence(disabling.against_ordinary(single_table()), flagged.iloc[:0], 5.0).empty
+
+
+def test_an_edit_that_is_not_finite_stays_disabling():
+    single = single_table()
+    broken = (single["case_id"] == 5) & (single["contexts"] == "bare")
+    single.loc[broken, ["update_norm", "status"]] = [math.nan, "non-finite"]
+    flagged = pd.DataFrame({"method": ["rome"], "case_id": [5]})
+    table = disabling.persistence(disabling.against_ordinary(single), flagged).set_index("contexts")
+    assert table["staying"].to_dict() == {"run": 1, "seed": 0, "bare": 1}
+
+
+def test_the_unedited_model_is_measured_on_the_facts_as_edited_ones_are():
+    lm = tiny.tiny_model("gpt2")
+    found = disabling.unedited(lm, FACTS[:2], TEXTS)
+    assert list(found) == [fact.case_id for fact in FACTS[:2]]
+    assert found[FACTS[1].case_id] == {
+        "word_entropy_unedited": generation.word_entropy(generation.teacher_forced_texts(lm, FACTS[1])),
+        "perplexity_unedited": generation.perplexity(lm, TEXTS),
+    }
+
+
+def test_a_missing_table_of_single_edits_says_what_writes_it(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no table of single edits at .*; run notebook 05a"):
+        disabling.read_single(tmp_path / "single.parquet")

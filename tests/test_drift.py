@@ -2,8 +2,11 @@
 
 import numpy as np
 import pytest
+import torch
 
 from editscale import drift
+from editscale.ledger import Ledger
+from editscale.updates import Update
 
 
 def factors(n, ranks, d_value=7, d_key=11):
@@ -36,3 +39,21 @@ def test_orthogonal_updates_drift_with_the_square_root_of_their_number():
 
 def test_no_edits_have_no_distances():
     assert len(drift.distances([], [])) == 0
+
+
+def recorded(folder, updates):
+    """A ledger of updates of layer 2, one per edit; None for an edit that was not applied."""
+    book = Ledger(folder, {}, {"2": {"shape": [7, 11], "norm": 4.0}})
+    for update in updates:
+        book.append({}, [update] if update else [], 0.0)
+    return Ledger(folder)
+
+
+def test_full_matrices_drift_as_the_same_changes_in_factors(tmp_path):
+    pairs = [tuple(map(torch.from_numpy, pair)) for pair in zip(*factors(4, (2, 1, 3, 1)), strict=True)]
+    low = recorded(tmp_path / "low", [Update(2, *pairs[0]), None, *(Update(2, *pair) for pair in pairs[1:])])
+    full = [Update(2, left @ right.T, bias=torch.ones(7)) for left, right in pairs]
+    full = recorded(tmp_path / "full", [full[0], None, *full[1:]])
+    for one, two in zip(drift.of_ledger(low), drift.of_ledger(full), strict=True):
+        assert one == pytest.approx(two, rel=1e-12, abs=1e-12)
+    assert drift.of_ledger(full)[1]["update_norm"] == 0

@@ -12,7 +12,9 @@ GOOD = (PARAMS / "rome" / "gpt2-xl.yaml").read_text()
 
 
 @pytest.mark.parametrize(
-    "path", sorted([*PARAMS.glob("rome/*.yaml"), *PARAMS.glob("memit/*.yaml")]), ids=lambda p: p.stem
+    "path",
+    sorted(p for name in editors.METHODS for p in PARAMS.glob(f"{name}/*.yaml")),
+    ids=lambda p: f"{p.parent.name} {p.stem}",
 )
 def test_every_shipped_file_is_read_and_every_line_says_its_source(path):
     params = editors.read_params(path.parent.name, path)
@@ -51,7 +53,9 @@ def test_a_wrong_file_is_one_clear_error(tmp_path, text, message):
 def test_missing_files_and_unknown_methods_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="no hyper-parameters for rome"):
         editors.read_params("rome", tmp_path / "none.yaml")
-    with pytest.raises(ValueError, match="unknown method 'room'; the methods are rome, r-rome, p-rome, memit"):
+    with pytest.raises(
+        ValueError, match="unknown method 'room'; the methods are rome, r-rome, p-rome, memit, rome-multi, ft-c"
+    ):
         editors.method("room")
 
 

@@ -66,6 +66,93 @@ def test_one_order_is_a_line_and_several_are_thin_lines_with_a_band(ax):
     assert figures.orders_note(table()) == "Single orders, so no band."
 
 
+def orders(method="rome", n=3, backward=False, n_edits=6, **columns):
+    return pd.concat([table(method, order, backward, n_edits, **columns) for order in range(n)])
+
+
+def test_the_note_on_bands_counts_orders_once_and_says_which_runs_go_on():
+    rows = pd.concat([orders(), orders("memit"), orders("memit", 2, backward=True), table("memit", 1, n_edits=9)])
+    rows = rows.drop_duplicates(["method", "order", "reversed", "edits"])
+    assert figures.orders_note(rows) == (
+        "Bands are 95 % bootstrap intervals over 3 orders of memit, rome and 2 orders of memit reversed; thin lines "
+        "are single orders. Beyond 6 edits, 1 of 3 orders of memit."
+    )
+
+
+def test_long_runs_are_thinned_by_a_round_step_and_short_ones_kept():
+    assert figures.thinned(table(n_edits=300))["edits"].tolist() == list(range(1, 301))
+    assert figures.thinned(table(n_edits=1000))["edits"].tolist() == list(range(5, 1001, 5))
+    assert figures.thinned(table(n_edits=90), most=10)["edits"].tolist() == list(range(10, 91, 10))
+
+
+def test_drift_of_several_orders_is_that_of_the_most_moved_layer_with_a_band(ax):
+    layers = [orders("memit", 2, layer=k, normalised_l2=np.arange(1, 7) * k) for k in (1, 3)]
+    plotted = figures.drift_panel(ax, pd.concat(layers), label="distance")
+    assert ax.get_legend_handles_labels()[1] == ["memit, 2 orders"] and ax.get_yscale() == "log"
+    assert plotted["mean"].tolist() == 2 * [3, 6, 9, 12, 15, 18]
+
+
+def test_updates_of_several_orders_are_a_median_line_and_a_dot_for_each_jump(ax):
+    rows = orders(layer=5, update_norm=[1, 1, 1, 20, 1, 1], jump=[False] * 3 + [True] + [False] * 2)
+    plotted = figures.updates_panel(ax, rows, window=3)
+    (line,), (dots,) = ax.lines, ax.collections
+    assert line.get_ydata().tolist() == [1, 1] and len(dots.get_offsets()) == 3
+    assert plotted["update_norm"].tolist() == [1, 1, 20, 20, 20]
+
+
+def test_updates_of_single_orders_are_lines_of_all_of_them(ax):
+    figures.updates_panel(ax, table(n_edits=3, layer=5, update_norm=[1.0, 9.0, 2.0], jump=False))
+    assert ax.lines[0].get_ydata().tolist() == [1, 9, 2] and ax.get_yscale() == "log"
+
+
+def test_histograms_of_several_orders_are_their_mean(ax):
+    bins = pd.DataFrame({"low": [0.0, 5.0], "high": [5.0, 10.0]})
+    runs = [
+        bins.assign(method="rome", order=i, reversed=False, facts=facts) for i, facts in enumerate(([2, 4], [4, 8]))
+    ]
+    figures.histogram_panel(ax, pd.concat(runs), label="edits")
+    (steps,) = ax.patches
+    assert steps.get_data().values.tolist() == [3, 6] and steps.get_label() == "rome, 2 orders"
+    assert ax.get_ylabel() == "facts per order"
+
+
+def test_inflections_of_several_orders_share_a_height_and_shade_nothing(ax):
+    points = pd.DataFrame({"method": ["rome", "rome", "memit"], "order": [0, 1, 0], "reversed": False, "found": "jump",
+                           "inflection": [10, 20, 30], "low": 5, "high": 40})  # fmt: skip
+    regions = pd.DataFrame({"method": ["rome", "memit"], "order": 0, "reversed": False, "label": "catastrophic",
+                            "start": 10, "stop": 20})  # fmt: skip
+    figures.mark_regions(ax, regions, points)
+    marks = [line for line in ax.lines if line.get_marker() == "|"]
+    assert [(line.get_xdata()[0], line.get_ydata()[0]) for line in marks] == [(10, 1), (20, 1), (30, 4)]
+    assert len(ax.patches) == 1  # the single order's stretch
+
+
+def test_many_points_are_small_and_keep_a_readable_legend(ax):
+    figures.points_panel(ax, table(n_edits=500), "edits", "efficacy", label="edits", other="efficacy")
+    points, legend = ax.collections
+    assert points.get_sizes()[0] < legend.get_sizes()[0] and not len(legend.get_offsets())
+    assert ax.get_legend_handles_labels()[1] == ["rome"]
+
+
+def test_a_legend_of_many_entries_fits_its_figure():
+    with plt.style.context("editscale.paper"):
+        for width, columns in ((6, 2), (10, 4), (2, 1)):
+            fig, ax = plt.subplots(figsize=(width, 3))
+            for i in range(7):
+                ax.plot([0], [0], label=f"rome, {i} orders reversed")
+            figures.legend_below(fig, ax)
+            assert fig.legends[0]._ncols == columns
+            plt.close(fig)
+
+
+def test_panels_stand_in_rows_of_three_at_most():
+    for n, shape in ((1, (1, 1)), (3, (1, 3)), (4, (2, 2)), (5, (2, 3))):
+        fig, axes = figures.panels(n, width=2, height=1)
+        assert len(axes) == n and fig.axes[0].get_gridspec().get_geometry() == shape
+        assert [ax.axison for ax in fig.axes] == [True] * n + [False] * (shape[0] * shape[1] - n)
+        plt.close(fig)
+
+
 def test_flagged_points_are_ringed(ax):
     rows = table(n_edits=3, recall=[0.1, 0.2, 0.3]).assign(flagged=[False, True, False])
     figures.points_panel(ax, rows, "edits", "recall", label="edits", other="recall")
@@ -73,6 +160,22 @@ def test_flagged_points_are_ringed(ax):
     assert points.get_offsets().tolist() == [[1, 0.1], [2, 0.2], [3, 0.3]] and rings.get_offsets().tolist() == [
         [2, 0.2]
     ]
+
+
+def test_single_edits_are_a_line_per_fact_over_the_choices_of_contexts(ax):
+    rows = pd.DataFrame(
+        {
+            "method": "rome", "case_id": [1, 2, 3] * 3, "flagged": [False, True, True] * 3,
+            "contexts": ["run"] * 3 + ["seed"] * 3 + ["bare"] * 3, "seed": [0.0] * 3 + [7.0] * 3 + [np.nan] * 3,
+            "times_ordinary": [1.0, 20.0, 30.0, 1.0, 2.0, 30.0, 1.0, 2.0, 3.0],
+        }
+    )  # fmt: skip
+    figures.contexts_panel(ax, rows, 5.0)
+    *lines, dashed = ax.lines
+    assert [line.get_ydata().tolist() for line in lines] == [[1, 1, 1], [20, 2, 2], [30, 30, 3]]
+    assert list(lines[0].get_xdata()) == ["the run's", "seed 7", "bare prompt"] and set(dashed.get_ydata()) == {5}
+    assert lines[0].get_color() != lines[1].get_color() == figures.METHOD_STYLE["rome"]["color"]
+    assert ax.get_title() == "rome" and ax.get_yscale() == "log"
 
 
 def test_spectra_are_drawn_by_rank_over_the_unedited_ones(ax):

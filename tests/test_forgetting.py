@@ -381,6 +381,13 @@ def test_checkpoints_of_a_few_facts_are_passed_over():
     assert labels(recall, learned=[2, 20, 30], min_learned=1)[0] == ("catastrophic", 0, 10)
 
 
+def test_runs_that_learned_too_little_have_no_region_and_their_table_can_be_ranked():
+    curve = pd.DataFrame({**RUN, "edits": [10, 20], "learned": [0, 1], "recall": [math.nan, 1.0]})
+    point = {**RUN, "found": "too few checkpoints", "inflection": math.nan, "slope_before": math.nan}
+    table = inflection.regions(curve, pd.DataFrame([{**point, "slope_after": math.nan}]))
+    assert table.assign(lost=table["recall_start"] - table["recall_stop"]).nlargest(1, "lost").empty
+
+
 def test_regions_need_the_inflections_of_the_same_runs():
     curve = forgetting.recall_curve(HISTORY, EDITS)
     points = inflection.inflections(HISTORY, EDITS, np.random.default_rng(0))

@@ -212,6 +212,13 @@ def test_spaces_of_glues_tokenisation_are_taken_out_of_mrpc_demonstrations_as_in
     assert glue._printed("cola", tokenised) == tokenised
 
 
+def test_a_whole_split_has_every_example_in_its_order_behind_the_same_demonstrations(folder):
+    whole, part = glue.open_whole("sst2", folder), glue.open_task("sst2", folder)
+    assert [example["label"] for example in whole.examples] == [0, 1] * 120 and len(part.examples) == 200
+    assert whole.beginning == part.beginning and not whole.published
+    assert glue.open_whole("reviews") == glue.open_task("reviews")
+
+
 # ------------------------------------------------------------------------------------------------- bad data
 
 

@@ -7,7 +7,7 @@ import tiny
 import torch
 from test_copies import CONTEXTS, FACTS, MEMIT, ROME
 
-from editscale import copies, graphs, memit, metrics, rome, values
+from editscale import copies, finetune, graphs, memit, metrics, rome, values
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
 
@@ -118,3 +118,29 @@ def test_scores_on_a_gpu_are_those_on_the_cpu_also_after_an_edit(model_type):
                 pairs = [(a, b) for kind in metrics.KINDS for a, b in zip(ours[kind], expected[kind], strict=True)]
                 assert all(a.nll_new == pytest.approx(b.nll_new, rel=1e-5) for a, b in pairs)
     assert len(lm.graphs["recorded"]) <= 2
+
+
+@pytest.mark.parametrize("model_type", ("gpt2", "llama", "gemma2"))
+def test_fine_tuning_on_a_gpu_is_that_on_the_cpu_and_serves_every_fact_of_its_shape(model_type):
+    lm, cpu = on_gpu(model_type), tiny.tiny_model(model_type, dtype=torch.float64)
+    params = finetune.FtParams(1, 6, 5e-3, 0.0, 0.012)
+    for facts in (FACTS[:1], FACTS, FACTS[1:2], FACTS[:1]):
+        edits = (finetune.edit_each(one, facts, params, ["{}"], {}) for one in (lm, cpu))
+        for ours, expected in zip(*edits, strict=True):
+            pairs = zip(ours.updates[0].tensors().values(), expected.updates[0].tensors().values(), strict=True)
+            for a, b in pairs:
+                assert (a.cpu() - b).norm() <= (1e-9 if model_type == "gpt2" else 2e-2) * b.norm()
+    assert len(lm.graphs["recorded"]) <= 3
+
+
+def test_fine_tuning_copies_on_a_gpu_is_that_on_the_cpu():
+    edits = []
+    for lm in (on_gpu("gpt2"), tiny.tiny_model("gpt2", dtype=torch.float64)):
+        stack = copies.copies(lm, (0,), 3)
+        for i in range(3):
+            stack.weight(0)[i].mul_(1 + 0.1 * i)
+        edits.append(finetune.edit_each(stack, FACTS, finetune.FtParams(0, 6, 5e-3, 0.0, 0.012), ["{}"], {}))
+    for one, two in zip(*edits, strict=True):
+        expected = two.updates[0].left
+        assert (one.updates[0].left.cpu() - expected).norm() <= 1e-9 * expected.norm()
+        assert len(one.trace["losses"]) == len(two.trace["losses"])

@@ -1,11 +1,16 @@
 """Looking along a recorded run: the replayed model has the run's bits, and earlier facts get the scores they had."""
 
+import json
+from pathlib import Path
+
 import pytest
 import tiny
 import torch
 from test_sequence import FACTS, PARAMS, edit_sequence
 
-from editscale import history, metrics, sequence, states
+from editscale import facts, history, metrics, sequence, states
+
+INVENTED = Path(__file__).parents[1] / "params/smoke/invented_facts.json"
 
 
 @pytest.fixture(params=PARAMS)
@@ -72,6 +77,14 @@ def test_squared_singular_values_sum_to_the_squared_norm(edited):
             assert sum(v**2 for v in values) ** 0.5 == pytest.approx(norm, rel=1e-12)
 
 
+@pytest.mark.parametrize("shape", [(20, 50), (50, 20), (30, 30)])
+def test_singular_values_are_those_of_the_decomposition(shape):
+    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0)) + 40  # one large value among small ones
+    torch.testing.assert_close(
+        history.singular_values(matrix), torch.linalg.svdvals(matrix.double()), rtol=1e-8, atol=0
+    )
+
+
 def test_checkpoints_are_multiples_within_the_run():
     assert history.checkpoints(50, 20) == [20, 40]
     for every in (0, 51):
@@ -88,3 +101,56 @@ def test_places_beyond_the_edits_or_out_of_order_are_refused(edited, places):
 def test_a_run_that_has_not_finished_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=f"no finished run in {tmp_path}; run notebook 02"):
         history.reopen(tmp_path)
+
+
+def finished(folder, method, order, reverse):
+    """A folder with the record of a finished run."""
+    path = folder / f"{method}-{order}-{reverse}"
+    path.mkdir()
+    parameters = {"method": method, "order": order, "reverse": reverse}
+    (path / "done.json").write_text(json.dumps({"parameters": parameters}))
+    return str(path)
+
+
+def test_the_forward_run_of_each_method_on_its_lowest_order_is_found(tmp_path):
+    named = [("rome", 2, False), ("rome", 0, True), ("memit", 1, False), ("rome", 1, False), ("r-rome", 0, True)]
+    folders = [finished(tmp_path, *run) for run in named]
+    assert history.forward_runs(folders) == {"rome": folders[3], "memit": folders[2]}
+    assert history.forward_runs(folders, ["memit"]) == {"memit": folders[2]}
+    for methods in (["r-rome"], ["rome", "room"]):
+        with pytest.raises(ValueError, match=f"no forward run of {methods[-1]} among .*; runs are of rome, memit"):
+            history.forward_runs(folders, methods)
+    with pytest.raises(ValueError, match="no forward run of any method"):
+        history.forward_runs(folders[1:2])
+
+
+def run_of(method, folder, **given):
+    parameters = {"method": method, "order": 0, "reverse": False, "seed": 3, "prefix_seeds": []}
+    parameters |= {"n_short_prefixes": 2, "n_long_prefixes": 1, **given}
+    return history.Run(folder, parameters, tiny.tiny_model("gpt2"), FACTS, None)
+
+
+def test_other_contexts_are_those_of_the_run_another_seed_other_words_and_the_bare_prompt(tmp_path):
+    run = run_of("rome", tmp_path)
+    found = history.other_contexts(run, [3, 4], ["The"])
+    # Seed 3 is the run's own, and not listed again.
+    assert [(kind, seed) for kind, seed, _ in found] == [("run", 3), ("seed", 4), ("words", 3), ("bare", None)]
+    assert found[0][2] == history.contexts_of(run_of("rome", tmp_path))
+    assert found[1][2] == history.contexts_of(run_of("rome", tmp_path, seed=4))
+    assert found[2][2] == history.contexts_of(run_of("rome", tmp_path, prefix_seeds=["The"]))
+    assert found[3][2] == ["{}"]
+
+
+def test_memit_takes_words_of_its_own_and_fine_tuning_samples_no_contexts(tmp_path):
+    memit = history.other_contexts(run_of("memit", tmp_path), [4], ["The"])
+    assert [kind for kind, *_ in memit] == ["run", "seed", "bare"] and memit[-1][2] == [["{}"]]
+    assert [kind for kind, *_ in history.other_contexts(run_of("ft-c", tmp_path), [4], ["The"])] == ["run"]
+
+
+def test_facts_that_a_run_did_not_edit_come_from_its_fact_set(tmp_path):
+    every = list(facts.open_set(str(INVENTED)))
+    run = history.Run(tmp_path, {"fact_set": str(INVENTED)}, None, every[:3], None)
+    assert history.with_facts(run, [every[1].case_id]) == every[:3]
+    assert history.with_facts(run, [every[6].case_id, every[0].case_id]) == [*every[:3], every[6]]
+    with pytest.raises(ValueError, match="invented_facts.json, the fact set of .*, has no case 12345"):
+        history.with_facts(run, [12345])

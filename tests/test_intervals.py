@@ -241,3 +241,56 @@ def test_every_pair_of_methods_is_compared_over_orders_where_it_can_and_over_fac
 def test_a_single_method_has_nothing_to_be_compared_with(rng):
     with pytest.raises(ValueError, match="no second method to compare with rome"):
         intervals.every_pair(table("rome"), "recall", rng)
+
+
+# --------------------------------------------------------------------------------------- whatever number of orders
+
+
+def test_a_summary_of_one_value_has_no_interval_and_of_none_no_value():
+    rng = np.random.default_rng(0)
+    assert intervals.summary([1.0, np.nan, 3.0], rng).n == 2
+    one, none = intervals.summary([2.0, np.nan], rng), intervals.summary([], rng)
+    assert (one.mean, one.n, none.n) == (2, 1, 0) and np.isnan([one.low, one.high, none.mean]).all()
+
+
+def test_a_median_over_orders_that_never_got_there_is_infinite():
+    found = intervals.summary([100, np.inf, np.inf], np.random.default_rng(0), statistic=np.median)
+    assert found.mean == np.inf and found.low == 100 and found.high == np.inf
+
+
+def test_a_ratio_is_of_sums_and_leaves_out_draws_of_orders_without_a_whole():
+    found = intervals.ratio([1, 0, 2], [1, 0, 3], np.random.default_rng(0))
+    assert found.mean == 3 / 4 and found.n == 2 and (found.low, found.high) == (2 / 3, 1)
+    assert intervals.ratio([0, 0], [0, 0], None).n == 0
+    lone = intervals.ratio([1, 0], [2, 0], None)
+    assert lone.mean == 0.5 and lone.n == 1 and np.isnan(lone.low)
+
+
+def test_groups_of_runs_are_summed_up_and_worded_by_measure():
+    rows = pd.DataFrame(
+        {"method": ["rome"] * 3 + ["memit"], "reversed": False, "order": [0, 1, 2, 0], "x": [1, 1, 1, 5]}
+    )
+    table = intervals.by_group(rows.assign(y=rows["x"] * 100), ["x", "y"], np.random.default_rng(0))
+    words = intervals.worded(table)
+    assert words.index.tolist() == [("rome", False), ("memit", False)] and list(words) == ["x", "y"]
+    assert words["x"].tolist() == ["1.00 (1.00–1.00, 3 orders)", "5.00 (one order)"]
+    assert words["y"]["memit", False] == "500 (one order)"
+    with pytest.raises(ValueError, match="several rows for one method, reversed and order"):
+        intervals.by_group(pd.concat([rows, rows]), ["x"], None)
+
+
+def test_intervals_in_words_say_what_they_are_over():
+    assert intervals.in_words(intervals.Interval(0.5, 0.25, 0.75, 4), "{:.2f}", " m") == "0.50 m (0.25–0.75, 4 orders)"
+    assert intervals.in_words(intervals.Interval(-1, -2, 3, 4)) == "-1 (-2 to 3, 4 orders)"
+    assert intervals.in_words(intervals.Interval(np.nan, np.nan, np.nan, 0)) == "not measured"
+
+
+def test_short_numbers_have_about_three_digits():
+    assert [intervals.short(x) for x in (1000, -12.34, 0.456, 0.0123, 0)] == ["1000", "-12.3", "0.46", "0.012", "0"]
+
+
+def test_a_band_of_medians_stays_finite_while_most_orders_do():
+    key = {"method": "rome", "reversed": False, "edits": 1}
+    rows = pd.DataFrame([{**key, "order": order, "x": x} for order, x in enumerate((1.0, 2.0, np.inf))])
+    mean, median = (intervals.band(rows, "x", np.random.default_rng(0), statistic=s) for s in (np.mean, np.median))
+    assert mean["mean"].item() == np.inf and median["mean"].item() == 2 and median["low"].item() == 1

@@ -102,5 +102,7 @@ def test_updates_have_one_rank_per_fact():
 
 def test_a_norm_behind_the_mlp_is_refused():
     lm = tiny.tiny_model("gemma2")
-    with pytest.raises(ValueError, match="post_feedforward_layernorm"):
+    with pytest.raises(
+        ValueError, match="are added to the residual stream as they are; tiny_gemma2 has post_feedforward_layernorm"
+    ):
         memit.edit(lm, [FACTS["last"]], PARAMS, CONTEXTS, {})

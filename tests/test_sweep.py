@@ -68,6 +68,21 @@ def test_the_rule_wants_enough_efficacy_then_published_values_then_neighbors_the
         sweep.best(pd.DataFrame(rows[:2]), "rome", PARAMS["rome"])
 
 
+def test_fine_tuning_takes_the_smallest_constraint_with_enough_efficacy():
+    table = pd.DataFrame({"method": "ft-c", "norm_constraint": [4e-3, 1e-3, 2e-3], "ES": [100.0, 90.0, 95.0]})
+    assert sweep.least_constraint(table)["norm_constraint"] == 2e-3
+    with pytest.raises(ValueError, match="no setting of ft-c reaches ES 99 %"):
+        sweep.least_constraint(table.iloc[1:], least_es=99)
+
+
+def test_the_shipped_constraint_of_fine_tuning_is_the_sweeps_choice():
+    table = pd.read_csv(FOLDER / "sweep" / "ft-c-smollm2-135m.csv")
+    shipped = editors.read_params("ft-c", FOLDER / "ft-c" / "smollm2-135m.yaml")
+    chosen, spec = sweep.least_constraint(table), FOLDER / "sweep" / "ft-c-smollm2-135m.yaml"
+    assert asdict(shipped) == {name: json.loads(str(chosen[name])) for name in asdict(shipped)}
+    assert set(table["n_facts"]) == {40} and len(table) == len(list(sweep.settings(yaml.safe_load(spec.read_text()))))
+
+
 @pytest.mark.parametrize("method", PARAMS)
 def test_single_edits_start_from_the_unedited_model_each_time(method):
     lm = tiny.tiny_model("gpt2")

@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from editscale import anatomy, tokens
 
@@ -137,3 +139,14 @@ def test_texts_of_a_tree_give_what_each_gives_alone(model_type):
     for text, place in zip(texts, packed.places, strict=True):
         alone = lm.model(input_ids=torch.tensor([text])).logits[0]
         torch.testing.assert_close(together[place], alone, rtol=0, atol=1e-5)  # RMSNorm, softmax: float32
+
+
+def test_punctuation_in_the_token_that_ends_a_subject_leaves_the_released_codes_index():
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    merged = {token: i for i, token in enumerate([*alphabet, ".'"])}
+    raw = Tokenizer(models.BPE(vocab=merged, merges=[(".", "'")]))
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw)
+    last = tokens.subject_last(tokenizer, "Is ", "F.C.", "'s home")
+    assert tokenizer.convert_ids_to_tokens(tokens.prompt_ids(tokenizer, "Is F.C.'s home")[last]) == ".'"
+    assert last == released_index(tokenizer, "Is ", "F.C.")

@@ -4,7 +4,7 @@ import pytest
 import tiny
 import torch
 
-from editscale import updates
+from editscale import copies, updates
 from editscale.updates import Update
 
 
@@ -48,7 +48,7 @@ def test_an_update_that_does_not_fit_changes_nothing():
     lm = tiny.tiny_model("gpt2")
     before = lm.weight(0).clone()
     wrong = Update(1, torch.ones(3, 1), torch.ones(lm.d_key, 1))
-    with pytest.raises(ValueError, match=r"update of layer 1 has factors \(3, 1\)"):
+    with pytest.raises(ValueError, match=r"update of layer 1 has left \(3, 1\), right \(48, 1\)"):
         updates.apply(lm, [random_update(lm, 0), wrong])
     assert torch.equal(lm.weight(0), before)
 
@@ -58,4 +58,53 @@ def test_non_finite_factors_are_seen():
     update = random_update(lm, 0)
     assert update.is_finite()
     update.left[1] = float("nan")
+    assert not update.is_finite()
+
+
+def full_update(lm, layer, seed=0):
+    """A whole matrix, and a change of the bias where the model has one."""
+    generator = torch.Generator().manual_seed(seed)
+    left = torch.randn(lm.weight(layer).shape, generator=generator, dtype=lm.dtype)
+    bias = None if lm.bias(layer) is None else torch.randn(lm.d_model, generator=generator, dtype=lm.dtype)
+    return Update(layer, left, bias=bias)
+
+
+@pytest.mark.parametrize("model_type", ("gpt2", "llama"))
+def test_a_full_matrix_and_a_bias_are_added_and_taken_off_again(model_type):
+    lm = tiny.tiny_model(model_type)
+    saved, update = updates.saved_weights(lm, [1]), full_update(lm, 1)
+    updates.apply(lm, [update])
+    assert torch.equal(lm.weight(1), saved[1] + update.left)
+    if model_type == "gpt2":
+        assert torch.equal(lm.bias(1), saved.biases[1] + update.bias)
+        assert torch.equal(lm.projection(1).bias, lm.bias(1))
+    assert update.norm() == pytest.approx(update.left.norm().item(), rel=1e-6)
+    updates.restore(lm, saved)
+    assert torch.equal(lm.weight(1), saved[1])
+    assert all(torch.equal(lm.bias(1), bias) for bias in saved.biases.values())
+
+
+def test_copies_of_a_model_have_biases_of_their_own():
+    lm = tiny.tiny_model("gpt2")
+    stack, changes = copies.copies(lm, [1, 2], 3), [full_update(lm, 1, seed) for seed in range(3)]
+    for i, update in enumerate(changes):
+        updates.apply(stack, [update], copy=i)
+    updates.apply(lm, [changes[1]])
+    for model in (stack, copies.copies(stack, [1], 3)):
+        assert torch.equal(model.bias(1)[1], lm.bias(1)) and torch.equal(model.weight(1)[1], lm.weight(1))
+    assert torch.equal(copies.take(stack, [2, 1]).bias(1)[1], lm.bias(1))
+
+
+def test_a_full_matrix_or_bias_that_does_not_fit_is_refused():
+    lm = tiny.tiny_model("llama")
+    with pytest.raises(ValueError, match=r"update of layer 1 has left \(3, 4\); the weight of tiny_llama"):
+        updates.apply(lm, [Update(1, torch.ones(3, 4))])
+    with pytest.raises(ValueError, match=r"bias \(32,\); the weight of tiny_llama is \(32, 48\), its bias None"):
+        updates.apply(lm, [Update(1, torch.ones(32, 48), bias=torch.ones(32))])
+
+
+def test_a_bias_that_is_not_finite_is_seen():
+    update = full_update(tiny.tiny_model("gpt2"), 1)
+    assert update.is_finite()
+    update.bias[0] = float("inf")
     assert not update.is_finite()

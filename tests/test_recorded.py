@@ -1,0 +1,62 @@
+"""The notebooks that gather runs read one folder with the rows of all runs: several orders, methods and lengths."""
+
+import json
+import os
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import pytest
+import synthetic
+
+from editscale.parameters import collect_parameters, read_notebook
+
+ROOT = Path(__file__).parents[1]
+DRAWN = {
+    "02b_editing_proficiency": ["fig1_editing_proficiency"],
+    "03b_forgetting_analysis": ["fig2_facts_forgotten", "fig2b_forget_lengths"],
+    "04b_downstream_performance": ["fig3_downstream"],
+    "05_drift_analysis": ["fig4_weight_drift", "fig4b_drift_and_loss", "fig4c_spectra"],
+    "07_findings": ["fig7_findings"],
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("scale")
+    synthetic.write(path / "tables", n_orders=3, n_edits=200, longer=300, n_few=2, n_singular=6)
+    return path
+
+
+def execute(notebook, parameters):
+    """Run the cells of a notebook here, in the repository root: no kernel to wait for."""
+    names, before = {}, os.getcwd()
+    try:
+        os.chdir(ROOT)
+        with plt.rc_context(), pd.option_context("display.max_colwidth", 50):
+            for cell in read_notebook(notebook).cells:
+                if cell.cell_type == "code":
+                    exec(compile(cell.source, f"{notebook.name}, cell {cell.id}", "exec"), names)
+                if "parameters" in cell.metadata.get("tags", []):
+                    names |= parameters
+    finally:
+        os.chdir(before)
+        plt.close("all")
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_figures_of_many_runs_say_what_holds_over_orders(folder, name):
+    notebook, figures = ROOT / f"notebooks/{name}.ipynb", folder / "figures"
+    given = {"runs": json.dumps([str(folder / "tables")]), "figures_folder": str(figures), "out": str(folder / name)}
+    values = ROOT / f"params/smollm2/{name}.yaml"
+    execute(notebook, collect_parameters(notebook, [values], [list(pair) for pair in given.items()]))
+    for figure in DRAWN[name]:
+        caption = json.loads((figures / f"{figure}.json").read_text())["caption"]
+        assert "3 orders" in caption and "order 0" not in caption, caption
+        assert len(caption) < 2200 and "nan" not in caption
+        assert len(pd.read_csv(figures / f"{figure}.csv")) > 0
+
+
+def test_the_claims_lie_beside_the_figure_of_the_findings(folder):
+    claims = pd.read_csv(folder / "figures/fig7_findings.claims.csv")
+    assert claims.equals(pd.read_csv(folder / "07_findings/claims.csv")) and len(claims) > 10

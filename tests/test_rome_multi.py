@@ -1,0 +1,106 @@
+"""ROME over several layers: each layer's constraint, the limit of MEMIT that it is, and how the residual is parted."""
+
+import pytest
+import tiny
+import torch
+from test_copies import EXACT
+from test_memit import factors_of
+from test_rome import moment
+from test_values import CONTEXTS, FACTS
+
+from editscale import anatomy, copies, editors, memit, rome_multi, tokens, updates
+from editscale.rome_multi import RomeMultiParams
+
+PARAMS = RomeMultiParams([0, 1, 2], 4, 0.3, 0.5, 2.0, 0.0625)
+FACT = FACTS["middle, many tokens"]
+
+
+def edited(lm, layers=(0, 1, 2), facts=(FACT,)):
+    params = RomeMultiParams(list(layers), 4, 0.3, 0.5, 2.0, 0.0625)
+    return rome_multi.edit_each(lm, list(facts), params, CONTEXTS, factors_of(lm))
+
+
+def at_subject(lm, fact, contexts, module):
+    """Inputs and outputs of a module at the subject's last token behind each context, by full forwards."""
+    seen = []
+    for row in tokens.context_rows(lm.tokenizer, contexts, fact.prompt, fact.subject):
+        note = seen.append
+        with anatomy.watching(
+            module, lambda x, y, row=row, note=note: note((x[0, row.subject_last], y[0, row.subject_last]))
+        ):
+            lm.model(torch.tensor([row.ids]))
+    return [torch.stack(part) for part in zip(*seen, strict=True)]
+
+
+@pytest.mark.parametrize("model_type", ("gpt2", "llama"))
+def test_one_layer_sends_the_mean_key_to_the_wanted_output_exactly(model_type):
+    lm = tiny.tiny_model(model_type, dtype=torch.float64)
+    keys, _ = at_subject(lm, FACT, CONTEXTS, lm.projection(1))
+    _, out = at_subject(lm, FACT, ["{}"], lm.block(1))
+    (edit,) = edited(lm, [1])
+    before, (update,) = lm.weight(1) @ keys.mean(0), edit.updates
+    updates.apply(lm, edit.updates)
+    wanted = edit.trace["z"][:, 0] - out[0]
+    assert update.left.shape[1] == 1
+    tolerance = 1e-10 if model_type == "gpt2" else 1e-5
+    torch.testing.assert_close(lm.weight(1) @ keys.mean(0) - before, wanted, rtol=0, atol=tolerance)
+
+
+def test_solve_is_memits_at_a_vanishing_weight_of_the_moment():
+    key = torch.randn(40, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    factor = torch.linalg.cholesky(moment(40))
+    limit = memit.solve(key, factor, 1e-12)
+    torch.testing.assert_close(rome_multi.solve(key, factor), limit, rtol=1e-9, atol=1e-12)
+
+
+def test_solve_is_the_least_change_of_other_keys_that_meets_the_constraint():
+    """Of all a with aᵀk = 1 it has the smallest aᵀCa, so aᵀCd = 0 for every d with dᵀk = 0."""
+    generator = torch.Generator().manual_seed(1)
+    c, (key, other) = moment(12), torch.randn(2, 12, 1, dtype=torch.float64, generator=generator)
+    solved = rome_multi.solve(key, torch.linalg.cholesky(c))
+    assert (solved.T @ key).item() == pytest.approx(1, rel=1e-12)
+    free = other - key * (key.T @ other) / (key.T @ key)
+    assert (solved.T @ c @ free).item() == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.parametrize("model_type", ("gpt2", "llama", "gptj"))
+def test_layers_take_even_parts_of_what_the_layers_below_left(model_type):
+    """Keys and residuals of each layer, recomputed by full forwards through a model that carries the lower updates."""
+    lm = tiny.tiny_model(model_type, dtype=torch.float64)
+    (edit,) = edited(lm)
+    z = edit.trace["z"][:, 0]
+    for i, update in enumerate(edit.updates):
+        keys, _ = at_subject(lm, FACT, CONTEXTS, lm.projection(update.layer))
+        _, out = at_subject(lm, FACT, ["{}"], lm.block(2))
+        solved = torch.linalg.solve(moment(lm.d_key, update.layer), keys.mean(0))
+        part = (z - out[0]) / (3 - i)  # the last layer takes all that is left
+        expected = torch.outer(part, solved / (keys.mean(0) @ solved))
+        torch.testing.assert_close(update.matrix(), expected, rtol=0, atol=1e-10 if model_type == "gpt2" else 1e-5)
+        torch.testing.assert_close(update.matrix() @ keys.mean(0), part, rtol=0, atol=1e-5)
+        updates.apply(lm, [update])
+
+
+@pytest.mark.parametrize("model_type", ("gpt2", "llama"))
+def test_facts_together_on_a_stack_are_edited_as_each_alone_on_its_copy(model_type):
+    lm, facts = tiny.tiny_model(model_type, dtype=torch.float64), list(FACTS.values())
+    stack = copies.copies(lm, (0, 1, 2), len(facts))
+    for i in range(len(facts)):
+        stack.weight(1)[i].mul_(1 + 0.1 * i)
+    for i, (fact, edit) in enumerate(zip(facts, edited(stack, facts=facts), strict=True)):
+        (alone,) = edited(copies.take(stack, [i]), facts=[fact])
+        for ours, expected in zip(edit.updates, alone.updates, strict=True):
+            scale = expected.matrix().norm().item()
+            torch.testing.assert_close(ours.matrix(), expected.matrix(), rtol=0, atol=10 * EXACT[model_type] * scale)
+
+
+def test_a_key_of_another_size_and_a_norm_behind_the_mlp_are_refused():
+    with pytest.raises(ValueError, match="keys have 3 entries but the second moment is 4 × 4"):
+        rome_multi.solve(torch.ones(3, 1), torch.eye(4, dtype=torch.float64))
+    with pytest.raises(ValueError, match="post_feedforward_layernorm"):
+        edited(tiny.tiny_model("gemma2"))
+
+
+def test_it_is_a_method_with_the_contexts_of_rome():
+    known = editors.METHODS["rome-multi"]
+    assert known.contexts is editors.METHODS["rome"].contexts and known.moments
+    assert editors.moment_layers("rome-multi", PARAMS) == [0, 1, 2]

@@ -1,0 +1,43 @@
+"""Runs of different length are compared where they may be, and at a number of edits that all have."""
+
+import pandas as pd
+import pytest
+
+from editscale import tables
+
+
+def edits(cases, method="rome", backward=False, status="edited"):
+    rows = {"method": method, "order": 0, "reversed": backward, "edits": range(1, len(cases) + 1), "case_id": cases}
+    return pd.DataFrame({**rows, "status": ["edited"] * (len(cases) - 1) + [status]})
+
+
+def test_a_shorter_run_and_its_reverse_on_the_first_facts_are_accepted():
+    tables.check_same_facts(pd.concat([edits([5, 3, 8, 1], "memit"), edits([5, 3]), edits([3, 5], backward=True)]))
+
+
+def test_a_run_that_stopped_at_its_collapse_is_accepted_also_backwards():
+    tables.check_same_facts(pd.concat([edits([5, 3, 8]), edits([8, 3], backward=True, status="non-finite")]))
+
+
+@pytest.mark.parametrize(
+    "other", [edits([5, 8], "memit"), edits([5, 3, 9], "memit"), edits([8, 3], backward=True), edits([1, 2], "r-rome")]
+)
+def test_a_run_on_other_facts_than_the_first_of_the_sequence_is_named(other):
+    with pytest.raises(ValueError, match="of order 0 edited different facts .* on its order's first facts"):
+        tables.check_same_facts(pd.concat([edits([5, 3, 8]), other]))
+
+
+def measured(*places, method):
+    return pd.DataFrame({"method": method, "order": 0, "reversed": False, "edits": places})
+
+
+def test_the_shared_end_is_the_last_checkpoint_of_all_runs_but_collapsed_ones():
+    runs = [edits(list(range(6)), "memit"), edits(list(range(4))), edits([0, 1], "r-rome", status="non-finite")]
+    rows = [measured(2, 4, 6, method="memit"), measured(2, 4, method="rome"), measured(2, method="r-rome")]
+    assert tables.shared_end(pd.concat(rows), pd.concat(runs)) == 4
+
+
+def test_runs_without_a_shared_checkpoint_are_refused():
+    runs = pd.concat([edits([1, 2, 3], "memit"), edits([1, 2, 3])])
+    with pytest.raises(ValueError, match="no number of edits in common"):
+        tables.shared_end(pd.concat([measured(1, 3, method="memit"), measured(2, method="rome")]), runs)

@@ -1,0 +1,52 @@
+"""How long a task lasts: until half of its excess over chance is gone, twice in a row, or its answers are no words."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from editscale import task_loss
+
+
+def scores(f1, task="sst2", invalid=0.0, order=0):
+    edits = 20 * np.arange(len(f1))
+    columns = {"task": task, "edits": edits, "n_examples": 200, "f1": f1, "invalid": invalid}
+    return pd.DataFrame({"method": "rome", "order": order, "reversed": False, **columns})
+
+
+@pytest.mark.parametrize(
+    ("f1", "half"),
+    [
+        ([0.9, 0.8, 0.7, 0.6], 40),  # 0.7 is half of the way from 0.9 to 0.5
+        ([0.9, 0.6, 0.8, 0.7, 0.7], 60),  # once below and back again does not count
+        ([0.9, 0.8, 0.8, 0.6], 60),  # the last checkpoint has none behind it
+        ([0.9, 0.9, 0.8, 0.75], np.inf),
+    ],
+)
+def test_half_of_the_excess_over_chance_is_lost_at_the_first_of_two_checkpoints(f1, half):
+    (row,) = task_loss.lasting(scores(f1)).itertuples()
+    assert row.half == half and row.signal
+
+
+def test_a_task_at_chance_has_nothing_to_lose():
+    (row,) = task_loss.lasting(scores([0.55, 0.3, 0.2])).itertuples()
+    assert not row.signal and np.isnan(row.half)
+
+
+def test_a_task_is_silent_when_half_of_the_answers_hold_no_word():
+    (row,) = task_loss.lasting(scores([0.9, 0.5, 0.2], invalid=[0, 0.4, 0.5])).itertuples()
+    assert row.silent == 40
+
+
+def test_the_task_lost_first_is_named_and_ties_are_kept():
+    rows = [scores([0.9, 0.5, 0.5]), scores([0.8, 0.5, 0.5], "rte"), scores([0.9, 0.9, 0.5], "cola")]
+    found = task_loss.first_lost(task_loss.lasting(pd.concat([*rows, scores([0.9, 0.9], order=1)])))
+    assert found["task"].tolist() == ["sst2", "rte"] and set(found["order"]) == {0}
+
+
+def test_scores_are_listed_at_the_places_that_were_measured():
+    assert task_loss.scores_at(scores([0.9, 0.8, 0.7]), [0, 40, 1000])["f1"].tolist() == [0.9, 0.7]
+
+
+def test_a_run_without_the_unedited_models_scores_is_refused():
+    with pytest.raises(ValueError, match="no scores of the unedited model"):
+        task_loss.lasting(scores([0.9, 0.8]).iloc[1:])
