@@ -73,9 +73,10 @@ def main(arguments):
         values = f"params/{asked.scale}/{Path(NOTEBOOK).stem}.yaml"
         given = {name: parameter.default for name, parameter in notebook_parameters(NOTEBOOK).items()}
         given |= collect_parameters(NOTEBOOK, [values], [("method", asked.method)])
-        given["n_edits"] = asked.n_edits or given["n_edits"]
         grid = read_grid(f"params/{asked.scale}/grid.yaml")
-        keys = batches(grid, given["n_edits"]).get((asked.method, given["n_edits"]), [])
+        by_length = batches(grid, given["n_edits"])
+        given["n_edits"] = asked.n_edits or given["n_edits"]
+        keys = by_length.get((asked.method, given["n_edits"]), [])
         files = {grid[key]["hparams"] for key in keys}
         if len(files) != 1:
             raise ValueError(
