@@ -25,6 +25,7 @@ METHOD_STYLE = {
     "memit": {"color": "#d55e00", "marker": "D", "linestyle": (0, (6, 1.5, 1, 1.5))},
     "emmet": {"color": "#cc78bc", "marker": "v", "linestyle": (0, (3, 1))},
     "alphaedit": {"color": "#56b4e9", "marker": "P", "linestyle": (0, (8, 2))},
+    "rome-multi": {"color": "#ca9161", "marker": "h", "linestyle": (0, (4, 1.5, 1, 1.5, 1, 1.5))},
     "ft-c": {"color": "#949494", "marker": "X", "linestyle": ":"},
 }
 MOST_POINTS = 400  # of one line; more cannot be seen, and make large files
