@@ -67,7 +67,7 @@ lock: $(READY)  ## write the newest versions that fit pyproject.toml to .ci/cons
 	mv .venv/constraints.txt .ci/constraints.txt
 
 clean:  ## remove .venv and caches; runs/ and figures/ stay
-	rm -rf .venv .snakemake .pytest_cache .ruff_cache editscale.egg-info build
+	rm -rf .venv .snakemake .pytest_cache .ruff_cache .hypothesis editscale.egg-info build
 	find editscale tests -name __pycache__ -prune -exec rm -rf {} +
 	-@test ! -e .git || git config --remove-section diff.jupyternotebook 2>/dev/null
 	-@test ! -e .git || git config --remove-section merge.jupyternotebook 2>/dev/null

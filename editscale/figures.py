@@ -27,7 +27,6 @@ METHOD_STYLE = {
     "alphaedit": {"color": "#56b4e9", "marker": "P", "linestyle": (0, (8, 2))},
     "rome-multi": {"color": "#ca9161", "marker": "h", "linestyle": (0, (4, 1.5, 1, 1.5, 1, 1.5))},
     "ft-c": {"color": "#949494", "marker": "X", "linestyle": ":"},
-    "rome-multi": {"color": "#ca9161", "marker": "<", "linestyle": (0, (2, 1, 1, 1))},
 }
 MOST_POINTS = 400  # of one line; more cannot be seen, and make large files
 

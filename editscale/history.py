@@ -93,6 +93,7 @@ def reopen(folder, *, device="cpu", model_cache="runs/models"):
         device=device,
         dtype=parameters["dtype"],
         cache=model_cache,
+        tf32_steps=parameters["tf32"],
     )
     if lm.identity["weights_sha256"] != book.fingerprint["weights_sha256"]:
         raise ValueError(

@@ -108,7 +108,7 @@ def in_words(interval, form="{:.0f}", unit=""):
         unit: what stands behind the first number, such as " %".
     """
     write = form if callable(form) else form.format
-    if interval.n == 0:
+    if np.isnan(interval.mean):
         return "not measured"
     inside = "one order" if interval.n == 1 else f"{between(interval, write)}, {interval.n} orders"
     return f"{write(interval.mean)}{unit} ({inside})"

@@ -256,8 +256,8 @@ def _locked(folder):
         lock.acquire(timeout=0)
     except Timeout:
         raise RuntimeError(
-            f"the ledger at {folder} is open for appending in another process; wait for that one or stop it, or choose "
-            "another out folder"
+            f"the ledger at {folder} is open for appending in another process; wait for that one or stop it (a "
+            "notebook keeps it until its kernel ends), or choose another out folder"
         ) from None
     return lock
 

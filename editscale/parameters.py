@@ -129,15 +129,16 @@ def collect_parameters(notebook: str | Path, files: list, pairs: list) -> dict:
 def read_grid(path: str | Path) -> dict[tuple[str, str], dict]:
     """Runs of a grid file, one line each under `runs`, by (method, sequence).
 
-    A run has `method`, `hparams` (its YAML file), `order` (of facts) and `reverse`; its sequence is order-0
-    or order-0-reversed. ValueError names the line that lacks one of them, has another type or comes twice."""
+    A run has `method`, `hparams` (its YAML file), `order` (of facts) and `reverse`, and may have `n_edits` instead of
+    the scale's; its sequence is order-0 or order-0-reversed. ValueError names the line that lacks one of them, has
+    another type or comes twice."""
     kinds = {"method": str, "hparams": str, "order": int, "reverse": bool}
     lines, runs = read_parameters(path).get("runs"), {}
     if not lines or type(lines) is not list:
         raise ValueError(f"{path} lists no run under 'runs'")
     for line in lines:
-        given = {name: type(value) for name, value in line.items()} if isinstance(line, dict) else None
-        if given != kinds:
+        given = {name: type(value) for name, value in line.items()} if isinstance(line, dict) else {}
+        if given.pop("n_edits", int) is not int or given != kinds:
             wanted = ", ".join(f"{name} ({kind.__name__})" for name, kind in kinds.items())
             raise ValueError(f"{path}: a run has {wanted}, not {line}")
         if not re.fullmatch(r"[a-z0-9][a-z0-9-]*", line["method"]):  # it names folders of the scale
@@ -147,6 +148,24 @@ def read_grid(path: str | Path) -> dict[tuple[str, str], dict]:
             raise ValueError(f"{path} lists {' '.join(run)} twice")
         runs[run] = line
     return runs
+
+
+def edits_together(path: str | Path) -> bool:
+    """Whether a grid file asks for runs of one method and length to be edited in one batch (`editscale.together`)."""
+    value = read_parameters(path).get("together", False)
+    if type(value) is not bool:
+        raise ValueError(f"{path}: together must be true or false, not {value!r}")
+    return value
+
+
+def batches(grid: dict, n_edits: int) -> dict[tuple[str, int], list]:
+    """The runs of a grid that can be edited in one batch, by method and number of edits.
+
+    `n_edits` is that of runs that name none."""
+    found = {}
+    for key, run in grid.items():
+        found.setdefault((key[0], run.get("n_edits", n_edits)), []).append(key)
+    return found
 
 
 def read_notebook(path: str | Path):

@@ -16,6 +16,7 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
+from editscale import gpus
 from editscale.parameters import collect_parameters, read_notebook
 from editscale.provenance import sha256_file
 
@@ -58,7 +59,11 @@ def run_notebook(notebook: str | Path, executed: str | Path, parameters: dict, *
     failure = None
     # A kernel's sockets are files in a short folder of their own: kernels side by side in one working
     # directory would share them, and a home folder can be on a disk where they do not work.
-    with _kernel_environment(threads), tempfile.TemporaryDirectory(prefix="editscale-") as sockets:
+    with (
+        _kernel_environment(threads),
+        gpus.lease(parameters.get("device"), root / gpus.LEASES),
+        tempfile.TemporaryDirectory(prefix="editscale-") as sockets,
+    ):
         transport = {"transport": "ipc", "connection_file": f"{sockets}/kernel.json"}
         try:
             papermill.execute_notebook(

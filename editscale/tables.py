@@ -132,7 +132,8 @@ def gather(folders, name):
             notebook, out = NOTEBOOKS[str(Path(name).parent)], path.parent
             raise FileNotFoundError(f"no {path.name} in {out}; run notebook {notebook} with out={out} first")
         tables.append(pd.read_parquet(path))
-    return pd.concat(tables, ignore_index=True)
+    gathered = pd.concat(tables, ignore_index=True)
+    return gathered.astype({name: "float64" for name in gathered.select_dtypes("float32")})  # recorded ones
 
 
 def check_same_facts(edits):

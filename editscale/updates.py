@@ -45,8 +45,9 @@ class Update:
         return ((left.T @ left) * (right.T @ right)).sum().clamp(min=0).sqrt().item()
 
     def is_finite(self):
-        """Whether the tensors and ΔW, in which their product may overflow, hold neither NaN nor infinity."""
-        return all(bool(tensor.isfinite().all()) for tensor in (*self.tensors().values(), self.matrix()))
+        """Whether ΔW, in which the product of finite factors may overflow, and the bias hold no NaN or infinity."""
+        changes = [self.matrix()] if self.bias is None else [self.matrix(), self.bias]
+        return all(bool(change.isfinite().all()) for change in changes)
 
 
 def apply(lm, updates, copy=None):

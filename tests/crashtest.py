@@ -1,7 +1,7 @@
 """Kill a sequence of edits again and again, and see that nothing is lost: `make crashtest N=100`.
 
-A sequence of the smoke scale (the tiny GPT-2, its invented facts, ROME or MEMIT) runs in a process of its own, which
-is killed (SIGKILL) at a random moment, or inside a write to its ledger: after a random number of bytes, when the disk
+A sequence of the smoke scale (tiny GPT-2, invented facts; ROME, MEMIT or FT-C) runs in a process of its own, which is
+killed (SIGKILL) at a random moment, or inside a write to its ledger: after a random number of bytes, when the disk
 is full, when fsync fails, with a system that writes a few bytes at a time. Some logs then lose bytes of their last
 edit, or have a bit flipped there. The sequence is started again, until it ends; its ledger and tables must then be
 those of the sequence that was never stopped, byte for byte.
@@ -14,6 +14,7 @@ import argparse
 import errno
 import os
 import random
+import shutil
 import signal
 import sys
 import tempfile
@@ -31,8 +32,8 @@ from editscale import editors, facts, frames, ledger, models, sequence, tables
 
 ROOT = Path(__file__).parents[1]
 N_EDITS = 6
-METHODS = {"rome": "params/rome/tiny-gpt2.yaml", "memit": "params/memit/tiny-gpt2.yaml"}
-CONTEXTS = ["{}", "The river. {}", "One day. {}"]
+SAMPLED = ["The river. {}", "One day. {}"]
+CONTEXTS = {"rome": ["{}", *SAMPLED], "memit": [["{}"], SAMPLED], "ft-c": ["{}"]}
 
 
 class Sequence:
@@ -40,11 +41,12 @@ class Sequence:
 
     def __init__(self, lm, method, n_edits=N_EDITS):
         self.lm, self.method = lm, method
-        self.params = editors.read_params(method, ROOT / METHODS[method])
-        self.contexts = CONTEXTS if method == "rome" else [CONTEXTS[:1], CONTEXTS[1:]]
+        self.params = editors.read_params(method, ROOT / f"params/{method}/tiny-gpt2.yaml")
+        self.contexts = CONTEXTS[method]
         self.facts = facts.in_order(facts.load(ROOT / "params/smoke/invented_facts.json"), 0, n_edits)
         with np.load(ROOT / "tests/golden/second_moments.npz") as file:
-            known = {layer: torch.from_numpy(file[f"mom2.layer{layer}"]) for layer in editors.layers_of(self.params)}
+            layers = editors.moment_layers(method, self.params)
+            known = {layer: torch.from_numpy(file[f"mom2.layer{layer}"]) for layer in layers}
         self.factors = editors.cholesky_factors(known, lm.device)
 
     def run(self, folder):
@@ -199,6 +201,10 @@ def crash(sequence_of, whole, folder, seconds, chance, at_most):
         ended, n_acknowledged = in_a_process(sequence_of.run, folder, fault, moment)
         if ended:
             break
+        if kind is None:
+            raise RuntimeError(
+                f"the sequence in {folder} died of itself when it was started again; run it there to see why"
+            )
         n_kills += 1
         log = Path(folder) / "edits.log"
         left, n_left = (log.read_bytes() if log.exists() else b""), survived(folder)
@@ -225,7 +231,7 @@ def main(arguments):
     totals = [0, 0, 0]
     with tempfile.TemporaryDirectory(prefix="editscale-crash-") as top:
         wholes = {}
-        for method in METHODS:
+        for method in CONTEXTS:
             sequence_of, folder, began = Sequence(lm, method), Path(top) / method, time.monotonic()
             ended, n = in_a_process(sequence_of.run, folder)
             if not ended or n != N_EDITS:
@@ -233,9 +239,10 @@ def main(arguments):
                 return 1
             wholes[method] = sequence_of, files(folder), time.monotonic() - began
         while totals[0] < given.n:
-            sequence_of, whole, seconds = wholes[chance.choice(list(METHODS))]
-            folder = Path(top) / f"crash-{totals[0]}"
+            sequence_of, whole, seconds = wholes[chance.choice(list(CONTEXTS))]
+            folder = tempfile.mkdtemp(prefix="crash-", dir=top)
             found = crash(sequence_of, whole, folder, seconds, chance, given.n - totals[0])
+            shutil.rmtree(folder)
             totals = [total + part for total, part in zip(totals, found, strict=True)]
     n_kills, n_identical, n_lost = totals
     print(f"{n_kills} kills, {n_identical} identical, {n_lost} lost")

@@ -7,6 +7,7 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
+from test_ledger import cut
 
 from editscale import gallery, tables
 from editscale.parameters import collect_parameters
@@ -216,9 +217,12 @@ def test_executed_notebooks_show_one_named_progress_bar_per_loop(study):
     assert len(streams) == 1 and "edit with rome: 100%" in streams[0].text
 
 
-def test_a_second_execution_continues_the_ledger_and_changes_no_table(study):
-    rows = (study / "rome" / "edits.jsonl").read_bytes()
-    table = (study / "rome" / "edits.parquet").read_bytes()
+def test_a_run_that_was_stopped_goes_on_to_the_same_ledger_tables_and_figures(study):
+    parts = [path for path in (study / "rome").iterdir() if path.is_file()]
+    names = {path.name for path in parts} - {"done.json", "timing.jsonl", ".lock"}
+    whole = {name: (study / "rome" / name).read_bytes() for name in names}
+    assert {"edits.log", "edits.jsonl", "edits.parquet", "drift.parquet", "run.svg", "run.png"} <= names
+    cut(study / "rome", 4)
     run(
         study,
         "02_sequential_editing",
@@ -226,8 +230,7 @@ def test_a_second_execution_continues_the_ledger_and_changes_no_table(study):
         n_edits=7,
         moments=str(study / "01_covariance_stats" / "second_moments.safetensors"),
     )
-    assert (study / "rome" / "edits.jsonl").read_bytes() == rows
-    assert (study / "rome" / "edits.parquet").read_bytes() == table
+    assert {name: (study / "rome" / name).read_bytes() for name in names} == whole
 
 
 @pytest.mark.parametrize(

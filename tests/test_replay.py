@@ -18,7 +18,7 @@ TINY = "tests/golden/tiny_gpt2"
 FACTS = "params/smoke/invented_facts.json"
 
 
-@pytest.fixture(scope="module", params=("rome", "memit"))
+@pytest.fixture(scope="module", params=("rome", "memit", "ft-c"))
 def folder(request, tmp_path_factory):
     """A run of four edits as notebook 02 leaves it."""
     out = tmp_path_factory.mktemp(request.param) / "run"
@@ -44,7 +44,7 @@ def summed(run, edits):
     found = weights_of(run.lm, run.layers)
     for edit in edits:
         for update in run.ledger.updates(edit):
-            found[run.layers.index(update.layer)] += update.left @ update.right.T
+            found[run.layers.index(update.layer)] += update.matrix()
     return found
 
 
@@ -133,7 +133,7 @@ def test_no_built_in_method_makes_the_same_update_whatever_was_edited_before(run
 
 def test_a_run_is_checked_without_saving(folder, capsys):
     assert main(["replay", str(folder)]) == 0
-    assert re.search(r": 4 edits with (rome|memit), all whole; history [0-9a-f]{64}\n$", capsys.readouterr().out)
+    assert re.search(r": 4 edits with (rome|memit|ft-c), all whole; history [0-9a-f]{64}\n$", capsys.readouterr().out)
 
 
 @pytest.mark.parametrize(
