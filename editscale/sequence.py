@@ -16,6 +16,8 @@ from pathlib import Path
 
 from editscale import copies, editors, metrics, stopping, tokens, updates, values
 
+CHECKED = 64  # facts whose texts are tokenised in one call
+
 
 def sha256_json(value):
     """sha256 of a JSON value in canonical form."""
@@ -73,18 +75,45 @@ def _apply(lm, recorded, copy):
 
 
 def check_facts(lm, facts, contexts):
-    """Raise ValueError, naming the fact, if one cannot be edited or scored: its subject ends inside a token, it shares
+    """Raise ValueError, naming the fact, if one cannot be edited or scored: its subject ends inside a word, it shares
     a token with a target, or a text is longer than the model reads. Takes milliseconds per fact."""
     flat = [c for group in contexts for c in ([group] if isinstance(group, str) else group)]
-    for fact in facts:
+    for first in range(0, len(facts), CHECKED):
+        part = facts[first : first + CHECKED]
         try:
-            rows = values.target_rows(lm, fact, flat)
-            tokens.check_length(lm, max(len(row.ids) for row in rows))
-            prompts = [prompt for of_kind in metrics.prompts_of(fact).values() for prompt in of_kind]
-            for target in (fact.target_new, fact.target_true):
-                tokens.with_targets(lm.tokenizer, prompts, [target] * len(prompts))
-        except ValueError as error:
-            raise ValueError(f"case {fact.case_id}: {error}") from error
+            _check_all(lm, part, flat)
+        except ValueError:
+            for fact in part:
+                try:
+                    _check_all(lm, [fact], flat)
+                except ValueError as error:
+                    raise ValueError(f"case {fact.case_id}: {error}") from error
+            raise
+
+
+def _check_all(lm, facts, contexts):
+    """`check_facts` in a few calls of the tokenizer, without the name of the fact."""
+    around = [tokens.split_at_placeholder(context) for context in contexts]
+    rows = [
+        (left + before, fact.subject, after + right, fact.target_new)
+        for fact in facts
+        for before, after in [tokens.split_at_placeholder(fact.prompt)]
+        for left, right in around
+    ]
+    texts, targets = ["".join(row[:3]) for row in rows], [row[3] for row in rows]
+    read = tokens.with_targets(lm.tokenizer, texts, targets)
+    tokens.check_length(lm, max(len(ids) + len(target) for ids, target in read))
+    essence = [(before, fact.subject, after) for fact in facts for before, after in [values.KL_PROMPT.split("{}")]]
+    tokens.subjects_last(lm.tokenizer, [*(row[:3] for row in rows), *essence])
+    asked = [
+        (prompt, target)
+        for fact in facts
+        for of_kind in metrics.prompts_of(fact).values()
+        for prompt in of_kind
+        for target in (fact.target_new, fact.target_true)
+    ]
+    read = tokens.with_targets(lm.tokenizer, *map(list, zip(*asked, strict=True)))
+    tokens.check_length(lm, max(len(ids) + len(target) for ids, target in read))
 
 
 def run(lm, facts, method, params, contexts, factors, ledger, *, on_collapse="stop", batch_tokens=metrics.BATCH_TOKENS):
@@ -151,7 +180,7 @@ def _run(lm, orders, method, params, contexts, factors, ledgers, on_collapse, ba
     n_facts, layers, chosen = len(orders[0]), editors.layers_of(params), editors.method(method)
     start = min(n_facts, *(len(ledgers[i]) for i in going(n_facts) or range(len(ledgers))))
     batch = going(start) or list(range(len(ledgers)))
-    known = [_ahead(chosen, lm, facts, start, params, contexts, factors) for facts in orders]
+    known = [_ahead(chosen, lm, facts, start, _at_once(batch_tokens), params, contexts, factors) for facts in orders]
     model = copies.copies(lm, layers, len(batch)) if stack else lm
     for row, i in enumerate(batch):
         replay(model, ledgers[i], start, copy=row if stack else None)
@@ -199,23 +228,28 @@ def _score_unedited(lm, facts, ledger, batch_tokens):
     """Write the scores of the facts on the unedited model to the ledger."""
     from tqdm import tqdm
 
-    rows = []
+    rows, size = [], _at_once(batch_tokens)
     with tqdm(total=len(facts), desc="score unedited model", unit="fact") as bar:
-        for first in range(0, len(facts), editors.TOGETHER):
-            part = facts[first : first + editors.TOGETHER]
+        for first in range(0, len(facts), size):
+            part = facts[first : first + size]
             for fact, scores in zip(part, metrics.score_facts(lm, part, batch_tokens=batch_tokens), strict=True):
                 rows.append({"case_id": fact.case_id, **metrics.fact_scores(scores)})
             bar.update(len(part))
     ledger.write_unedited(rows)
 
 
-def _ahead(method, lm, facts, start, *editing):
+def _at_once(batch_tokens):
+    """Facts that are looked at together on the unedited model: more where a forward holds more tokens."""
+    return max(editors.TOGETHER, batch_tokens // 128)
+
+
+def _ahead(method, lm, facts, start, size, *editing):
     """What no edit of the method changes (`editors.Method.ahead`), for the facts from number `start` on.
 
     As many facts at a time, always the same ones, so that a resumed run has the same bits.
     """
     known = [None] * len(facts)
-    for first in range(start - start % editors.TOGETHER, len(facts) if method.ahead else 0, editors.TOGETHER):
-        part = slice(first, first + editors.TOGETHER)
+    for first in range(start - start % size, len(facts) if method.ahead else 0, size):
+        part = slice(first, first + size)
         known[part] = method.ahead(lm, facts[part], *editing)
     return known
