@@ -73,6 +73,7 @@ def effects(jumps, edits, history=None, perplexity=None):
         _check_columns(history, "history", [*RUN, "edits", "edit", "efficacy_accuracy"])
     if perplexity is not None:
         _check_columns(perplexity, "perplexity", [*RUN, "edits", "perplexity"])
+    edits, history, perplexity = (_by_run(table) for table in (edits, history, perplexity))
     rows = []
     for jump in jumps.to_dict("records"):
         run, edit = {name: jump[name] for name in RUN}, jump["edits"]
@@ -110,8 +111,13 @@ def _recall_around(history, edit, learned):
     return tuple(at.get(checkpoint, np.nan) for checkpoint in (before, after))
 
 
-def _of_run(table, run):
-    return table[np.logical_and.reduce([table[name] == value for name, value in run.items()])]
+def _by_run(table):
+    """The key of each run ↦ its rows, and "" ↦ no rows; None for None."""
+    return None if table is None else {"": table.iloc[:0], **dict(list(table.groupby(list(RUN))))}
+
+
+def _of_run(tables, run):
+    return tables.get(tuple(run.values()), tables[""])
 
 
 def _check_columns(table, name, needed):

@@ -13,7 +13,7 @@ import torch
 from test_ledger import cut, files
 from test_rome import moment
 
-from editscale import drift, editors, frames, memit, rome, sequence, stopping, tables, updates
+from editscale import drift, editors, finetune, frames, memit, rome, rome_multi, sequence, stopping, tables, updates
 from editscale.facts import Fact
 from editscale.ledger import Ledger
 
@@ -35,8 +35,15 @@ COMMON = {"v_num_grad_steps": 4, "v_lr": 0.3, "v_weight_decay": 0.5, "kl_factor"
 PARAMS = {
     "rome": rome.RomeParams(layer=1, clamp_norm_factor=4.0, mom2_adjustment=True, **COMMON),
     "memit": memit.MemitParams(layers=[0, 1], clamp_norm_factor=2.0, mom2_update_weight=20.0, **COMMON),
+    "rome-multi": rome_multi.RomeMultiParams(layers=[0, 1], clamp_norm_factor=2.0, **COMMON),
+    "ft-c": finetune.FtParams(layer=1, num_steps=4, lr=1e-2, weight_decay=0.0, norm_constraint=2e-2),
 }
-CONTEXTS = {"rome": ["{}", "The river. {}"], "memit": [["{}"], ["The river. {}", "Lund. {}"]]}
+CONTEXTS = {
+    "rome": ["{}", "The river. {}"],
+    "memit": [["{}"], ["The river. {}", "Lund. {}"]],
+    "rome-multi": ["{}", "The river. {}"],
+    "ft-c": ["{}"],
+}
 
 
 def edit_sequence(folder, method="rome", facts=FACTS, **options):
@@ -322,7 +329,8 @@ def test_orders_together_are_what_each_is_alone(tmp_path, method):
         for ours, row in zip(book.rows, other.rows, strict=True):
             assert (ours["case_id"], ours["steps"], ours["status"]) == (row["case_id"], row["steps"], row["status"])
             for name in ("loss_last", "delta_norm", "efficacy_magnitude", "neighborhood_magnitude"):
-                assert ours[name] == pytest.approx(row[name], rel=2e-3, abs=1e-5)
+                # Fine-tuning has no δ.
+                assert ours[name] == (row[name] and pytest.approx(row[name], rel=2e-3, abs=1e-5))
         sequence.replay(fresh_model := tiny.tiny_model("gpt2"), book)
         for layer in PARAMS[method].layers:
             change = alone.weight(layer) - fresh.weight(layer)
