@@ -52,7 +52,7 @@ def record_of(folder):
     if not path.is_file():
         raise FileNotFoundError(f"no finished run in {folder}; run notebook 02 with out={folder} first")
     record = read_json(path, "run notebook 02 again")
-    if type(record.get("parameters")) is not dict or type(record.get("files")) is not dict:
+    if type(record.get("parameters")) is not dict or type(record.setdefault("files", {})) is not dict:
         raise ValueError(f"{path} lacks parameters or files; run notebook 02 again")
     return record
 

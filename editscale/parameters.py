@@ -126,6 +126,13 @@ def collect_parameters(notebook: str | Path, files: list, pairs: list) -> dict:
     return values
 
 
+def checked_scale(name: str) -> str:
+    """The name of a scale, which is a folder of params, runs and figures. ValueError if it would leave these."""
+    if not re.fullmatch(r"\w[\w.-]*", name):
+        raise ValueError(f"{name!r} is not the name of a scale: a folder of params/, such as laptop")
+    return name
+
+
 def read_grid(path: str | Path) -> dict[tuple[str, str], dict]:
     """Runs of a grid file, one line each under `runs`, by (method, sequence).
 

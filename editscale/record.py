@@ -16,7 +16,7 @@ from pathlib import Path
 import pandas as pd
 
 from editscale import tables
-from editscale.parameters import read_grid
+from editscale.parameters import checked_scale, read_grid
 from editscale.provenance import sha256_file, write_json
 
 OF_RUNS = (
@@ -86,7 +86,7 @@ def main(arguments):
     parser.add_argument("--finished", action="store_true", help="only runs that are finished")
     given = parser.parse_args(arguments)
     try:
-        written = record(given.scale, finished=given.finished)
+        written = record(checked_scale(given.scale), finished=given.finished)
     except (ValueError, OSError) as error:
         print(f"editscale record: {error}", file=sys.stderr)
         return 2

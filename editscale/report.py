@@ -7,7 +7,6 @@ tell the browser so (Content-Security-Policy).
 
 import json
 import os
-import re
 import shutil
 import tempfile
 from datetime import datetime
@@ -16,6 +15,7 @@ from pathlib import Path
 from urllib.parse import quote, unquote
 
 from editscale.pages import TEMPLATES, counted, executed, up
+from editscale.parameters import checked_scale
 from editscale.provenance import sha256_file
 
 
@@ -27,9 +27,7 @@ def write_report(scale: str, root: str | Path = ".") -> Path:
 
     Raises FileNotFoundError if no notebook has been executed, ValueError for a notebook, record or figure that cannot
     be read; the report that was there before then stays."""
-    if not re.fullmatch(r"\w[\w.-]*", scale):
-        raise ValueError(f"{scale!r} is not the name of a scale: a folder of runs/, such as laptop")
-    root = Path(root)
+    root, scale = Path(root), checked_scale(scale)
     runs, figures = root / "runs" / scale, root / "figures" / scale
     pages = executed(runs / "notebooks")
     if not pages:

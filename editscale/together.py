@@ -11,8 +11,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from editscale import gpus
-from editscale.parameters import batches, collect_parameters, notebook_parameters, read_grid
+from editscale import gpus, stopping
+from editscale.parameters import batches, checked_scale, collect_parameters, notebook_parameters, read_grid
 
 NOTEBOOK = "notebooks/02_sequential_editing.ipynb"
 
@@ -63,14 +63,15 @@ def edit(given, runs, hparams, folders):
 
 
 def main(arguments):
-    """Exit status of `python -m editscale together SCALE METHOD`: 0 when the ledgers are complete, 2 if not begun."""
+    """Exit status of `python -m editscale together SCALE METHOD`: 0 when the ledgers are complete, 1 when something
+    stopped it on the way, 2 if it was not begun."""
     parser = argparse.ArgumentParser(prog="editscale together", description=__doc__.splitlines()[0])
     parser.add_argument("scale", metavar="SCALE", help="a folder of params/ whose grid.yaml says together: true")
     parser.add_argument("method", metavar="METHOD", help="its runs of one length are edited in one batch")
     parser.add_argument("--n-edits", type=int, help="of runs of this length only (default: that of notebook 02)")
     asked = parser.parse_args(arguments)
     try:
-        values = f"params/{asked.scale}/{Path(NOTEBOOK).stem}.yaml"
+        values = f"params/{checked_scale(asked.scale)}/{Path(NOTEBOOK).stem}.yaml"
         given = {name: parameter.default for name, parameter in notebook_parameters(NOTEBOOK).items()}
         given |= collect_parameters(NOTEBOOK, [values], [("method", asked.method)])
         grid = read_grid(f"params/{asked.scale}/grid.yaml")
@@ -89,4 +90,7 @@ def main(arguments):
     except (ValueError, OSError) as error:
         print(f"editscale together: {error}", file=sys.stderr)
         return 2
+    except (stopping.Stopped, stopping.Interrupted) as error:
+        print(f"editscale together: {error}", file=sys.stderr)
+        return 1
     return 0

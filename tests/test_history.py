@@ -8,7 +8,7 @@ import tiny
 import torch
 from test_sequence import FACTS, PARAMS, edit_sequence
 
-from editscale import facts, history, metrics, sequence, states
+from editscale import downstream, facts, generation, glue, history, metrics, sequence, states
 
 INVENTED = Path(__file__).parents[1] / "params/smoke/invented_facts.json"
 
@@ -83,6 +83,19 @@ def test_singular_values_are_those_of_the_decomposition(shape):
     torch.testing.assert_close(
         history.singular_values(matrix), torch.linalg.svdvals(matrix.double()), rtol=1e-8, atol=0
     )
+
+
+def test_a_broken_model_is_scored_to_the_end_and_marked(edited):
+    """Finite weights whose activations overflow: answers are invalid, recall is lost, perplexity is infinite."""
+    _, run = edited
+    run.lm.weight(run.layers[0]).fill_(1e38)
+    rows = history.recall_rows(run, 5)
+    assert [row["efficacy"] for row in rows] == [row["efficacy_accuracy"] for row in rows] == [0] * 5
+    scores = downstream.evaluate(run.lm, glue.open_task("reviews", n_examples=4, shots=0))
+    assert scores["invalid"] == 1 and scores["accuracy"] == 0
+    assert generation.perplexity(run.lm, generation.fixed_texts()[:1]) == float("inf")
+    generation.generate(run.lm, ["The river"], 6, torch.Generator().manual_seed(0))
+    assert all(row["singular_value"] >= 0 for row in history.spectrum_rows(run, 5))
 
 
 def test_checkpoints_are_multiples_within_the_run():

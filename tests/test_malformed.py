@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from test_models import tiny_gguf
 
 from editscale import facts, gguf_file, glue, history, models, moments, parameters, sequence, smollm2, tokens
+from editscale.__main__ import main
 
 TINY = Path(__file__).parent / "golden" / "tiny_gpt2"
 PROPERTY = settings(max_examples=150, deadline=None, derandomize=True, database=None)
@@ -158,6 +159,33 @@ def test_second_moments_that_do_not_fit_are_refused(tmp_path, tensors, changed, 
     save_file(tensors, tmp_path / "m.safetensors", metadata=identity | changed)
     with pytest.raises(ValueError, match=message):
         moments.load(tmp_path / "m.safetensors", lm, [1])
+
+
+@pytest.fixture(scope="module")
+def whole_moments(tmp_path_factory):
+    lm = tiny.tiny_model("gpt2")
+    identity = {"model": lm.name, "weights_sha256": lm.identity["weights_sha256"], "n_tokens": "5"}
+    path = tmp_path_factory.mktemp("moments") / "m.safetensors"
+    moments.save(moments.SecondMoments({1: torch.eye(48, dtype=torch.float64)}, 5, identity), path)
+    return lm, path.read_bytes()
+
+
+@PROPERTY
+@given(data=st.data())
+def test_a_changed_or_cut_safetensors_file_is_read_or_refused_and_nothing_else(tmp_path_factory, whole_moments, data):
+    lm, whole = whole_moments
+    content = bytearray(whole)
+    for _ in range(data.draw(st.integers(1, 3))):
+        place = data.draw(st.integers(0, 300))
+        content[place : place + 8] = data.draw(st.binary(min_size=1, max_size=8))
+    path = tmp_path_factory.mktemp("moments") / "m.safetensors"
+    path.write_bytes(content[: data.draw(st.integers(0, len(content)) | st.just(len(content)))])
+    try:
+        read = moments.load(path, lm, [1])
+    except ValueError as error:
+        assert str(path) in str(error)
+    else:
+        assert read.moments[1].shape == (48, 48) and read.moments[1].dtype == torch.float64
 
 
 # GGUF
@@ -397,6 +425,13 @@ def test_a_method_that_would_leave_the_folder_of_its_scale_is_refused(tmp_path, 
     (tmp_path / "grid.yaml").write_text(json.dumps({"runs": [line]}))
     with pytest.raises(ValueError, match="is no name of a method: small letters, digits and hyphens"):
         parameters.read_grid(tmp_path / "grid.yaml")
+
+
+@pytest.mark.parametrize("command", (["together", "SCALE", "rome"], ["record", "SCALE"], ["report", "SCALE"]))
+@pytest.mark.parametrize("scale", ("../runs", "a/b", "/etc", ".", ""))
+def test_a_scale_that_would_leave_its_folders_is_refused(command, scale, capsys):
+    assert main([scale if word == "SCALE" else word for word in command]) == 2
+    assert f"{scale!r} is not the name of a scale: a folder of params/" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
