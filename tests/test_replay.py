@@ -26,6 +26,7 @@ def folder(request, tmp_path_factory):
     of.run(out)
     parameters = {"method": request.param, "hparams": f"params/{request.param}/tiny-gpt2.yaml", "model": TINY}
     parameters |= {"revision": "", "dtype": "float32", "fact_set": FACTS, "order": 0, "n_edits": 4, "reverse": False}
+    parameters["tf32"] = False
     provenance.finish(out, [out / "edits.jsonl"], provenance.provenance(parameters))
     return out
 

@@ -37,7 +37,8 @@ def secrets_in(text):
 def test_no_committed_file_holds_a_secret():
     found = {}
     for path in committed_files():
-        names = secrets_in(path.read_bytes().decode("utf-8", errors="replace"))
+        data = path.read_bytes()
+        names = [] if b"\0" in data else secrets_in(data.decode("utf-8", errors="replace"))  # pictures and arrays
         if names:
             found[path.relative_to(ROOT).as_posix()] = names
     assert found == {}
