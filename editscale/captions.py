@@ -29,8 +29,13 @@ def each(rows, column, form="{:.0f}", *, unit="", statistic=np.mean):
     return texts
 
 
+MOST_TOLD = 5  # events of one run that a caption names one by one
+
+
 def counted(rows, every, *, tell, sum_up):
     """Events of runs: `tell(row)` of each for single orders, in how many of several orders and `sum_up(events)`.
+
+    A single order with more than MOST_TOLD events is summed up too.
 
     Args:
         rows: events, with columns method, order, reversed; may be empty.
@@ -42,7 +47,9 @@ def counted(rows, every, *, tell, sum_up):
     for (method, backward), runs in every.groupby(["method", "reversed"], sort=False):
         events = rows[(rows["method"] == method) & (rows["reversed"] == backward)]
         n, hit = runs["order"].nunique(), events["order"].nunique()
-        if n == 1:
+        if n == 1 and len(events) > MOST_TOLD:
+            texts.append(f"{figures.label_of(events.iloc[0])}, {sum_up(events)}")
+        elif n == 1:
             texts += [f"{figures.label_of(row)} {tell(row)}" for row in events.itertuples()]
         else:
             label = figures.orders_label(method, n, backward).replace(f"{n} orders", f"{hit or 'none'} of {n} orders")

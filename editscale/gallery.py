@@ -1,4 +1,4 @@
-"""The gallery figures/README.md, each figure beside what the paper shows: `python -m editscale gallery SCALE`.
+"""The gallery figures/README.md, each figure beside what the paper shows: `python -m editscale gallery`.
 
 What is found is each figure's own caption, computed when it was drawn, and a table from the plotted numbers; only what
 the paper shows is written here.
@@ -8,6 +8,8 @@ import json
 from pathlib import Path
 
 import pandas as pd
+
+from editscale import findings
 
 # Figure ↦ notebook that draws it, what arXiv:2401.07453 shows (its final version edits GPT-J, the first one GPT-2 XL).
 FIGURES = {
@@ -46,6 +48,7 @@ FIGURES = {
         "06_acceptance",
         "Not drawn. Published elsewhere for GPT-2 XL and GPT-J: scores and distances of single edits.",
     ),
+    "fig7_findings": ("07_findings", "Not drawn; its claims are in the table, each with the figure it is read from."),
 }
 
 
@@ -107,40 +110,61 @@ def _found(tables, method):
     )
 
 
-def gallery(folder, scale):
-    """figures/README.md as text, from what is in `folder`/`scale`.
+SCALES = ("smollm2", "laptop")  # committed, the largest first
+
+
+def drawn(folder, scale):
+    """Names of the figures that a scale has, in the order of FIGURES: a recorded one need not have all.
+
+    Raises FileNotFoundError that names the first figure of all if it is missing.
+    """
+    names = [name for name in FIGURES if (Path(folder) / scale / f"{name}.json").is_file()]
+    first = next(iter(FIGURES))
+    if first not in names:
+        raise FileNotFoundError(f"no figure {first} in {folder}/{scale}; run make figures SCALE={scale} first")
+    return names
+
+
+def claims_table(folder, scale):
+    """The paper's claims beside a scale's numbers, in Markdown; "" where no claim can be compared (`findings`)."""
+    path = Path(folder) / scale / "fig7_findings.claims.csv"
+    claims = pd.read_csv(path) if path.is_file() else pd.DataFrame({"verdict": []})
+    return findings.markdown(claims) if (claims["verdict"] != "not comparable").any() else ""
+
+
+def gallery(folder, scales=SCALES):
+    """figures/README.md as text, from what is in `folder`, a section for each of `scales`.
 
     Raises FileNotFoundError that names the first figure that is missing.
     """
-    for name in FIGURES:
-        if not (Path(folder) / scale / f"{name}.json").is_file():
-            raise FileNotFoundError(f"no figure {name} in {folder}/{scale}; run make figures SCALE={scale} first")
     parts = [
         "# Figures\n",
-        f"Drawn by `make figures SCALE={scale}`; the plotted numbers are beside each figure as CSV, its "
-        "parameters, package versions and code hash as JSON. *The paper* is "
-        "[arXiv:2401.07453](https://arxiv.org/abs/2401.07453), which edits GPT-J with CounterFact; read shapes against "
-        "it, not values.\n",
+        "The plotted numbers are beside each figure as CSV, its parameters, package versions and code hash as JSON. "
+        "*The paper* is [arXiv:2401.07453](https://arxiv.org/abs/2401.07453), which edits GPT-J with CounterFact; read "
+        "shapes against it, not values.\n",
     ]
-    parts.append(comparison(folder, scale))
-    for name, (notebook, paper) in FIGURES.items():
-        caption = json.loads((Path(folder) / scale / f"{name}.json").read_text())["caption"]
-        parts.append(
-            f"## {name}\n\n![{name}]({scale}/{name}.png)\n\n"
-            f"**Here** ([notebook](../notebooks/{notebook}.ipynb)). {caption}\n\n**The paper.** {paper}\n"
-        )
+    for scale in scales:
+        names = drawn(folder, scale)
+        parts.append(f"# Scale {scale}\n\nDrawn by `make figures SCALE={scale}`.\n")
+        parts.append(claims_table(folder, scale) or comparison(folder, scale))
+        for name in names:
+            notebook, paper = FIGURES[name]
+            caption = json.loads((Path(folder) / scale / f"{name}.json").read_text())["caption"]
+            parts.append(
+                f"## {name}, {scale}\n\n![{name}]({scale}/{name}.png)\n\n"
+                f"**Here** ([notebook](../notebooks/{notebook}.ipynb)). {caption}\n\n**The paper.** {paper}\n"
+            )
     return "\n".join(parts)
 
 
 def main(arguments):
-    """Write figures/README.md for the scale named (laptop by default); exit status."""
+    """Write figures/README.md; exit status."""
     import argparse
 
     parser = argparse.ArgumentParser(prog="editscale gallery", description=__doc__.splitlines()[0])
-    parser.add_argument("scale", nargs="?", default="laptop", help="default laptop")
-    scale = parser.parse_args(arguments).scale
+    parser.add_argument("scales", metavar="SCALE", nargs="*", default=SCALES, help=f"default {' '.join(SCALES)}")
     try:
-        text = gallery("figures", scale)
+        text = gallery("figures", parser.parse_args(arguments).scales)
     except FileNotFoundError as error:
         print(f"editscale gallery: {error}")
         return 2

@@ -1,6 +1,6 @@
 """Record the result tables of a scale that needs a GPU, so that its figures are drawn anywhere.
 
-    python -m editscale record SCALE [--finished]
+    python -m editscale record SCALE [--partly]
 
 `figures/<scale>/tables` is laid out like one run's folder and holds the rows of all runs: edits.parquet, …,
 recall/history.parquet, downstream/downstream.parquet, beside them single.parquet and acceptance.parquet, and
@@ -19,57 +19,62 @@ from editscale import tables
 from editscale.parameters import checked_scale, read_grid
 from editscale.provenance import sha256_file, write_json
 
-OF_RUNS = (
-    "edits", "unedited", "drift", "recall/history", "recall/perplexity", "recall/spectra", "downstream/downstream",
-    "downstream/generation",
-)  # fmt: skip
+# Folder of a run that a notebook finishes ↦ the tables it leaves there.
+PARTS = {
+    "": ("edits", "unedited", "drift"),
+    "recall": ("history", "perplexity", "spectra"),
+    "downstream": ("downstream", "generation"),
+}
 BESIDE = {"single": "single", "acceptance": "acceptance"}  # table ↦ its folder among those of the runs
 
 
-def folders(scale, *, finished=False):
-    """The run folders of a scale's grid. Raises FileNotFoundError that names one with a notebook missing.
+def finished(scale, part):
+    """The run folders of a scale's grid in which a part is finished, and the records of those that are not."""
+    folders = [Path("runs") / scale / method / sequence for method, sequence in read_grid(f"params/{scale}/grid.yaml")]
+    done = {folder: folder / part / "done.json" for folder in folders}
+    return [f for f in folders if done[f].is_file()], [path for path in done.values() if not path.is_file()]
+
+
+def record(scale, *, partly=False):
+    """Write the tables of a scale and their record: the files written.
 
     Args:
-        finished: leave such runs out instead.
+        partly: take what is finished instead of asking for everything; the record says which run has which part.
+
+    Raises FileNotFoundError that names what is missing.
     """
-    found, missing = [], []
-    for method, sequence in read_grid(f"params/{scale}/grid.yaml"):
-        folder = Path("runs") / scale / method / sequence
-        parts = [folder / part / "done.json" for part in ("", "recall", "downstream")]
-        absent = [path for path in parts if not path.is_file()]
-        missing += absent[:1]
-        if not absent:
-            found.append(folder)
-    if (missing and not finished) or not found:
+    found, out = {part: finished(scale, part) for part in PARTS}, Path("figures") / scale / "tables"
+    beside = {name: Path("runs") / scale / folder / f"{name}.parquet" for name, folder in BESIDE.items()}
+    missing = [path for _, absent in found.values() for path in absent]
+    missing += [path for path in beside.values() if not path.is_file()]
+    empty = [part for part, (folders, _) in found.items() if not folders]
+    if empty or (missing and not partly):
         raise FileNotFoundError(
-            f"no {missing[0]}, of {len(missing)} runs that are not finished; run the graph of scale {scale} to its "
-            "end, or record only --finished runs"
+            f"no {missing[0]}, one of {len(missing)} results that are not there; run the graph of scale {scale} to its "
+            "end, or record it --partly (runs, recall and downstream of one run at least)"
         )
-    return found
-
-
-def record(scale, *, finished=False):
-    """Write the tables of a scale and their record: the files written."""
-    runs, out = folders(scale, finished=finished), Path("figures") / scale / "tables"
-    written = []
-    for name in OF_RUNS:
-        written.append(_write(tables.gather(runs, name), out / f"{name}.parquet"))
-    for name, folder in BESIDE.items():
-        path = Path("runs") / scale / folder / f"{name}.parquet"
+    written, made = [], {}
+    for part, names in PARTS.items():
+        folders = found[part][0]
+        for name in names:
+            name = f"{part}/{name}".lstrip("/")
+            written.append(_write(tables.gather(folders, name), out / f"{name}.parquet"))
+        for folder in folders:
+            made.setdefault(str(folder), {})[part or "edits"] = _made_by(folder / part)
+    for name, path in beside.items():
         if path.is_file():
             written.append(_write(pd.read_parquet(path), out / f"{name}.parquet"))
-        elif not finished:
-            raise FileNotFoundError(f"no {path}; run the graph of scale {scale} to its end, or record --finished runs")
     about = {"scale": scale, "files": {str(path.relative_to(out)): sha256_file(path) for path in written}}
-    write_json(out / "record.json", about | {"runs": {str(run): _made_by(run) for run in runs}})
+    write_json(out / "record.json", about | {"runs": made})
     return [*written, out / "record.json"]
 
 
-def _made_by(run):
-    """What notebook 02 recorded of a run, and what its ledger was made under."""
-    done = json.loads((run / "done.json").read_text(encoding="utf-8"))
-    head = json.loads((run / "ledger.json").read_text(encoding="utf-8"))
-    return {**{name: value for name, value in done.items() if name != "files"}, "fingerprint": head["fingerprint"]}
+def _made_by(folder):
+    """What a notebook recorded of a part, and, of a run itself, what its ledger was made under."""
+    done = json.loads((folder / "done.json").read_text(encoding="utf-8"))
+    made = {name: value for name, value in done.items() if name != "files"}
+    head = folder / "ledger.json"
+    return made | ({"fingerprint": json.loads(head.read_text())["fingerprint"]} if head.is_file() else {})
 
 
 def _write(table, path):
@@ -83,10 +88,10 @@ def main(arguments):
     """Exit status of `python -m editscale record SCALE`."""
     parser = argparse.ArgumentParser(prog="editscale record", description=__doc__.splitlines()[0])
     parser.add_argument("scale", metavar="SCALE", help="a folder of params/ whose runs are in runs/")
-    parser.add_argument("--finished", action="store_true", help="only runs that are finished")
+    parser.add_argument("--partly", action="store_true", help="what is finished, instead of asking for everything")
     given = parser.parse_args(arguments)
     try:
-        written = record(checked_scale(given.scale), finished=given.finished)
+        written = record(checked_scale(given.scale), partly=given.partly)
     except (ValueError, OSError) as error:
         print(f"editscale record: {error}", file=sys.stderr)
         return 2

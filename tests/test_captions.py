@@ -33,3 +33,13 @@ def test_events_are_told_one_by_one_or_counted_over_orders():
         events, every, tell=lambda row: f"at {row.recall}", sum_up=lambda rows: captions.span(rows["recall"])
     )
     assert texts == ["rome, 2 of 3 orders, 3–5", "memit, order 0 at 7", "r-rome, none of 2 orders"]
+
+
+def test_many_events_of_one_order_are_summed_up():
+    events = pd.DataFrame({"method": "rome", "order": 0, "reversed": True, "edits": range(captions.MOST_TOLD + 1)})
+    words = {"tell": lambda row: f"at {row.edits}", "sum_up": lambda rows: f"{len(rows)} events"}
+    told = captions.counted(events, events, **words)
+    assert told == [f"rome, order 0 reversed, {captions.MOST_TOLD + 1} events"]
+    few = events.iloc[:2]
+    told = captions.counted(few, events, **words)
+    assert told == ["rome, order 0 reversed at 0", "rome, order 0 reversed at 1"]

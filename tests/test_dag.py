@@ -13,7 +13,7 @@ import nbformat
 import pytest
 from test_run import write_notebook
 
-from editscale.parameters import read_grid
+from editscale.parameters import batches, edits_together, read_grid
 
 REPOSITORY = Path(__file__).parents[1]
 GRID = """\
@@ -100,9 +100,9 @@ def study(tmp_path_factory):
         (root / name).parent.mkdir(exist_ok=True)
         shutil.copy(REPOSITORY / name, root / name)
     (root / "editscale").mkdir()
-    for name in ("__init__.py", "__main__.py", "run.py", "parameters.py", "provenance.py", "paper.mplstyle"):
+    for name in ("__init__.py", "__main__.py", "run.py", "gpus.py", "parameters.py", "provenance.py", "paper.mplstyle"):
         shutil.copy(REPOSITORY / "editscale" / name, root / "editscale")
-    for name in ("rome.py", "memit.py"):
+    for name in ("rome.py", "memit.py", "together.py"):
         (root / "editscale" / name).touch()
     stats = 'out: str = "runs"  # folder for results', 'n_edits = hparams = reverse = ""\n' + WRITE
     write_notebook(root / "notebooks/01_covariance_stats.ipynb", *stats)
@@ -114,6 +114,7 @@ def study(tmp_path_factory):
         write_notebook(root / f"notebooks/{name}.ipynb", parameters, f'FIGURE = "{figure}.svg"', GATHER)
     write_notebook(root / "notebooks/05a_single_edits.ipynb", ALONE, SINGLE)
     accept = 'methods: dict = {}  # with hyper-parameters\nfigures_folder: str = ""  # for the figure\n'
+    accept += 'table: str = ""  # measured before\n'
     write_notebook(root / "notebooks/06_acceptance.ipynb", accept + ALONG.splitlines()[1], ACCEPT)
     values = dict.fromkeys(["01_covariance_stats", "05a_single_edits", *ALONGS, *GATHERS], "")
     values["06_acceptance"] = "methods: {rome: params/rome/tiny.yaml}\n"
@@ -231,3 +232,50 @@ def test_a_wrong_grid_is_refused_with_file_and_reason(tmp_path, text, message):
 def test_runs_of_a_grid_go_by_method_and_sequence(tmp_path):
     (tmp_path / "grid.yaml").write_text(GRID)
     assert list(read_grid(tmp_path / "grid.yaml")) == [("rome", "order-0"), ("rome", "order-0-reversed")]
+
+
+def test_runs_of_one_method_and_length_are_a_batch(tmp_path):
+    path = tmp_path / "grid.yaml"
+    path.write_text("together: true\n" + GRID.replace("reverse: true", "reverse: true, n_edits: 9"))
+    assert edits_together(path) and batches(read_grid(path), 5) == {
+        ("rome", 5): [("rome", "order-0")],
+        ("rome", 9): [("rome", "order-0-reversed")],
+    }
+    assert batches(read_grid(path), 9) == {("rome", 9): [("rome", "order-0"), ("rome", "order-0-reversed")]}
+    path.write_text(GRID)
+    assert not edits_together(path)
+    path.write_text("together: 2\n" + GRID)
+    with pytest.raises(ValueError, match="together must be true or false, not 2"):
+        edits_together(path)
+
+
+def test_where_the_grid_says_so_batches_are_edited_before_the_runs(study):
+    path = study / "params/tiny/grid.yaml"
+    path.write_text("together: true\n" + GRID.replace("reverse: true", "reverse: true, n_edits: 9"))
+    try:
+        assert jobs(study, "--forceall")["edit_together"] == 2
+        answer = snakemake(study, "-n", "-p", "--forceall")
+        assert "-m editscale together tiny rome --n-edits 3\n" in answer.stdout
+        assert "-p n_edits 9 -p together '[order-0-reversed]'" in answer.stdout
+    finally:
+        path.write_text(GRID)
+
+
+def test_of_a_recorded_scale_only_the_gathering_notebooks_run_on_its_tables(study):
+    tables = study / "figures/tiny/tables"
+    tables.mkdir()
+    try:
+        (tables / "record.json").write_text("{}")
+        once = {path.split("_", 1)[1]: 1 for path in GATHERS if path != "05b_disabling_edits"}
+        assert jobs(study, "--forceall") == once  # no table of single edits, and none of notebook 06
+        (tables / "single.parquet").touch()
+        (tables / "acceptance.parquet").touch()
+        assert jobs(study, "--forceall") == once | {"disabling_edits": 1, "acceptance": 1}
+        printed = snakemake(study, "-n", "-p", "--forceall").stdout
+        assert printed.count("-p runs '[figures/tiny/tables]'") == len(GATHERS)
+        assert "-p single figures/tiny/tables/single.parquet" in printed
+        assert "-p table figures/tiny/tables/acceptance.parquet" in printed
+        anew = ["--forceall", "--config", "scale=tiny", "anew=1"]
+        assert jobs(study, *anew)["sequential_editing"] == 2
+    finally:
+        shutil.rmtree(tables)

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from editscale import costs, gallery
+from editscale.provenance import sha256_file
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -15,15 +16,16 @@ README = (ROOT / "README.md").read_text()
 
 def test_the_readme_quotes_the_caption_of_its_figure():
     quotes = [line.removeprefix("> ") for line in README.splitlines() if line.startswith("> ")]
-    assert quotes == [json.loads((ROOT / "figures/laptop/fig2_facts_forgotten.json").read_text())["caption"]]
+    assert quotes == [json.loads((ROOT / "figures/smollm2/fig2_facts_forgotten.json").read_text())["caption"]]
 
 
-def test_the_readmes_comparison_is_computed_from_the_committed_figures():
-    assert gallery.comparison(ROOT / "figures", "laptop") in README
+def test_the_readmes_claims_are_computed_from_the_committed_figures():
+    assert len(gallery.claims_table(ROOT / "figures", "smollm2").splitlines()) > 10
+    assert gallery.claims_table(ROOT / "figures", "smollm2").strip() in README
 
 
 def test_the_gallery_is_that_of_the_committed_figures():
-    assert (ROOT / "figures/README.md").read_text() == gallery.gallery(ROOT / "figures", "laptop")
+    assert (ROOT / "figures/README.md").read_text() == gallery.gallery(ROOT / "figures")
 
 
 @pytest.mark.parametrize("page", ("README.md", "figures/README.md"))
@@ -32,12 +34,24 @@ def test_every_linked_file_exists(page):
     assert len(links) > 10 and all((ROOT / page).parent.joinpath(link).exists() for link in links), links
 
 
-def test_every_committed_figure_is_in_the_gallery_and_in_five_forms():
-    names = {path.name.split(".")[0] for path in (ROOT / "figures/laptop").iterdir()}
-    assert names == set(gallery.FIGURES)
+@pytest.mark.parametrize("scale", gallery.SCALES)
+def test_every_committed_figure_is_in_the_gallery_and_in_five_forms(scale):
+    names = {path.name.split(".")[0] for path in (ROOT / "figures" / scale).iterdir() if path.is_file()}
+    assert names == set(gallery.drawn(ROOT / "figures", scale)) and len(names) >= 8
     for name in names:
         for kind in ("svg", "pdf", "png", "csv", "json"):
-            assert (ROOT / f"figures/laptop/{name}.{kind}").is_file()
+            assert (ROOT / f"figures/{scale}/{name}.{kind}").is_file()
+
+
+def test_the_recorded_tables_are_those_of_their_record_and_hold_no_texts():
+    tables = ROOT / "figures/smollm2/tables"
+    record = json.loads((tables / "record.json").read_text())
+    found = {str(path.relative_to(tables)) for path in tables.rglob("*.parquet")}
+    assert set(record["files"]) == found and "recall/history.parquet" in found
+    assert all(sha256_file(tables / name) == sha256 for name, sha256 in record["files"].items())
+    for name in found:
+        texts = set(pd.read_parquet(tables / name).select_dtypes(exclude=["number", "bool"]))
+        assert texts <= {"method", "relation_id", "status", "task", "contexts"}
 
 
 def test_the_committed_figures_hold_a_sequence_of_fifty_facts_for_three_methods_and_a_reverse():
@@ -61,7 +75,7 @@ def test_a_scale_without_figures_is_named():
     with pytest.raises(
         FileNotFoundError, match="no figure fig1_editing_proficiency in .*nano; run make figures SCALE=nano"
     ):
-        gallery.gallery(ROOT / "figures", "nano")
+        gallery.gallery(ROOT / "figures", ["nano"])
 
 
 def test_the_costs_in_the_readme_are_those_of_the_committed_tables():

@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import tiny
 import torch
@@ -184,3 +185,18 @@ def test_adam_is_torchs():
         ((delta - 9 * target) ** 2).sum().backward()
         adam.step()
     torch.testing.assert_close(descent.delta, delta.detach(), rtol=1e-12, atol=1e-14)
+
+
+def test_facts_share_rows_each_in_one_and_none_overfull():
+    generator = np.random.default_rng(0)
+    sizes = np.stack([generator.integers(1, 40, 30), generator.integers(0, 90, 30)], axis=1)
+    room = np.array([40, 120])
+    rows = values._shared_rows(sizes, room)
+    assert sorted(i for row in rows for i in row) == list(range(30)) and len(rows) < 30
+    assert all((sizes[row].sum(axis=0) <= room).all() for row in rows)
+
+
+def test_sizes_are_rounded_up_by_less_than_a_quarter_and_to_few():
+    rounded = [values._rounded(n) for n in range(1, 2000)]
+    assert all(n <= r < n * 1.25 + 1 for n, r in enumerate(rounded, start=1))
+    assert len(set(rounded)) <= 4 * 11  # four in each of eleven octaves
