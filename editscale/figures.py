@@ -46,6 +46,20 @@ def label_of(row) -> str:
     return run_label(row.method, row.order, row.reversed)
 
 
+def log_ticks(axis) -> None:
+    """Label a log axis with a few plain numbers: whole decades where it has three of them, else numbers in between."""
+    low, high = sorted(axis.get_view_interval())
+    decades = 10.0 ** np.arange(np.floor(np.log10(low)), np.ceil(np.log10(high)) + 1)
+    for steps in ([1], [1, 3], [1, 2, 5], [1, 1.5, 2, 3, 5, 7], np.arange(1, 10, 0.25)):
+        ticks = np.outer(decades, steps).ravel()
+        ticks = ticks[(ticks >= low) & (ticks <= high)]
+        if len(ticks) >= 3:
+            break
+    axis.set_ticks(ticks[:: -(-len(ticks) // 8)], minor=False)
+    axis.set_major_formatter("{x:g}")
+    axis.set_ticks([], minor=True)
+
+
 def stacked(tables: list[pd.DataFrame]) -> pd.DataFrame:
     """The plotted numbers of several panels as one table, rows in the order of the panels."""
     return pd.concat(tables, ignore_index=True)

@@ -311,3 +311,18 @@ def test_a_figure_carries_its_caption_and_origin_in_every_file(ax, tmp_path):
 def test_a_figure_without_plotted_numbers_is_refused(ax, tmp_path):
     with pytest.raises(ValueError, match="fig1_x has no plotted numbers"):
         figures.save_figure(ax.figure, "fig1_x", pd.DataFrame(), tmp_path, caption="", details={})
+
+
+@pytest.mark.parametrize(
+    ("view", "labelled"),
+    [((60, 4e6), ["100", "1000", "10000", "100000", "1e+06"]), ((0.1, 2), ["0.1", "0.3", "1"]), ((66, 81), None)],
+)
+def test_a_log_axis_is_labelled_with_few_plain_numbers(view, labelled):
+    fig, ax = plt.subplots()
+    ax.set(yscale="log", ylim=view)
+    figures.log_ticks(ax.yaxis)
+    fig.canvas.draw()
+    texts = [label.get_text() for label in ax.yaxis.get_ticklabels()]
+    assert 3 <= len(texts) <= 8 and len(set(texts)) == len(texts)
+    assert labelled is None or texts == labelled
+    assert not any(label.get_text() for label in ax.yaxis.get_ticklabels(minor=True))
