@@ -94,13 +94,17 @@ def opened(method):
 
 
 def disabling_edits(method):
-    """Updates above the jump, per order."""
+    """Updates above the jump, per order, up to the first checkpoint at which less than half of the facts are recalled.
+
+    Behind it a large update disables nothing: the model is broken already, and makes large updates for that.
+    """
 
     def measure(study, rng):
-        orders = of_method(study.points, method)["order"].unique()
+        places = collapse.places(of_method(study.points, method), of_method(study.recall, method))
+        ends = places.set_index("order")["half"]
         rows = of_method(study.jumps, method)
-        counts = rows[rows["edits"] <= study.n].groupby("order").size().reindex(orders, fill_value=0)
-        return intervals.summary(counts, rng)
+        counted = rows["edits"] <= rows["order"].map(ends).clip(upper=study.n)
+        return intervals.summary(rows[counted].groupby("order").size().reindex(ends.index, fill_value=0), rng)
 
     return measure
 
@@ -129,16 +133,17 @@ def inflection_place(method):
     return measure
 
 
-def task_change(method, task, at):
-    """Weighted F1 of a task after `at` edits (at most n) less that of the unedited model, in points."""
+def change_before_collapse(method, task, at):
+    """Weighted F1 of a task less that of the unedited model, in points, at the last checkpoint up to the order's first
+    collapse and to `at` edits (at most n). Orders without a checkpoint there have no value."""
 
     def measure(study, rng):
-        rows = of_method(study.downstream, method, task=task)
-        places = rows.loc[rows["edits"] <= min(at, study.n), "edits"]
-        if places.empty:
-            return intervals.summary([], rng)
-        table = rows[rows["edits"].isin((0, places.max()))].pivot(index="order", columns="edits", values="f1")
-        return intervals.summary(100 * (table[places.max()] - table[0]), rng)
+        first = collapse.first_of_each(of_method(study.collapses, method)).set_index("order")["start"]
+        values = []
+        for order, run in of_method(study.downstream, method, task=task).groupby("order"):
+            f1 = run.set_index("edits")["f1"].sort_index().loc[: min(at, study.n, first.get(order, at))]
+            values += [100 * (f1.iloc[-1] - f1.iloc[0])] if len(f1) > 1 else []
+        return intervals.summary(values, rng)
 
     return measure
 

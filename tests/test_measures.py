@@ -44,12 +44,15 @@ def test_the_largest_fall_is_within_so_many_edits_and_from_the_highest_recall():
     assert measured(measures.largest_fall("rome", 20, beyond=True), n=200, recall=table).n == 0
 
 
-def test_jumps_are_counted_per_order_those_without_any_included():
-    points = both(lambda **key: rows(**key, inflection=[50]))
+def test_jumps_are_counted_per_order_while_half_of_the_facts_last():
+    points = both(lambda **key: rows(**key, found="bend", inflection=[50], low=40, high=60))
+    lasting = both(lambda **key: rows(**key, edits=[50, 100], recall=[0.9, 0.6]))
+    broken = both(lambda **key: rows(**key, edits=[20, 50, 100], recall=[0.9, 0.4, 0.1]))
     jumps = rows(edits=[10, 60, 150])
-    found = measured(measures.disabling_edits("rome"), points=points, jumps=jumps)
-    assert found.mean == 1 and found.n == 2
-    assert measured(measures.disabling_edits("ft-c"), points=points, jumps=jumps).n == 0
+    found = measured(measures.disabling_edits("rome"), points=points, jumps=jumps, recall=lasting)
+    assert found.mean == 1 and found.n == 2  # orders without any included
+    assert measured(measures.disabling_edits("rome"), points=points, jumps=jumps, recall=broken).mean == 0.5
+    assert measured(measures.disabling_edits("ft-c"), points=points, jumps=jumps, recall=lasting).n == 0
 
 
 def test_the_distance_steps_by_its_ratio_around_the_steepest_fall():
@@ -77,8 +80,13 @@ def test_a_task_changes_from_the_unedited_model_to_the_last_checkpoint_asked_for
         return rows(**key, task="sst2", edits=[0, 50, 100, 150], f1=[0.9, 0.8, 0.5, 0.0])
 
     table = both(downstream)
-    assert measured(measures.task_change("rome", "sst2", 60), downstream=table).mean == pytest.approx(-10)
-    assert measured(measures.task_change("rome", "sst2", 500), downstream=table).mean == pytest.approx(-40)
+    none, early = rows(start=[])[:0], rows(order=[0, 1, 1], start=[60, 60, 10])
+    changes = [
+        measured(measures.change_before_collapse("rome", "sst2", at), downstream=table, collapses=collapses)
+        for at, collapses in ((60, none), (500, none), (500, early))
+    ]
+    assert [found.mean for found in changes] == pytest.approx([-10, -40, -10])
+    assert [found.n for found in changes] == [2, 2, 1]  # of order 1 nothing was asked before its first collapse
     assert measured(measures.task_score("rome", "sst2", None), downstream=table).mean == pytest.approx(50)
     assert measured(measures.task_score("rome", "rte", None), downstream=table).n == 0
 
