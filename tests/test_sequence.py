@@ -13,7 +13,20 @@ import torch
 from test_ledger import cut, files
 from test_rome import moment
 
-from editscale import drift, editors, finetune, frames, memit, rome, rome_multi, sequence, stopping, tables, updates
+from editscale import (
+    copies,
+    drift,
+    editors,
+    finetune,
+    frames,
+    memit,
+    rome,
+    rome_multi,
+    sequence,
+    stopping,
+    tables,
+    updates,
+)
 from editscale.facts import Fact
 from editscale.ledger import Ledger
 
@@ -370,3 +383,11 @@ def test_orders_of_different_lengths_are_refused(tmp_path):
     lm = tiny.tiny_model("gpt2")
     with pytest.raises(ValueError, match=r"orders of \[5, 4\] facts with 2 ledgers"):
         sequence.run_together(lm, [FACTS, FACTS[1:]], "rome", PARAMS["rome"], CONTEXTS["rome"], {}, [None, None])
+
+
+def test_steps_in_tf32_are_another_condition_and_stay_with_copies():
+    lm = tiny.tiny_model("gpt2")
+    tf32 = replace(lm, tf32_steps=True)
+    plain, other = (sequence.fingerprint(of, "rome", PARAMS["rome"], ["{}"], {}) for of in (lm, tf32))
+    assert {name for name in plain if plain[name] != other[name]} == {"tf32_steps"}
+    assert copies.copies(tf32, [1], 2).tf32_steps and not copies.copies(lm, [1], 2).tf32_steps
