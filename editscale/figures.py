@@ -337,8 +337,9 @@ def panels(n: int, *, width: float, height: float):
 def legend_below(fig, ax) -> None:
     """One legend for all panels, under them, with the entries of `ax`."""
     handles, labels = ax.get_legend_handles_labels()
-    fitting = int(fig.get_figwidth() / (0.6 + 0.065 * max(map(len, labels), default=0)))  # inches of handle and letters
-    n_columns = len(labels) if len(labels) <= 4 else max(1, min(4, fitting))
+    inches = [0.6 + 0.065 * len(label) for label in labels] or [1]  # of handle and letters
+    one_row = len(labels) <= 4 and sum(inches) <= fig.get_figwidth()
+    n_columns = len(labels) if one_row else min(4, int(fig.get_figwidth() / max(inches)))
     fig.legend(handles, labels, loc="outside lower center", ncols=max(1, n_columns))
 
 

@@ -326,3 +326,15 @@ def test_a_log_axis_is_labelled_with_few_plain_numbers(view, labelled):
     assert 3 <= len(texts) <= 8 and len(set(texts)) == len(texts)
     assert labelled is None or texts == labelled
     assert not any(label.get_text() for label in ax.yaxis.get_ticklabels(minor=True))
+
+
+def test_a_legend_of_few_long_entries_stays_inside_a_narrow_figure():
+    with plt.style.context("editscale.paper"):
+        fig, ax = plt.subplots(figsize=(6, 3.4))
+        for label in ("rome, 5 orders", "rome, order 0 reversed", "memit, 5 orders", "memit, order 0 reversed"):
+            ax.plot([0, 1], label=label)
+        figures.legend_below(fig, ax)
+        fig.canvas.draw()
+        box = fig.legends[0].get_window_extent()
+        plt.close(fig)
+    assert box.x0 >= 0 and box.x1 <= fig.bbox.width
