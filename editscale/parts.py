@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from editscale import (
+    decoding,
     downstream,
     editors,
     glue,
@@ -272,34 +273,37 @@ def _records(case):
         yield functools.partial(plain.score_facts, lm, facts), [Way(name, run)], _scores_differ
 
 
-def _once_and_again(case, name, run):
-    """The `Way` of a function of a `states.Kept` or None, and that of running it at a later checkpoint: what enters the
-    lowest edited layer is known from the first."""
-    kept = states.Kept(case.lm, case.params["rome"].layer, KEPT_BYTES)
-    run(kept=kept)
-    return [Way(name, run), Way(f"{name}, again", functools.partial(run, kept=kept))]
-
-
 def _round(case):
-    """The prompts of the downstream tasks, tokenised and answered."""
+    """The prompts of the downstream tasks, tokenised and answered; and answered again at a later checkpoint, where what
+    enters the lowest edited layer is known."""
     tasks = [glue.open_task(name, n_examples=case.size.n_examples).prompts for name in case.size.tasks]
+    given = {"batch_tokens": case.size.batch_tokens}
 
-    def answers(greedy, **given):
-        found = []
-        for prompts in tasks:
-            found += greedy(case.lm, tokens.texts_ids(case.lm.tokenizer, prompts), downstream.N_NEW, **given)
-        return found
+    def asked(way, **given):
+        return [way(case.lm, tokens.texts_ids(case.lm.tokenizer, of), downstream.N_NEW, **given) for of in tasks]
 
-    fast = functools.partial(answers, downstream.greedy, batch_tokens=case.size.batch_tokens)
-    ways = _once_and_again(case, f"GLUE-like round, {len(tasks)} x {case.size.n_examples} examples", fast)
-    yield functools.partial(answers, plain.greedy), ways, _answers_differ
+    def plainly():
+        return [ids for of in asked(plain.greedy) for ids in of]
+
+    def answers(prepared=None):
+        return [ids for greedy in prepared or asked(decoding.Greedy, **given) for ids in greedy()]
+
+    known = asked(decoding.Greedy, layer=case.params["rome"].layer, max_bytes=KEPT_BYTES // len(tasks), **given)
+    answers(known)
+    name = f"GLUE-like round, {len(tasks)} x {case.size.n_examples} examples"
+    ways = [Way(name, answers), Way(f"{name}, again", functools.partial(answers, known))]
+    yield plainly, ways, _answers_differ
 
 
 def _checkpoint(case):
+    """All facts scored again; and at a later checkpoint, where what enters the lowest edited layer is known."""
     facts = case.facts[: case.size.n_history]
     run = history.Run(Path(), {}, case.lm, facts, None)
     fast = functools.partial(history.recall_rows, run, len(facts), batch_tokens=case.size.batch_tokens)
-    ways = _once_and_again(case, f"history checkpoint, {len(facts)} facts", fast)
+    kept = states.Kept(case.lm, case.params["rome"].layer, KEPT_BYTES)
+    fast(kept=kept)
+    name = f"history checkpoint, {len(facts)} facts"
+    ways = [Way(name, fast), Way(f"{name}, again", functools.partial(fast, kept=kept))]
     yield functools.partial(plain.recall, case.lm, facts), ways, _recall_differs
 
 

@@ -104,7 +104,7 @@ def recall(lm, facts):
 
 
 def greedy(lm, prompts, n_new):
-    """As `downstream.greedy`: each prompt by itself, its keys and values in the model's own cache."""
+    """As `decoding.Greedy`: each prompt by itself, its keys and values in the model's own cache."""
     import torch
 
     ends = lm.model.generation_config.eos_token_id

@@ -1,4 +1,4 @@
-"""Answers against decoding one by one, and their scores by hand."""
+"""Answers against those of transformers, and their scores by hand."""
 
 import dataclasses
 import math
@@ -7,7 +7,7 @@ import pytest
 import tiny
 import torch
 
-from editscale import downstream, glue, states, tokens
+from editscale import downstream, glue, tokens
 
 # Single letters as answer words, so that a model of random weights gives all three kinds of answers.
 FORM = glue.Format("The {sentence}\nA :", {"e": 1, "n": 0}, ("no", "yes"))
@@ -31,57 +31,8 @@ TASK = glue.Task(
 )
 
 
-def one_by_one(lm, prompt, n_new):
-    """The definition: one full forward for every new token."""
-    ids = list(prompt)
-    for _ in range(n_new):
-        ids.append(lm.model(torch.tensor([ids])).logits[0, -1].argmax().item())
-    return tuple(ids[len(prompt) :])
-
-
 def prompts_of(lm, task=TASK):
     return [tokens.prompt_ids(lm.tokenizer, prompt) for prompt in task.prompts]
-
-
-@pytest.mark.parametrize(("tree_tokens", "batch_tokens"), ((512, 1), (512, 40), (512, 4096), (30, 60), (30, 4096)))
-@pytest.mark.parametrize("model_type", ("gpt2", "gptj", "llama", "gemma", "gemma2"))
-def test_greedy_tokens_equal_full_forwards_one_by_one(model_type, tree_tokens, batch_tokens, monkeypatch):
-    monkeypatch.setattr(states, "TREE_TOKENS", tree_tokens)
-    lm = tiny.tiny_model(model_type, dtype=torch.float64, tied=False)
-    lm.model.generation_config.eos_token_id = None
-    prompts = prompts_of(lm)
-    new = downstream.greedy(lm, prompts, 3, batch_tokens=batch_tokens)
-    assert new == [one_by_one(lm, prompt, 3) for prompt in prompts]
-    assert len(set(new)) > 3  # the prompts are told apart
-
-
-@pytest.mark.parametrize("batch_tokens", (30, 4096))
-@pytest.mark.parametrize("room", (0, 60, 10_000))
-@pytest.mark.parametrize("model_type", ("gpt2", "llama", "gemma"))
-def test_kept_states_change_no_token_along_edits(model_type, room, batch_tokens, monkeypatch):
-    monkeypatch.setattr(states, "TREE_TOKENS", 30)
-    lm = tiny.tiny_model(model_type, dtype=torch.float64, tied=False)
-    lm.model.generation_config.eos_token_id = None
-    kept, prompts, seen = states.Kept(lm, 2, room * lm.d_model * 8), prompts_of(lm), []
-    for n in (4, 8, 8, 8):
-        seen.append(downstream.greedy(lm, prompts[:n], 3, batch_tokens=batch_tokens, kept=kept))
-        assert seen[-1] == [one_by_one(lm, prompt, 3) for prompt in prompts[:n]]
-        lm.weight(2).mul_(-0.9)  # changes tokens, some of them back
-    assert seen[1] != seen[2]
-    assert kept.held <= room * lm.d_model * 8 and bool(kept.held) == bool(room)
-
-
-def test_of_known_texts_and_tokens_only_the_upper_blocks_run():
-    lm = tiny.tiny_model("gpt2", tied=False)
-    kept, prompts, run = states.Kept(lm, 2, 10**6), prompts_of(lm), []
-    handle = lm.block(1).register_forward_pre_hook(lambda _, args: run.append(args[0].shape[:2]))
-    first = downstream.greedy(lm, prompts, 3, kept=kept)
-    assert len(run) == 4  # the shared beginning, the rests, the first and the second new tokens
-    run.clear()
-    assert downstream.greedy(lm, prompts, 3, kept=kept) == first
-    handle.remove()
-    (beginning,) = run
-    assert beginning[1] < min(map(len, prompts))
 
 
 @pytest.mark.parametrize("model_type", ("gpt2", "llama", "gemma"))
@@ -92,70 +43,28 @@ def test_answers_equal_those_of_generate(model_type):
         ids = torch.tensor([prompt])
         out = lm.model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=3, do_sample=False)
         expected.append(FORM.parse(lm.tokenizer.decode(out[0], skip_special_tokens=True)))
-    assert downstream.answers(lm, TASK) == expected
+    assert downstream.Asked(lm, TASK).answers() == expected
     assert set(expected) == {0, 1, glue.INVALID}  # answers of every kind were compared
-
-
-@pytest.mark.parametrize(
-    "prompts",
-    [
-        [(5, 6, 7)],  # all of it is shared
-        [(5, 6, 7), (5, 6, 7)],
-        [(5, 6), (5, 6, 7, 8), (5, 6, 7)],  # one is the beginning of the others
-        [(5, 6), (7, 8, 9)],  # nothing is shared
-        [(5,), (6, 7)],
-    ],
-)
-def test_prompts_may_share_all_or_nothing(prompts):
-    lm = tiny.tiny_model("llama", dtype=torch.float64, tied=False)
-    lm.model.generation_config.eos_token_id = None
-    expected = [one_by_one(lm, prompt, 3) for prompt in prompts]
-    assert downstream.greedy(lm, prompts, 3) == expected
-    longer = [*prompts, *(prompt + tuple(new[:2]) for prompt, new in zip(prompts, expected, strict=True))]
-    kept = states.Kept(lm, 2, 10**6)
-    for _ in range(2):  # what a prompt is answered with is what a longer one holds
-        assert downstream.greedy(lm, longer, 3, kept=kept) == [one_by_one(lm, prompt, 3) for prompt in longer]
-
-
-@pytest.mark.parametrize("as_list", (False, True))
-def test_an_end_token_ends_the_answer(as_list):
-    lm = tiny.tiny_model("gpt2", tied=False)
-    prompt = (5, 6, 7)
-    first, second, third = one_by_one(lm, prompt, 3)
-    assert second not in (first, third)
-    lm.model.generation_config.eos_token_id = [first + 1000, second] if as_list else second
-    assert downstream.greedy(lm, [prompt], 3) == [(first,)]
-
-
-def test_no_prompts_have_no_continuations():
-    assert downstream.greedy(tiny.tiny_model("gpt2"), [], 3) == []
 
 
 @pytest.mark.parametrize("value", (math.nan, math.inf))
 def test_a_model_with_non_finite_weights_gives_invalid_answers(value):
     lm = tiny.tiny_model("llama")
     lm.weight(1).fill_(value)
-    row = downstream.evaluate(lm, TASK)
+    row = downstream.Asked(lm, TASK).row()
     assert row == {"task": "letters", "n_examples": 8, "accuracy": 0, "f1": 0, "mcc": 0, "invalid": 1}
 
 
 def test_a_row_scores_the_model_as_it_stands():
     lm = tiny.tiny_model("gpt2", seed=1, tied=False)
-    before = downstream.answers(lm, TASK)
-    row = downstream.evaluate(lm, dataclasses.replace(TASK, examples=TASK.examples[:4]))
+    before = downstream.Asked(lm, TASK).answers()
+    row = downstream.Asked(lm, dataclasses.replace(TASK, examples=TASK.examples[:4])).row()
     assert row == {"task": "letters", "n_examples": 4, **downstream.scores(before[:4], [0, 1, 0, 1])}
     assert 0 < row["accuracy"] < 1
-    kept = states.Kept(lm, 2, 10**6)
-    assert downstream.evaluate(lm, TASK, kept=kept) == downstream.evaluate(lm, TASK)
+    kept = downstream.Asked(lm, TASK, layer=2, max_bytes=10**6)
+    assert kept.row() == downstream.Asked(lm, TASK).row()
     lm.weight(2).mul_(-3)
-    assert downstream.answers(lm, TASK) == downstream.answers(lm, TASK, kept=kept) != before
-
-
-def test_a_prompt_that_is_too_long_for_the_model_is_an_error():
-    lm = tiny.tiny_model("gpt2")  # 128 positions
-    assert len(downstream.greedy(lm, [(5,) * 126], 3)[0]) <= 3
-    with pytest.raises(ValueError, match="129 tokens is longer than max_position_embeddings = 128"):
-        downstream.greedy(lm, [(5,), (5,) * 127], 3)
+    assert downstream.Asked(lm, TASK).answers() == kept.answers() != before
 
 
 # --------------------------------------------------------------------------------------------------- scores

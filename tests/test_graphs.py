@@ -7,7 +7,7 @@ import tiny
 import torch
 from test_copies import CONTEXTS, FACTS, MEMIT, ROME
 
-from editscale import copies, finetune, graphs, memit, metrics, rome, values
+from editscale import copies, decoding, finetune, graphs, memit, metrics, rome, values
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
 
@@ -144,3 +144,14 @@ def test_fine_tuning_copies_on_a_gpu_is_that_on_the_cpu():
         expected = two.updates[0].left
         assert (one.updates[0].left.cpu() - expected).norm() <= 1e-9 * expected.norm()
         assert len(one.trace["losses"]) == len(two.trace["losses"])
+
+
+@pytest.mark.parametrize("room", (0, 10**8))
+def test_prompts_are_continued_by_graphs_as_without_along_edits(room):
+    lm, gpu = tiny.tiny_model("llama", dtype=torch.float64), on_gpu("llama")
+    prompts = [(5, 6, 7, 8), (5, 6, 9), (5, 6, 7, 10, 11)]
+    here, there = (decoding.Greedy(model, prompts, 3, layer=2, max_bytes=room) for model in (lm, gpu))
+    for _ in range(3):
+        assert there() == here()
+        for model in (lm, gpu):
+            model.weight(2).mul_(-0.9)

@@ -91,7 +91,7 @@ def test_a_broken_model_is_scored_to_the_end_and_marked(edited):
     run.lm.weight(run.layers[0]).fill_(1e38)
     rows = history.recall_rows(run, 5)
     assert [row["efficacy"] for row in rows] == [row["efficacy_accuracy"] for row in rows] == [0] * 5
-    scores = downstream.evaluate(run.lm, glue.open_task("reviews", n_examples=4, shots=0))
+    scores = downstream.Asked(run.lm, glue.open_task("reviews", n_examples=4, shots=0)).row()
     assert scores["invalid"] == 1 and scores["accuracy"] == 0
     assert generation.perplexity(run.lm, generation.fixed_texts()[:1]) == float("inf")
     generation.generate(run.lm, ["The river"], 6, torch.Generator().manual_seed(0))

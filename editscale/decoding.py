@@ -1,0 +1,177 @@
+"""The most probable continuations of prompts, found again after every few edits.
+
+What the prompts share in front, such as solved examples, runs once, and their rests run as trees of tokens
+(`tokens.tree`), several side by side in one forward. Edits of layers ≥ L change nothing below block L: what enters it,
+and the attention keys and values of the blocks below, are computed once and kept. All that depends on the texts alone
+(token ids, masks, places) is made once too, so that asking again is one function of the weights: a CUDA graph on a GPU.
+"""
+
+import os
+from itertools import takewhile
+
+import numpy as np
+
+from editscale import anatomy, graphs, states, tokens
+from editscale.states import BATCH_TOKENS
+
+_NOTHING = -1  # where the logits hold NaN: no token
+
+
+class Greedy:
+    """Prompts to continue: called, the `n_new` most probable next tokens of each on the model as it stands.
+
+    A call returns tuples of ids, in the prompts' order: fewer than n_new where the model ends its text (an end token is
+    left out), and where its logits are NaN.
+
+    Args:
+        prompts: token ids, none empty.
+        layer: the lowest layer that edits change between calls; 0 if that is not known.
+        max_bytes: most bytes to keep of what the blocks below it make of the prompts, on the model's device. Prompts
+            that come when all are taken run through all blocks each time.
+        batch_tokens: most tokens in one forward, without the shared beginning. Does not change the result. Halved
+            where memory does not suffice.
+
+    Raises ValueError if a prompt is too long for the model.
+    """
+
+    def __init__(self, lm, prompts, n_new, *, layer=0, max_bytes=0, batch_tokens=BATCH_TOKENS):
+        lm.check_layer(layer)
+        prompts = [tuple(prompt) for prompt in prompts]
+        tokens.check_length(lm, max(map(len, prompts), default=0) + n_new - 1)
+        shared = min(len(os.path.commonprefix(prompts)), min(map(len, prompts), default=1) - 1)
+        self.lm, self.n_new, self.layer, self.left = lm, n_new, layer, max_bytes
+        self.beginning, self.rests = prompts[0][:shared] if prompts else (), [prompt[shared:] for prompt in prompts]
+        self.rows = states.batches(range(len(prompts)), lambda i: len(self.rests[i]), batch_tokens)
+        self.prepared = {}  # the prompts of a forward, by number ↦ its tensors
+
+    def __call__(self):
+        import torch
+
+        new, ran = [], []
+        with torch.no_grad():
+            for rows, found in states.in_forwards(self._continue, self.rows):
+                new += found
+                ran.append(rows)
+        self.rows = ran  # what did not fit is not tried again
+        ends = self.lm.model.generation_config.eos_token_id
+        stops = {_NOTHING, *(ends if isinstance(ends, list) else [ends])}
+        return [tuple(takewhile(lambda token: token not in stops, row)) for row in new]
+
+    def _continue(self, rows):
+        """n_new tokens for each prompt of some rows, whose prompts are given by number."""
+        key = tuple(map(tuple, rows))
+        if key not in self.prepared:
+            self.prepared[key] = self._prepare(rows)
+        tensors = self.prepared[key]
+        name = f"greedy {self.n_new} from {self.layer}"
+        new = graphs.without_gradient(self.lm, name, range(self.lm.n_layers), self._decode, tensors)["new"].cpu()
+        return [tuple(new[:, i, j].tolist()) for i, row in enumerate(rows) for j in range(len(row))]
+
+    def _prepare(self, rows):
+        """All tensors that `_decode` needs for some rows."""
+        import torch
+
+        lm, n_shared = self.lm, len(self.beginning)
+        trees = [tokens.tree([self.rests[i] for i in row]) for row in rows]
+        ids, positions, mask = tokens.tree_inputs(trees, lm.device, lm.dtype)
+        width, most = ids.shape[1], max(map(len, rows))
+        last = np.zeros((len(rows), most), dtype=np.int64)
+        lengths = np.ones_like(last)
+        sees = np.zeros((len(rows), most, n_shared + width + most * (self.n_new - 1)), dtype=bool)
+        sees[:, :, :n_shared] = True
+        for i, (packed, row) in enumerate(zip(trees, rows, strict=True)):
+            last[i, : len(row)] = [place[-1] for place in packed.places]
+            lengths[i, : len(row)] = [len(place) for place in packed.places]
+            sees[i, : len(row), n_shared : n_shared + width][:, : len(packed.ids)] = packed.sees[last[i, : len(row)]]
+        for each in range(self.n_new - 1):  # the new tokens so far of one's own prompt
+            at = n_shared + width + each * most + np.arange(most)
+            sees[:, np.arange(most), at] = True
+        found = {
+            "ids": ids,
+            "mask": torch.nn.functional.pad(mask, (n_shared, 0)),  # all see all of the beginning
+            "positions": positions + n_shared,
+            "last": torch.from_numpy(last).to(lm.device),
+            "lengths": torch.from_numpy(n_shared + lengths).to(lm.device),
+            "later mask": tokens.additive_mask(torch.from_numpy(sees).to(lm.device), lm.dtype),
+        }
+        if n_shared:
+            inputs = tokens.tree_inputs([tokens.tree([self.beginning])], lm.device, lm.dtype)
+            found |= dict(zip(("beginning ids", "beginning positions", "beginning mask"), inputs, strict=True))
+        below = self._below(found) if self.layer else {}
+        size = sum(tensor.nbytes for tensor in below.values())
+        if size <= self.left:
+            self.left -= size
+            found |= below
+        return found
+
+    def _below(self, found):
+        """What the blocks below the edited ones make of the texts: what enters the lowest edited block, and the
+        attention keys and values."""
+        cache, lower, entering = _Cache(), anatomy.segment(self.lm, 0, self.layer), {}
+        for part in ("beginning ", ""):
+            if f"{part}ids" in found:
+                inputs = (found[f"{part}{name}"] for name in ("ids", "mask", "positions"))
+                entering[f"{part}entering"] = lower(*inputs, cache)
+        parts = {f"{kind}.{layer}.{i}": x for layer, kind, i, x in cache.tensors()}
+        return entering | parts
+
+    def _decode(self, tensors):
+        """{"new": (n_new, rows, prompts)}: the tokens, a function of the tensors and the weights alone."""
+        import torch
+
+        lm, new = self.lm, []
+        cache = _Cache.of(tensors)
+        for part in ("beginning ", ""):
+            if f"{part}ids" not in tensors:
+                continue
+            known = f"{part}entering" in tensors
+            run = anatomy.segment(lm, self.layer if known else 0)
+            entering = tensors[f"{part}entering" if known else f"{part}ids"]
+            hidden = run(entering, tensors[f"{part}mask"], tensors[f"{part}positions"], cache)
+        hidden = hidden.gather(1, tensors["last"][..., None].expand(-1, -1, hidden.shape[-1]))
+        n_before, most = tensors["mask"].shape[-1], hidden.shape[1]
+        while True:
+            logits = lm.logits(hidden)
+            token = logits.argmax(dim=-1)
+            new.append(token.where(~logits.isnan().any(dim=-1), _NOTHING))
+            if len(new) == self.n_new:
+                return {"new": torch.stack(new)}
+            step = len(new)
+            mask = tensors["later mask"][..., : n_before + step * most]
+            # A new token sees those before it and itself: its own column of each step so far.
+            hidden = anatomy.segment(lm, 0)(token, mask, tensors["lengths"] + step - 1, cache)
+
+
+class _Cache:
+    """Attention keys and values so far, in parts that are joined for one layer at a time. Stands in for a Hugging Face
+    cache, as `anatomy.KeyValues` does; each forward leaves its part. Parts of one row serve all rows."""
+
+    def __init__(self):
+        self.parts = {}
+
+    @classmethod
+    def of(cls, tensors):
+        """One that holds what `tensors` gave of another, by names such as "keys.3.0"."""
+        cache = cls()
+        for name in tensors:
+            kind, *place = name.split(".")
+            if kind == "keys":
+                layer, _ = map(int, place)
+                values = tensors[".".join(("values", *place))]
+                cache.parts.setdefault(layer, []).append([tensors[name], values])
+        return cache
+
+    def tensors(self):
+        """Yield (layer, "keys" or "values", number of the part, tensor)."""
+        for layer, parts in self.parts.items():
+            for i, pair in enumerate(parts):
+                for kind, tensor in zip(("keys", "values"), pair, strict=True):
+                    yield layer, kind, i, tensor
+
+    def update(self, keys, values, layer, *_, **__):
+        import torch
+
+        parts = self.parts.setdefault(layer, [])
+        parts.append([keys, values])
+        rows = max(len(k) for k, _ in parts)
+        return tuple(torch.cat([x.expand(rows, -1, -1, -1) for x in of], dim=-2) for of in zip(*parts, strict=True))
