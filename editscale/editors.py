@@ -25,6 +25,8 @@ class Method:
     # What no edit of the method changes, computed for many facts at once before the first edit, one value per fact:
     ahead: object = None  # (lm, facts, params, contexts, factors) -> list
     moments: bool = True  # whether it weighs its changes against second moments of keys
+    # Methods of one kind differ in what `ahead` gives only, so that a batch may hold facts of several of them.
+    kind: str = ""
     # Whether an update is the same whatever was edited before it, so that recorded ones make up other histories too.
     order_free: bool = False
 
@@ -48,6 +50,7 @@ def _rome(variant):
         _rome_contexts,
         partial(rome.edit_each, variant=variant),
         partial(rome.directions, variant=variant),
+        kind="rome",
     )
 
 
@@ -64,6 +67,11 @@ def method(name):
     if name not in METHODS:
         raise ValueError(f"unknown method {name!r}; the methods are {', '.join(METHODS)} (editscale/editors.py)")
     return METHODS[name]
+
+
+def same_kind(names):
+    """Whether facts of all these methods can be edited in one batch."""
+    return len(set(names)) == 1 or len({method(name).kind or name for name in names}) == 1
 
 
 def edit_each(method, lm, facts, params, contexts, factors, *ahead):

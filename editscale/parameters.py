@@ -137,19 +137,21 @@ def read_grid(path: str | Path) -> dict[tuple[str, str], dict]:
     """Runs of a grid file, one line each under `runs`, by (method, sequence).
 
     A run has `method`, `hparams` (its YAML file), `order` (of facts) and `reverse`, and may have `n_edits` instead of
-    the scale's; its sequence is order-0 or order-0-reversed. ValueError names the line that lacks one of them, has
-    another type or comes twice."""
+    the scale's and `batch`, see `batches`; its sequence is order-0 or order-0-reversed. ValueError names the line that
+    lacks one of them, has another type or comes twice."""
     kinds = {"method": str, "hparams": str, "order": int, "reverse": bool}
+    optional = {"n_edits": int, "batch": str}
     lines, runs = read_parameters(path).get("runs"), {}
     if not lines or type(lines) is not list:
         raise ValueError(f"{path} lists no run under 'runs'")
     for line in lines:
         given = {name: type(value) for name, value in line.items()} if isinstance(line, dict) else {}
-        if given.pop("n_edits", int) is not int or given != kinds:
+        if given != kinds | {name: kind for name, kind in optional.items() if name in given}:
             wanted = ", ".join(f"{name} ({kind.__name__})" for name, kind in kinds.items())
             raise ValueError(f"{path}: a run has {wanted}, not {line}")
-        if not re.fullmatch(r"[a-z0-9][a-z0-9-]*", line["method"]):  # it names folders of the scale
-            raise ValueError(f"{path}: {line['method']!r} is no name of a method: small letters, digits and hyphens")
+        for name in ("method", "batch"):  # they name folders and files of the scale
+            if not re.fullmatch(r"[a-z0-9][a-z0-9-]*", line.get(name, "x")):
+                raise ValueError(f"{path}: {line[name]!r} is no name of a {name}: small letters, digits and hyphens")
         run = line["method"], f"order-{line['order']}" + ("-reversed" if line["reverse"] else "")
         if run in runs:
             raise ValueError(f"{path} lists {' '.join(run)} twice")
@@ -158,20 +160,18 @@ def read_grid(path: str | Path) -> dict[tuple[str, str], dict]:
 
 
 def edits_together(path: str | Path) -> bool:
-    """Whether a grid file asks for runs of one method and length to be edited in one batch (`editscale.together`)."""
+    """Whether a grid file asks for its runs to be edited in batches (`editscale.together`)."""
     value = read_parameters(path).get("together", False)
     if type(value) is not bool:
         raise ValueError(f"{path}: together must be true or false, not {value!r}")
     return value
 
 
-def batches(grid: dict, n_edits: int) -> dict[tuple[str, int], list]:
-    """The runs of a grid that can be edited in one batch, by method and number of edits.
-
-    `n_edits` is that of runs that name none."""
+def batches(grid: dict) -> dict[str, list]:
+    """The runs of a grid that are edited in one batch, by its name: a run's `batch`, or else its method."""
     found = {}
     for key, run in grid.items():
-        found.setdefault((key[0], run.get("n_edits", n_edits)), []).append(key)
+        found.setdefault(run.get("batch", key[0]), []).append(key)
     return found
 
 

@@ -75,18 +75,20 @@ class Direction:
     Attributes:
         u_key: (d_key,) the key that u is made from; u: (d_key,).
         key: (d_key,) the key of the denominator, `key @ u`: near 0 it announces a disabling edit.
+        averaged: whether that key, and the value it belongs to, are means over the contexts.
     """
 
     u_key: object
     u: object
     key: object
+    averaged: bool
 
 
 def _direction(keys, factor, variant):
     """The `Direction` of one fact or, with leading dimensions, of several, from keys (…, contexts, d_key)."""
-    mean_key, bare = keys.mean(-2), keys[..., 0, :]
+    mean_key, bare, averaged = keys.mean(-2), keys[..., 0, :], variant == "r-rome"
     u_key = bare if variant == "p-rome" else mean_key
-    return Direction(u_key, direction(u_key, factor), mean_key if variant == "r-rome" else bare)
+    return Direction(u_key, direction(u_key, factor), mean_key if averaged else bare, averaged)
 
 
 def directions(lm, facts, params, contexts, factors, *, variant="rome"):
@@ -104,7 +106,8 @@ def directions(lm, facts, params, contexts, factors, *, variant="rome"):
     with torch.no_grad(), anatomy.watching(lm.projection(params.layer), lambda k, _: seen.update(keys=k[each, at])):
         anatomy.segment(lm, 0, params.layer + 1)(ids, mask, positions)
     found = _direction(seen["keys"], factors[params.layer] if params.mom2_adjustment else None, variant)
-    return [Direction(*of_fact) for of_fact in zip(found.u_key, found.u, found.key, strict=True)]
+    each = zip(found.u_key, found.u, found.key, strict=True)
+    return [Direction(*of_fact, found.averaged) for of_fact in each]
 
 
 def rank_one_factors(target, key, value, u):
@@ -129,8 +132,8 @@ def edit_each(lm, facts, params, contexts, factors, ahead=None, *, variant="rome
     Args:
         contexts: context templates, the bare one "{}" first.
         factors: layer ↦ lower Cholesky factor of C of the unedited model.
-        ahead: the facts' `directions` where they are known.
-        variant: "rome", "r-rome" or "p-rome"; see the module's table.
+        ahead: the facts' `directions` where they are known; they may be of several variants.
+        variant: "rome", "r-rome" or "p-rome", see the module's table; of no matter where `ahead` is given.
         forward: way to optimise the values, see `values.optimise`.
 
     Returns:
@@ -142,12 +145,12 @@ def edit_each(lm, facts, params, contexts, factors, ahead=None, *, variant="rome
     if ahead is None:
         factor = factors[params.layer] if params.mom2_adjustment else None
         ahead = [_direction(one.keys, factor, variant) for one in found]
-    return [_edit(one, known, params.layer, variant) for one, known in zip(found, ahead, strict=True)]
+    return [_edit(one, known, params.layer) for one, known in zip(found, ahead, strict=True)]
 
 
-def _edit(found, known, layer, variant):
+def _edit(found, known, layer):
     """The `Edit` of an optimised value along a `Direction`."""
-    value = found.outputs.mean(0) if variant == "r-rome" else found.outputs[0]
+    value = found.outputs.mean(0) if known.averaged else found.outputs[0]
     left, right = rank_one_factors(found.init + found.delta, known.key, value, known.u)
     trace = {
         "keys": found.keys,

@@ -33,7 +33,7 @@ def fingerprint(lm, method, params, contexts, moments_identity, together=()):
     """Everything besides the facts that determines the edits of a run, as JSON values.
 
     Args:
-        together: names of the orders that are edited in one batch, this one among them; rounding depends on them.
+        together: names of the runs that are edited in one batch, this one among them; rounding depends on them.
     """
     import torch
 
@@ -130,11 +130,11 @@ def run(lm, facts, method, params, contexts, factors, ledger, *, on_collapse="st
     of other facts; `stopping.Stopped` or `Interrupted` where memory, disk, device, Ctrl-C or SIGTERM ends it early.
     """
     with stopping.says_how_to_go_on([ledger], len(facts)):
-        _run(lm, [facts], method, params, contexts, factors, [ledger], on_collapse, batch_tokens, stack=False)
+        _run(lm, [facts], [method], params, contexts, factors, [ledger], on_collapse, batch_tokens, stack=False)
 
 
 def run_together(
-    lm, orders, method, params, contexts, factors, ledgers, *, on_collapse="stop", batch_tokens=metrics.BATCH_TOKENS
+    lm, orders, methods, params, contexts, factors, ledgers, *, on_collapse="stop", batch_tokens=metrics.BATCH_TOKENS
 ):
     """Edit several orders of facts, each on a copy of `lm` of its own, the n-th facts of all in one batch.
 
@@ -142,22 +142,27 @@ def run_together(
     ended leaves the batch. Stopped at any place and started again, the ledgers become those of an uninterrupted run.
 
     Args:
-        orders: lists of facts, all of one length.
+        orders: lists of facts.
+        methods: one for each order: the same for all, or variants of ROME.
         ledgers: one for each order, opened with a fingerprint that names all of them as `together`.
-        Others as for `run`.
+        Others as for `run`; params, contexts and factors are those of all methods.
 
-    Raises ValueError as `run` does, and if the orders differ in length.
+    Raises ValueError as `run` does, and if there is not a method and a ledger for each order, or methods differ in more
+    than what is known before the first edit.
     """
-    if len({len(facts) for facts in orders}) != 1 or len(orders) != len(ledgers):
+    if not len(orders) == len(methods) == len(ledgers):
         raise ValueError(
-            f"orders of {[len(facts) for facts in orders]} facts with {len(ledgers)} ledgers; orders that are edited "
-            "together need the same number of facts, and a ledger each"
+            f"{len(orders)} orders with {len(methods)} methods and {len(ledgers)} ledgers; each needs one of both"
         )
-    with stopping.says_how_to_go_on(ledgers, len(orders[0])):
-        _run(lm, orders, method, params, contexts, factors, ledgers, on_collapse, batch_tokens, stack=True)
+    if not editors.same_kind(methods):
+        raise ValueError(
+            f"{', '.join(dict.fromkeys(methods))} are no batch, which holds one method or variants of ROME"
+        )
+    with stopping.says_how_to_go_on(ledgers, max(map(len, orders))):
+        _run(lm, orders, methods, params, contexts, factors, ledgers, on_collapse, batch_tokens, stack=True)
 
 
-def _run(lm, orders, method, params, contexts, factors, ledgers, on_collapse, batch_tokens, *, stack):
+def _run(lm, orders, methods, params, contexts, factors, ledgers, on_collapse, batch_tokens, *, stack):
     from tqdm import tqdm
 
     if on_collapse not in ("stop", "skip"):
@@ -172,20 +177,24 @@ def _run(lm, orders, method, params, contexts, factors, ledgers, on_collapse, ba
             _score_unedited(lm, facts, ledger, batch_tokens)
 
     def going(place):
-        """The orders that edit their fact number `place`, counted from 0: those that have not ended before."""
+        """The orders that edit their fact number `place`, counted from 0: they have one, and did not end before."""
         ends = on_collapse == "stop"
         ended = [ends and 0 < len(b) <= place and b.rows[-1]["status"] != "edited" for b in ledgers]
-        return [i for i, over in enumerate(ended) if not over]
+        return [i for i, over in enumerate(ended) if not over and place < len(orders[i])]
 
-    n_facts, layers, chosen = len(orders[0]), editors.layers_of(params), editors.method(method)
-    start = min(n_facts, *(len(ledgers[i]) for i in going(n_facts) or range(len(ledgers))))
+    n_facts, layers, chosen = max(map(len, orders)), editors.layers_of(params), list(map(editors.method, methods))
+    start = min((len(b) for i, b in enumerate(ledgers) if i in going(len(b))), default=n_facts)
     batch = going(start) or list(range(len(ledgers)))
-    known = [_ahead(chosen, lm, facts, start, _at_once(batch_tokens), params, contexts, factors) for facts in orders]
+    known = [
+        _ahead(of, lm, facts, start, _at_once(batch_tokens), params, contexts, factors)
+        for of, facts in zip(chosen, orders, strict=True)
+    ]
     model = copies.copies(lm, layers, len(batch)) if stack else lm
     for row, i in enumerate(batch):
-        replay(model, ledgers[i], start, copy=row if stack else None)
+        replay(model, ledgers[i], min(start, len(ledgers[i])), copy=row if stack else None)
 
-    for place in tqdm(range(start, n_facts), desc=f"edit with {method}", unit="edit", total=n_facts, initial=start):
+    title = f"edit with {', '.join(dict.fromkeys(methods))}"
+    for place in tqdm(range(start, n_facts), desc=title, unit="edit", total=n_facts, initial=start):
         staying = going(place)
         if not staying:
             break
@@ -193,8 +202,8 @@ def _run(lm, orders, method, params, contexts, factors, ledgers, on_collapse, ba
             model = copies.take(model, [batch.index(i) for i in staying])
             batch = staying
         began, facts = time.perf_counter(), [orders[i][place] for i in batch]
-        ahead = [[known[i][place] for i in batch]] if chosen.ahead else []
-        edits = editors.edit_each(chosen, model, facts, params, contexts, factors, *ahead)
+        ahead = [[known[i][place] for i in batch]] if chosen[0].ahead else []
+        edits = editors.edit_each(chosen[0], model, facts, params, contexts, factors, *ahead)
         statuses = [editors.status(edit) for edit in edits]
         for row, i in enumerate(batch):
             made = edits[row].updates if statuses[row] == "edited" else []

@@ -234,29 +234,33 @@ def test_runs_of_a_grid_go_by_method_and_sequence(tmp_path):
     assert list(read_grid(tmp_path / "grid.yaml")) == [("rome", "order-0"), ("rome", "order-0-reversed")]
 
 
-def test_runs_of_one_method_and_length_are_a_batch(tmp_path):
+def test_runs_of_one_method_are_a_batch_unless_they_name_another(tmp_path):
     path = tmp_path / "grid.yaml"
-    path.write_text("together: true\n" + GRID.replace("reverse: true", "reverse: true, n_edits: 9"))
-    assert edits_together(path) and batches(read_grid(path), 5) == {
-        ("rome", 5): [("rome", "order-0")],
-        ("rome", 9): [("rome", "order-0-reversed")],
+    path.write_text("together: true\n" + GRID.replace("reverse: true", "reverse: true, batch: backwards"))
+    assert edits_together(path) and batches(read_grid(path)) == {
+        "rome": [("rome", "order-0")],
+        "backwards": [("rome", "order-0-reversed")],
     }
-    assert batches(read_grid(path), 9) == {("rome", 9): [("rome", "order-0"), ("rome", "order-0-reversed")]}
     path.write_text(GRID)
     assert not edits_together(path)
+    assert batches(read_grid(path)) == {"rome": [("rome", "order-0"), ("rome", "order-0-reversed")]}
     path.write_text("together: 2\n" + GRID)
     with pytest.raises(ValueError, match="together must be true or false, not 2"):
         edits_together(path)
+    for batch, message in ((3, "a run has method"), ("../up", "'../up' is no name of a batch")):
+        path.write_text(GRID.replace("reverse: true", f"reverse: true, batch: {batch}"))
+        with pytest.raises(ValueError, match=message):
+            read_grid(path)
 
 
 def test_where_the_grid_says_so_batches_are_edited_before_the_runs(study):
     path = study / "params/tiny/grid.yaml"
-    path.write_text("together: true\n" + GRID.replace("reverse: true", "reverse: true, n_edits: 9"))
+    path.write_text("together: true\n" + GRID.replace("reverse: true", "reverse: true, n_edits: 9, batch: last"))
     try:
         assert jobs(study, "--forceall")["edit_together"] == 2
         answer = snakemake(study, "-n", "-p", "--forceall")
-        assert "-m editscale together tiny rome --n-edits 3\n" in answer.stdout
-        assert "-p n_edits 9 -p together '[order-0-reversed]'" in answer.stdout
+        assert "-m editscale together tiny rome\n" in answer.stdout
+        assert "-p n_edits 9 -p together '[rome/order-0-reversed]'" in answer.stdout
     finally:
         path.write_text(GRID)
 

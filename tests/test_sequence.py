@@ -62,14 +62,14 @@ CONTEXTS = {
 def edit_sequence(folder, method="rome", facts=FACTS, **options):
     """A model edited from where the ledger in `folder` ends."""
     lm = tiny.tiny_model("gpt2")
-    params = PARAMS[method]
+    params, contexts = (of["rome" if method in rome.VARIANTS else method] for of in (PARAMS, CONTEXTS))
     factors = {layer: torch.linalg.cholesky(moment(lm.d_key)) for layer in params.layers}
     book = Ledger(
         folder,
-        sequence.fingerprint(lm, method, params, CONTEXTS[method], {"corpus": "none"}),
+        sequence.fingerprint(lm, method, params, contexts, {"corpus": "none"}),
         sequence.weights_record(lm, params.layers),
     )
-    sequence.run(lm, facts, method, params, CONTEXTS[method], factors, book, **options)
+    sequence.run(lm, facts, method, params, contexts, factors, book, **options)
     return lm, book
 
 
@@ -77,20 +77,25 @@ TOGETHER = ("order-0", "order-1", "order-2")
 
 
 def edit_together(folder, method="rome", n_facts=5, stopped=(), **options):
-    """Three orders edited together, from where their ledgers end; after `stopped[i]` edits order i lost the rest."""
+    """Three orders edited together, from where their ledgers end; after `stopped[i]` edits order i lost the rest.
+
+    Method and number of facts are those of all orders, or one each."""
     orders = [FACTS[i:] + FACTS[:i] for i in range(3)]
     lm = tiny.tiny_model("gpt2")
+    methods = [method] * 3 if isinstance(method, str) else list(method)
+    lengths = [n_facts] * 3 if isinstance(n_facts, int) else n_facts
+    method = methods[0]
     params = PARAMS[method]
     factors = {layer: torch.linalg.cholesky(moment(lm.d_key)) for layer in params.layers}
-    conditions = (
-        sequence.fingerprint(lm, method, params, CONTEXTS[method], {"corpus": "none"}, TOGETHER),
-        sequence.weights_record(lm, params.layers),
-    )
+    record = sequence.weights_record(lm, params.layers)
     for name, n in zip(TOGETHER, stopped, strict=False):
         cut(folder / name, n)
-    books = [Ledger(folder / name, *conditions) for name in TOGETHER]
-    chosen = [facts[:n_facts] for facts in orders]
-    sequence.run_together(lm, chosen, method, params, CONTEXTS[method], factors, books, **options)
+    made_under = [
+        sequence.fingerprint(lm, of, params, CONTEXTS[method], {"corpus": "none"}, TOGETHER) for of in methods
+    ]
+    books = [Ledger(folder / name, of, record) for name, of in zip(TOGETHER, made_under, strict=True)]
+    chosen = [facts[:n] for facts, n in zip(orders, lengths, strict=True)]
+    sequence.run_together(lm, chosen, methods, params, CONTEXTS[method], factors, books, **options)
     return lm, orders, books
 
 
@@ -379,10 +384,34 @@ def test_an_order_that_collapses_leaves_the_batch(tmp_path, monkeypatch):
     assert files(tmp_path) == before
 
 
-def test_orders_of_different_lengths_are_refused(tmp_path):
+def test_a_batch_of_variants_and_lengths_holds_what_each_run_is_alone(tmp_path):
+    methods, lengths = ("rome", "r-rome", "p-rome"), (5, 3, 4)
+    for part, cuts in (("whole", ()), ("parts", (4, 1, 4))):
+        edit_together(tmp_path / part, methods, n_facts=lengths)
+        if cuts:
+            edit_together(tmp_path / part, methods, n_facts=lengths, stopped=cuts)
+    assert files(tmp_path / "whole") == files(tmp_path / "parts")
+    for i, (method, n) in enumerate(zip(methods, lengths, strict=True)):
+        book = Ledger(tmp_path / "whole" / TOGETHER[i])
+        _, alone = edit_sequence(tmp_path / method, method, (FACTS[i:] + FACTS[:i])[:n])
+        assert len(book) == n
+        for ours, row in zip(book.rows, alone.rows, strict=True):
+            assert ours["case_id"] == row["case_id"]
+            for name in ("delta_norm", "denominator", "efficacy_magnitude"):
+                assert ours[name] == pytest.approx(row[name], rel=2e-3, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("methods", "message"),
+    [
+        (["rome"], "2 orders with 1 methods and 2 ledgers"),
+        (["rome", "memit"], "rome, memit are no batch"),
+    ],
+)
+def test_what_is_no_batch_is_refused(methods, message):
     lm = tiny.tiny_model("gpt2")
-    with pytest.raises(ValueError, match=r"orders of \[5, 4\] facts with 2 ledgers"):
-        sequence.run_together(lm, [FACTS, FACTS[1:]], "rome", PARAMS["rome"], CONTEXTS["rome"], {}, [None, None])
+    with pytest.raises(ValueError, match=message):
+        sequence.run_together(lm, [FACTS, FACTS], methods, PARAMS["rome"], CONTEXTS["rome"], {}, [None, None])
 
 
 def test_steps_in_tf32_are_another_condition_and_stay_with_copies():

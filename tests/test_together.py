@@ -7,8 +7,12 @@ import pytest
 from editscale import models, moments, parameters, together
 from editscale.ledger import Ledger
 
-RUNS = [{"order": 0, "reverse": False}, {"order": 1, "reverse": True}]
-NAMES = ["order-0", "order-1-reversed"]
+PARAMS = "params/rome/tiny-gpt2.yaml"
+RUNS = [
+    {"method": "rome", "hparams": PARAMS, "order": 0, "reverse": False},
+    {"method": "r-rome", "hparams": PARAMS, "order": 1, "reverse": True, "n_edits": 2},
+]
+NAMES = ["rome/order-0", "r-rome/order-1-reversed"]
 
 
 @pytest.fixture(scope="module")
@@ -23,28 +27,36 @@ def edited(tmp_path_factory):
     given = {name: one.default for name, one in parameters.notebook_parameters(together.NOTEBOOK).items()}
     given |= {"n_edits": 3, "moments": str(folder / "moments.safetensors"), "n_short_prefixes": 1, "n_long_prefixes": 0}
     folders = [folder / name for name in NAMES]
-    together.edit(given, RUNS, "params/rome/tiny-gpt2.yaml", folders)
+    together.edit(given, RUNS, folders)
     return given, folders
 
 
 def test_every_order_gets_its_ledger_which_names_the_others(edited):
     _, folders = edited
     books = [Ledger(folder) for folder in folders]
-    assert [len(book) for book in books] == [3, 3] and [len(book.unedited()) for book in books] == [3, 3]
+    assert [len(book) for book in books] == [3, 2] and [len(book.unedited()) for book in books] == [3, 2]
     assert all(book.fingerprint["together"] == NAMES for book in books)
+    assert [book.fingerprint["method"] for book in books] == ["rome", "r-rome"]
     assert [row["case_id"] for row in books[0].rows] != [row["case_id"] for row in books[1].rows]
 
 
 def test_started_again_it_goes_on_where_the_ledgers_end(edited):
     given, folders = edited
     before = [Path(folder, "edits.log").read_bytes() for folder in folders]
-    together.edit(given, RUNS, "params/rome/tiny-gpt2.yaml", folders)
+    together.edit(given, RUNS, folders)
     assert [Path(folder, "edits.log").read_bytes() for folder in folders] == before
-    # The reversed order of four facts begins with another fact than that of three.
+    # The reversed order of three facts begins with another fact than that of two.
+    longer = [RUNS[0], RUNS[1] | {"n_edits": 3}]
     with pytest.raises(ValueError, match="edit 1 of the ledger at .*order-1-reversed is case"):
-        together.edit(given | {"n_edits": 4}, RUNS, "params/rome/tiny-gpt2.yaml", folders)
+        together.edit(given, longer, folders)
 
 
-def test_a_method_that_the_grid_lacks_is_refused(capsys):
+@pytest.mark.parametrize("other", ({"method": "memit"}, {"hparams": "params/rome/smollm2-135m.yaml"}))
+def test_runs_that_cannot_share_a_batch_are_refused_before_a_model_is_loaded(tmp_path, other):
+    with pytest.raises(ValueError, match="runs of rome.* are no batch"):
+        together.edit({}, [RUNS[0], RUNS[0] | other], [tmp_path, tmp_path])
+
+
+def test_a_batch_that_the_grid_lacks_is_refused(capsys):
     assert together.main(["smoke", "p-rome"]) == 2
-    assert "the grid of smoke has 0 runs of p-rome with" in capsys.readouterr().err
+    assert "p-rome is no batch of smoke; its grid has rome" in capsys.readouterr().err
