@@ -69,7 +69,7 @@ _HIDDEN = ("edit", "fact_sha256", "factors_sha256")  # the ledger's own bookkeep
 
 def of_run(rows, key):
     """Measurements along a run as a table: the run's key (method, order, reversed) before each row's own columns."""
-    return _numeric(pd.DataFrame([{**key, **row} for row in rows]))
+    return numeric(pd.DataFrame([{**key, **row} for row in rows]))
 
 
 def edits_table(ledger, method, order, reverse):
@@ -84,7 +84,7 @@ def edits_table(ledger, method, order, reverse):
         }
         for row in ledger.rows
     ]
-    return _numeric(pd.DataFrame(rows))
+    return numeric(pd.DataFrame(rows))
 
 
 def unedited_table(ledger, method, order, reverse):
@@ -93,16 +93,16 @@ def unedited_table(ledger, method, order, reverse):
         {"method": method, "order": order, "reversed": reverse, "edits": i, **row}
         for i, row in enumerate(ledger.unedited(), start=1)
     ]
-    return _numeric(pd.DataFrame(rows))
+    return numeric(pd.DataFrame(rows))
 
 
 def drift_table(ledger, method, order, reverse):
     """One row per edit and edited layer: norms of `drift.of_ledger`."""
     rows = [{"method": method, "order": order, "reversed": reverse, **row} for row in drift.of_ledger(ledger)]
-    return _numeric(pd.DataFrame(rows))
+    return numeric(pd.DataFrame(rows))
 
 
-def _numeric(table):
+def numeric(table):
     """null scores, which JSON rows use for NaN, as NaN; unknown columns are an error, so that none goes undescribed."""
     unknown = [name for name in table if name not in COLUMNS]
     if unknown:
