@@ -22,7 +22,7 @@ import pandas as pd
 from editscale import recorded
 from editscale.parameters import checked_scale
 from editscale.provenance import sha256_file, write_json
-from editscale.recorded import BESIDE, PARTS, RECORD, name_of
+from editscale.recorded import BESIDE, PARTS, RECORD, TIMING, name_of
 
 
 def record(scale, *, partly=False, others=()):
@@ -75,10 +75,12 @@ def merged(sources, scale):
             made.setdefault(run, {})[part_name] = source.made[run][part_name]
             for name in (name_of(part, table) for table in names):
                 pieces.setdefault(name, []).append(source.rows(name, key))
+        times = [source.rows(TIMING, key) for source in (of_edits, *same)]
+        pieces.setdefault(TIMING, []).extend([rows for rows in times if rows is not None][:1])
     tables = {
         name: recorded.as_recorded(pd.concat(pieces[name], ignore_index=True))
         for name in recorded.NAMES
-        if name in pieces
+        if pieces.get(name)
     }
     beside = {}
     for source in [*sources[1:], sources[0]]:  # what is made anew in place of what is recorded

@@ -21,6 +21,7 @@ PARTS = {
     "recall": ("history", "perplexity", "spectra"),
     "downstream": ("downstream", "generation"),
 }
+TIMING = "timing"  # seconds of each edit: of the part "", and of a run made before they were recorded there are none
 BESIDE = {"single": "single", "acceptance": "acceptance"}  # table ↦ its folder among those of the runs
 RECORD = "record.json"
 
@@ -54,7 +55,7 @@ def name_of(part, table):
     return f"{part}/{table}".lstrip("/")
 
 
-NAMES = tuple(name_of(part, table) for part, names in PARTS.items() for table in names)
+NAMES = (*(name_of(part, table) for part, names in PARTS.items() for table in names), TIMING)
 
 
 def grid_of(scale):
@@ -75,6 +76,9 @@ def in_runs(scale):
             made.setdefault(folder, {})[part or "edits"] = _made_by(Path(folder) / part)
         for name in (name_of(part, table) for table in names if folders):
             found[name] = as_recorded(tables.gather(folders, name))
+    times = [tables.timing_table(folder, *grid[folder]) for folder in made]
+    if any(len(table) for table in times):
+        found[TIMING] = as_recorded(pd.concat([table for table in times if len(table)], ignore_index=True))
     paths = {name: Path("runs") / scale / folder / f"{name}.parquet" for name, folder in BESIDE.items()}
     return Results(made, found, {name: pd.read_parquet(path) for name, path in paths.items() if path.is_file()})
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from editscale import drift, metrics
+from editscale.ledger import read_timing
 
 COLUMNS = {
     "method": "editing method",
@@ -53,6 +54,7 @@ COLUMNS = {
     "invalid": "share of answers without a label word, 0–1",
     "ngram_entropy": "H₂/3 + 2H₃/3 of written texts, bits (bigrams and trigrams)",
     "word_entropy": "entropy of the words of all texts over its largest possible value, 0–1",
+    "seconds": "wall-clock time of an edit and the scores right after it; of a batch, shared evenly by its runs",
     "flagged": "single edits: true if a run flagged an edit of the fact (disabling.detect), whatever its method",
     "contexts": "single edits: those of the run, of another seed, behind other words, or the bare prompt alone",
     "seed": "single edits: seed of the contexts; NaN for the bare prompt",
@@ -100,6 +102,15 @@ def drift_table(ledger, method, order, reverse):
     """One row per edit and edited layer: norms of `drift.of_ledger`."""
     rows = [{"method": method, "order": order, "reversed": reverse, **row} for row in drift.of_ledger(ledger)]
     return numeric(pd.DataFrame(rows))
+
+
+def timing_table(folder, method, order, reverse):
+    """One row per edit with its seconds, from a run's timing.jsonl; without rows if the run has none.
+
+    Torn lines have no row, nor have edits of which no time was kept.
+    """
+    rows = [{"edits": row["edit"], "seconds": row["seconds"]} for row in read_timing(folder)]
+    return of_run(rows, {"method": method, "order": order, "reversed": reverse})
 
 
 def numeric(table):

@@ -239,3 +239,28 @@ def test_recorded_tables_that_are_not_those_of_their_record_are_refused(study, c
         assert {path: path.read_bytes() for path in TABLES.rglob("*") if path.is_file()} == before
     else:
         record.record("tiny", partly=True)
+
+
+def test_seconds_of_each_edit_come_from_the_ledgers_and_stay(study):
+    ledger = study / "runs/tiny/rome/order-1/timing.jsonl"
+    ledger.write_text('{"edit": 1, "seconds": 0.5}\n{"edit": 3, "seconds": 0.25}\n{"edit": 4, "sec')
+    written = record.record("tiny", partly=True)
+    assert TABLES / "timing.parquet" in written
+    times = pd.read_parquet(TABLES / "timing.parquet")
+    assert times.to_dict("list") == {
+        "method": ["rome"] * 2,
+        "order": [1] * 2,
+        "reversed": [False] * 2,
+        "edits": [1, 3],
+        "seconds": [0.5, 0.25],
+    }
+    ledger.unlink()  # the run is still there, its times are not
+    record.record("tiny", partly=True)
+    assert pd.read_parquet(TABLES / "timing.parquet").equals(times)
+
+
+def test_runs_recorded_without_times_have_no_rows(study):
+    assert TABLES / "timing.parquet" not in record.record("tiny", partly=True)
+    (study / "runs/tiny/rome/order-1/timing.jsonl").write_text('{"edit": 1, "seconds": 2}\n')
+    record.record("tiny", partly=True)
+    assert list(pd.read_parquet(TABLES / "timing.parquet")["order"]) == [1]
