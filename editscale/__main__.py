@@ -9,6 +9,8 @@ COMMANDS = {
     "replay": ("editscale.replay", "main", "check a recorded run, and save its model after any number of edits"),
     "together": ("editscale.together", "main", "edit all orders of a method in one batch"),
     "record": ("editscale.record", "main", "record the result tables of a scale that needs a GPU"),
+    "study-cost": ("editscale.study_cost", "main", "what a recorded scale took on its GPU"),
+    "rerun": ("editscale.rerun", "main", "whether runs made again agree with the recorded ones"),
     "report": ("editscale.report", "main", "write the executed notebooks and figures of a scale as one HTML report"),
     "compare": ("editscale.compare", "main", "what differs between two executed runs or notebooks"),
     "gallery": ("editscale.gallery", "main", "write figures/README.md from the figures of a scale"),

@@ -278,6 +278,13 @@ def _read_head(head):
     )
 
 
+def read_timing(folder):
+    """Rows of a ledger's timing.jsonl: edit (from 1) and seconds, whole lines only; [] if the folder has none."""
+    path = Path(folder) / "timing.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line) for line in lines if _edit_of(line)]
+
+
 def _edit_of(line):
     """The edit that a line of timing.jsonl is about; None for a torn line."""
     try:

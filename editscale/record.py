@@ -1,80 +1,105 @@
 """Record the result tables of a scale that needs a GPU, so that its figures are drawn anywhere.
 
-    python -m editscale record SCALE [--partly]
+    python -m editscale record SCALE [--partly] [--from FOLDER …]
 
-`figures/<scale>/tables` is laid out like one run's folder and holds the rows of all runs: edits.parquet, …,
-recall/history.parquet, downstream/downstream.parquet, beside them single.parquet and acceptance.parquet, and
-record.json, which names what made them. Notebooks that gather take that folder for their one run. Numbers are float32;
-no text of a fact is in it, facts are named by case id.
+`figures/<scale>/tables` is laid out like one run's folder and holds the rows of all runs (`editscale.recorded`), beside
+them single.parquet and acceptance.parquet, and record.json, which names what made them. Notebooks that gather take that
+folder for their one run. Numbers are float32; no text of a fact is in it, facts are named by case id.
+
+A scale may be run a slice at a time and on several machines: tables are merged from runs/<scale>, from what is recorded
+already, and from the folders given with --from, copies of such a folder. Of each run and part that one is taken which
+finished last; of equal ones that in runs/, then the recorded one. Recall and tasks go with the edits they were measured
+on: where a run's edits were made anew and are others, what was measured on the old ones is left out, with a warning.
 """
 
 import argparse
-import json
 import sys
+import warnings
 from pathlib import Path
 
 import pandas as pd
 
-from editscale import tables
-from editscale.parameters import checked_scale, read_grid
+from editscale import recorded
+from editscale.parameters import checked_scale
 from editscale.provenance import sha256_file, write_json
-
-# Folder of a run that a notebook finishes ↦ the tables it leaves there.
-PARTS = {
-    "": ("edits", "unedited", "drift"),
-    "recall": ("history", "perplexity", "spectra"),
-    "downstream": ("downstream", "generation"),
-}
-BESIDE = {"single": "single", "acceptance": "acceptance"}  # table ↦ its folder among those of the runs
+from editscale.recorded import BESIDE, PARTS, RECORD, TIMING, name_of
 
 
-def finished(scale, part):
-    """The run folders of a scale's grid in which a part is finished, and the records of those that are not."""
-    folders = [Path("runs") / scale / method / sequence for method, sequence in read_grid(f"params/{scale}/grid.yaml")]
-    done = {folder: folder / part / "done.json" for folder in folders}
-    return [f for f in folders if done[f].is_file()], [path for path in done.values() if not path.is_file()]
-
-
-def record(scale, *, partly=False):
+def record(scale, *, partly=False, others=()):
     """Write the tables of a scale and their record: the files written.
 
     Args:
         partly: take what is finished instead of asking for everything; the record says which run has which part.
+        others: further folders of recorded tables.
 
-    Raises FileNotFoundError that names what is missing.
+    Raises FileNotFoundError that names what is missing, ValueError for recorded tables that cannot be taken
+    (`recorded.read`). Nothing is written then.
     """
-    found, out = {part: finished(scale, part) for part in PARTS}, Path("figures") / scale / "tables"
-    beside = {name: Path("runs") / scale / folder / f"{name}.parquet" for name, folder in BESIDE.items()}
-    missing = [path for _, absent in found.values() for path in absent]
-    missing += [path for path in beside.values() if not path.is_file()]
-    empty = [part for part, (folders, _) in found.items() if not folders]
-    if empty or (missing and not partly):
+    out = Path("figures") / scale / "tables"
+    before = [recorded.read(out, scale)] if (out / RECORD).is_file() else []
+    whole = merged([recorded.in_runs(scale), *before, *(recorded.read(folder, scale) for folder in others)], scale)
+    missing = [
+        f"{run}/{name_of(part, 'done.json')}"
+        for part in PARTS
+        for run in recorded.grid_of(scale)
+        if (part or "edits") not in whole.made.get(run, {})
+    ]
+    missing += [f"runs/{scale}/{folder}/{name}.parquet" for name, folder in BESIDE.items() if name not in whole.beside]
+    if not whole.made or (missing and not partly):
         raise FileNotFoundError(
             f"no {missing[0]}, one of {len(missing)} results that are not there; run the graph of scale {scale} to its "
-            "end, or record it --partly (runs, recall and downstream of one run at least)"
+            "end, or record it --partly (one run at least)"
         )
-    written, made = [], {}
-    for part, names in PARTS.items():
-        folders = found[part][0]
-        for name in names:
-            name = f"{part}/{name}".lstrip("/")
-            written.append(_write(tables.gather(folders, name), out / f"{name}.parquet"))
-        for folder in folders:
-            made.setdefault(str(folder), {})[part or "edits"] = _made_by(folder / part)
-    for name, path in beside.items():
-        if path.is_file():
-            written.append(_write(pd.read_parquet(path), out / f"{name}.parquet"))
-    about = {"scale": scale, "files": {str(path.relative_to(out)): sha256_file(path) for path in written}}
-    write_json(out / "record.json", about | {"runs": made})
-    return [*written, out / "record.json"]
+    written = [_write(table, out / f"{name}.parquet") for name, table in {**whole.tables, **whole.beside}.items()]
+    for path in set(out.rglob("*.parquet")) - set(written):
+        path.unlink()
+    about = {"scale": scale, "files": {path.relative_to(out).as_posix(): sha256_file(path) for path in written}}
+    write_json(out / RECORD, about | {"runs": whole.made})
+    return [*written, out / RECORD]
 
 
-def _made_by(folder):
-    """What a notebook recorded of a part, and, of a run itself, what its ledger was made under."""
-    done = json.loads((folder / "done.json").read_text(encoding="utf-8"))
-    made = {name: value for name, value in done.items() if name != "files"}
-    head = folder / "ledger.json"
-    return made | ({"fingerprint": json.loads(head.read_text())["fingerprint"]} if head.is_file() else {})
+def merged(sources, scale):
+    """One `Results` of several, runs in the order of the scale's grid; the module's first lines say what is taken."""
+    made, pieces = {}, {}
+    for run, key in recorded.grid_of(scale).items():
+        of_edits = _last(sources, run, "edits")
+        if of_edits is None:
+            continue
+        same = [source for source in sources if _same_edits(source, of_edits, key)]
+        for part, names in PARTS.items():
+            part_name = part or "edits"
+            if (source := _last(same, run, part_name)) is None:
+                if any(part_name in source.made.get(run, {}) for source in sources):
+                    warnings.warn(f"{part} of {run} was measured on other edits and is left out", stacklevel=2)
+                continue
+            made.setdefault(run, {})[part_name] = source.made[run][part_name]
+            for name in (name_of(part, table) for table in names):
+                pieces.setdefault(name, []).append(source.rows(name, key))
+        times = [source.rows(TIMING, key) for source in (of_edits, *same)]
+        pieces.setdefault(TIMING, []).extend([rows for rows in times if rows is not None][:1])
+    tables = {
+        name: recorded.as_recorded(pd.concat(pieces[name], ignore_index=True))
+        for name in recorded.NAMES
+        if pieces.get(name)
+    }
+    beside = {}
+    for source in [*sources[1:], sources[0]]:  # what is made anew in place of what is recorded
+        beside |= source.beside
+    return recorded.Results(made, tables, {name: beside[name] for name in BESIDE if name in beside})
+
+
+def _last(sources, run, part):
+    """The source in which a part of a run finished last, the first of several; None if no source has it."""
+    having = [source for source in sources if part in source.made.get(run, {})]
+    return max(having, key=lambda source: source.made[run][part].get("finished", ""), default=None)
+
+
+def _same_edits(source, other, key):
+    """Whether two sources hold the same edits of a run, in the columns that both have."""
+    one, two = source.rows("edits", key), other.rows("edits", key)
+    if one is None or len(one) != len(two):
+        return False
+    return all(((one[name] == two[name]) | (one[name].isna() & two[name].isna())).all() for name in one if name in two)
 
 
 def _write(table, path):
@@ -89,9 +114,12 @@ def main(arguments):
     parser = argparse.ArgumentParser(prog="editscale record", description=__doc__.splitlines()[0])
     parser.add_argument("scale", metavar="SCALE", help="a folder of params/ whose runs are in runs/")
     parser.add_argument("--partly", action="store_true", help="what is finished, instead of asking for everything")
+    parser.add_argument(
+        "--from", dest="others", action="append", default=[], metavar="FOLDER", help="recorded tables to merge with"
+    )
     given = parser.parse_args(arguments)
     try:
-        written = record(checked_scale(given.scale), partly=given.partly)
+        written = record(checked_scale(given.scale), partly=given.partly, others=given.others)
     except (ValueError, OSError) as error:
         print(f"editscale record: {error}", file=sys.stderr)
         return 2

@@ -10,6 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from editscale import drift, metrics
+from editscale.ledger import read_timing
 
 COLUMNS = {
     "method": "editing method",
@@ -53,6 +54,7 @@ COLUMNS = {
     "invalid": "share of answers without a label word, 0–1",
     "ngram_entropy": "H₂/3 + 2H₃/3 of written texts, bits (bigrams and trigrams)",
     "word_entropy": "entropy of the words of all texts over its largest possible value, 0–1",
+    "seconds": "wall-clock time of an edit and the scores right after it; of a batch, shared evenly by its runs",
     "flagged": "single edits: true if a run flagged an edit of the fact (disabling.detect), whatever its method",
     "contexts": "single edits: those of the run, of another seed, behind other words, or the bare prompt alone",
     "seed": "single edits: seed of the contexts; NaN for the bare prompt",
@@ -69,7 +71,7 @@ _HIDDEN = ("edit", "fact_sha256", "factors_sha256")  # the ledger's own bookkeep
 
 def of_run(rows, key):
     """Measurements along a run as a table: the run's key (method, order, reversed) before each row's own columns."""
-    return _numeric(pd.DataFrame([{**key, **row} for row in rows]))
+    return numeric(pd.DataFrame([{**key, **row} for row in rows]))
 
 
 def edits_table(ledger, method, order, reverse):
@@ -84,7 +86,7 @@ def edits_table(ledger, method, order, reverse):
         }
         for row in ledger.rows
     ]
-    return _numeric(pd.DataFrame(rows))
+    return numeric(pd.DataFrame(rows))
 
 
 def unedited_table(ledger, method, order, reverse):
@@ -93,16 +95,25 @@ def unedited_table(ledger, method, order, reverse):
         {"method": method, "order": order, "reversed": reverse, "edits": i, **row}
         for i, row in enumerate(ledger.unedited(), start=1)
     ]
-    return _numeric(pd.DataFrame(rows))
+    return numeric(pd.DataFrame(rows))
 
 
 def drift_table(ledger, method, order, reverse):
     """One row per edit and edited layer: norms of `drift.of_ledger`."""
     rows = [{"method": method, "order": order, "reversed": reverse, **row} for row in drift.of_ledger(ledger)]
-    return _numeric(pd.DataFrame(rows))
+    return numeric(pd.DataFrame(rows))
 
 
-def _numeric(table):
+def timing_table(folder, method, order, reverse):
+    """One row per edit with its seconds, from a run's timing.jsonl; without rows if the run has none.
+
+    Torn lines have no row, nor have edits of which no time was kept.
+    """
+    rows = [{"edits": row["edit"], "seconds": row["seconds"]} for row in read_timing(folder)]
+    return of_run(rows, {"method": method, "order": order, "reversed": reverse})
+
+
+def numeric(table):
     """null scores, which JSON rows use for NaN, as NaN; unknown columns are an error, so that none goes undescribed."""
     unknown = [name for name in table if name not in COLUMNS]
     if unknown:

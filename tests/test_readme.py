@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from editscale import costs, gallery
+from editscale import costs, gallery, recorded, study_cost
 from editscale.provenance import sha256_file
 
 ROOT = Path(__file__).parents[1]
@@ -80,6 +80,12 @@ def test_a_scale_without_figures_is_named():
 
 def test_the_costs_in_the_readme_are_those_of_the_committed_tables():
     assert costs.section(costs.read(ROOT / "figures/cost")) in (ROOT / "README.md").read_text()
+
+
+def test_what_the_recorded_study_took_is_computed_from_its_tables(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    results = recorded.read("figures/smollm2/tables", "smollm2")
+    assert study_cost.markdown(results, "smollm2") in README
 
 
 def test_the_pages_of_costs_are_those_of_their_tables():

@@ -1,11 +1,13 @@
 """Tables of several runs become one folder that notebooks take for a run."""
 
 import json
+import shutil
+from pathlib import Path
 
 import pandas as pd
 import pytest
 
-from editscale import record, tables
+from editscale import record, recorded, tables
 from editscale.provenance import sha256_file
 
 GRID = """\
@@ -23,7 +25,7 @@ def study(tmp_path, monkeypatch):
     (tmp_path / "params/tiny/grid.yaml").write_text(GRID)
     for order in (0, 1):
         run = tmp_path / f"runs/tiny/rome/order-{order}"
-        for part, names in record.PARTS.items():
+        for part, names in recorded.PARTS.items():
             if (order, part) == (1, "downstream"):
                 continue
             (run / part).mkdir(parents=True, exist_ok=True)
@@ -61,7 +63,7 @@ def test_a_whole_study_needs_every_part(study):
     (run / "order-1/downstream").mkdir()
     for path in (run / "order-0/downstream").iterdir():
         (run / "order-1/downstream" / path.name).write_bytes(path.read_bytes())
-    for name, folder in record.BESIDE.items():
+    for name, folder in recorded.BESIDE.items():
         (study / f"runs/tiny/{folder}").mkdir()
         pd.DataFrame({"case_id": [7]}).to_parquet(study / f"runs/tiny/{folder}/{name}.parquet")
     assert len(record.record("tiny")) == 11
@@ -72,3 +74,193 @@ def test_the_command_says_what_it_wrote_or_what_is_missing(study, capsys):
     assert record.main(["tiny", "--partly"]) == 0
     assert capsys.readouterr().out.startswith("9 files in figures/tiny/tables, 0.0 MB")
     assert record.main(["tiny"]) == 2 and "record it --partly" in capsys.readouterr().err
+    assert (
+        record.main(["tiny", "--from", "elsewhere"]) == 2 and "no record.json in elsewhere" in capsys.readouterr().err
+    )
+
+
+TABLES = Path("figures/tiny/tables")
+
+
+def recorded_rows(name, **wanted):
+    table = pd.read_parquet(TABLES / f"{name}.parquet")
+    return table[(table[list(wanted)] == list(wanted.values())).all(axis=1)]
+
+
+def make(order, part="", finished="", **values):
+    """Finish a part of a run: a row in each of its tables, `values` in place of those of the fixture."""
+    run = Path(f"runs/tiny/rome/order-{order}")
+    (run / part).mkdir(parents=True, exist_ok=True)
+    for name in recorded.PARTS[part]:
+        row = {"method": "rome", "order": order, "reversed": False, "edits": 1, "efficacy": 1 / 3, **values}
+        pd.DataFrame([row]).to_parquet(run / part / f"{name}.parquet")
+    (run / part / "done.json").write_text(json.dumps({"finished": finished, "files": {}}))
+
+
+def test_what_is_recorded_stays_when_its_runs_are_gone(study):
+    record.record("tiny", partly=True)
+    before = {path: path.read_bytes() for path in TABLES.rglob("*.parquet")}
+    about = json.loads((TABLES / "record.json").read_text())
+    shutil.rmtree("runs")
+    assert len(record.record("tiny", partly=True)) == 9
+    assert {path: path.read_bytes() for path in TABLES.rglob("*.parquet")} == before
+    assert json.loads((TABLES / "record.json").read_text()) == about
+
+
+def test_a_new_slice_is_put_beside_what_is_recorded_in_the_order_of_the_grid(study):
+    shutil.move("runs/tiny/rome/order-0", "kept")
+    record.record("tiny", partly=True)
+    shutil.rmtree("runs")
+    shutil.copytree("kept", "runs/tiny/rome/order-0")
+    record.record("tiny", partly=True)
+    assert list(pd.read_parquet(TABLES / "recall/history.parquet")["order"]) == [0, 1]
+    assert list(json.loads((TABLES / "record.json").read_text())["runs"]) == [
+        "runs/tiny/rome/order-0",
+        "runs/tiny/rome/order-1",
+    ]
+
+
+def test_a_part_made_again_replaces_only_its_own_rows(study):
+    record.record("tiny", partly=True)
+    make(1, "recall", "2026-01-02T00:00:00+00:00", efficacy=0.5)
+    record.record("tiny", partly=True)
+    assert list(pd.read_parquet(TABLES / "recall/history.parquet")["efficacy"]) == [pytest.approx(1 / 3), 0.5]
+    assert list(pd.read_parquet(TABLES / "edits.parquet")["efficacy"]) == [pytest.approx(1 / 3)] * 2
+    made = json.loads((TABLES / "record.json").read_text())["runs"]["runs/tiny/rome/order-1"]
+    assert made["recall"]["finished"] == "2026-01-02T00:00:00+00:00" and "finished" not in made["edits"]
+
+
+def test_slices_of_several_machines_come_together(study):
+    make(2, finished="2026-01-03T00:00:00+00:00")  # not in the grid yet
+    record.record("tiny", partly=True)
+    (study / "params/tiny/grid.yaml").write_text(GRID + GRID.splitlines()[1].replace("order: 0", "order: 2"))
+    shutil.copytree(TABLES, "first")
+    shutil.rmtree("figures")
+    shutil.rmtree("runs")
+    make(2, finished="2026-01-03T00:00:00+00:00")
+    make(0, finished="2026-01-02T00:00:00+00:00")  # the same edits again
+    record.record("tiny", partly=True)
+    shutil.rmtree("runs")
+    assert record.main(["tiny", "--partly", "--from", "first"]) == 0
+    assert list(pd.read_parquet(TABLES / "edits.parquet")["order"]) == [0, 1, 2]
+    assert list(pd.read_parquet(TABLES / "recall/history.parquet")["order"]) == [0, 1]
+    made = json.loads((TABLES / "record.json").read_text())["runs"]
+    assert {run: set(parts) for run, parts in made.items()} == {
+        "runs/tiny/rome/order-0": {"edits", "recall", "downstream"},
+        "runs/tiny/rome/order-1": {"edits", "recall"},
+        "runs/tiny/rome/order-2": {"edits"},
+    }
+
+
+def test_of_two_results_the_one_that_finished_last_is_taken_also_if_it_came_from_elsewhere(study):
+    make(1, finished="2026-01-02T00:00:00+00:00", edits=7)
+    (study / "runs/tiny/rome/order-1/recall/done.json").unlink()
+    record.record("tiny", partly=True)
+    shutil.move("figures/tiny/tables", "later")
+    make(1, finished="2026-01-01T00:00:00+00:00")
+    record.record("tiny", partly=True, others=["later"])
+    assert recorded_rows("edits", order=1)["edits"].item() == 7
+
+
+def test_what_was_measured_on_other_edits_is_left_out_and_named(study):
+    record.record("tiny", partly=True)
+    make(0, finished="2026-01-02T00:00:00+00:00", efficacy=0.25)
+    (study / "runs/tiny/rome/order-0/recall/done.json").unlink()
+    shutil.rmtree("runs/tiny/rome/order-0/downstream")
+    with pytest.warns(UserWarning, match="(recall|downstream) of runs/tiny/rome/order-0 was measured on other edits"):
+        record.record("tiny", partly=True)
+    assert list(pd.read_parquet(TABLES / "recall/history.parquet")["order"]) == [1]
+    assert not (TABLES / "downstream/downstream.parquet").exists()
+    assert set(json.loads((TABLES / "record.json").read_text())["runs"]["runs/tiny/rome/order-0"]) == {"edits"}
+
+
+def test_tables_keep_their_types_where_a_run_knows_no_value_of_a_column(study):
+    make(0, denominator=1.5, steps=20)
+    make(1, denominator=None)
+    record.record("tiny", partly=True)
+    shutil.rmtree("runs")
+    make(1, finished="2026-01-02T00:00:00+00:00", denominator=None, efficacy=0.5)
+    shutil.rmtree(TABLES / "recall")  # asked of order 1 again
+    about = json.loads((TABLES / "record.json").read_text())
+    about["files"] = {name: sha256 for name, sha256 in about["files"].items() if not name.startswith("recall")}
+    for run in about["runs"].values():
+        del run["recall"]
+    (TABLES / "record.json").write_text(json.dumps(about))
+    record.record("tiny", partly=True)
+    edits = pd.read_parquet(TABLES / "edits.parquet")
+    assert {"denominator": "float32", "efficacy": "float32", "reversed": "bool", "order": "int64"}.items() <= (
+        edits.dtypes.astype(str).to_dict().items()
+    )
+    assert edits["denominator"].isna().tolist() == [False, True] and list(edits["efficacy"]) == [
+        pytest.approx(1 / 3),
+        0.5,
+    ]
+
+
+def test_tables_beside_the_runs_stay(study):
+    (study / "runs/tiny/single").mkdir()
+    pd.DataFrame({"case_id": [7]}).to_parquet(study / "runs/tiny/single/single.parquet")
+    record.record("tiny", partly=True)
+    shutil.rmtree("runs/tiny/single")
+    record.record("tiny", partly=True)
+    assert pd.read_parquet(TABLES / "single.parquet")["case_id"].item() == 7
+
+
+def test_without_partly_what_is_recorded_counts(study):
+    record.record("tiny", partly=True)
+    shutil.rmtree("runs")
+    with pytest.raises(FileNotFoundError, match="no runs/tiny/rome/order-1/downstream/done.json, one of 3 results"):
+        record.record("tiny")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda about: about, None),
+        (lambda about: about["files"].update({"edits.parquet": "0" * 64}), "edits.parquet is not the file that record"),
+        (lambda about: about["files"].update({"single.parquet": "0" * 64}), "single.parquet is missing"),
+        (
+            lambda about: about["files"].update({"../x.parquet": "0" * 64}),
+            r"lists \.\./x.parquet, no tables of a study",
+        ),
+        (lambda about: about.update(scale="other"), "holds tables of scale other, not of tiny"),
+        (lambda about: about["runs"].update({"runs/tiny/ft-c/order-0": {}}), "holds runs/tiny/ft-c/order-0, which"),
+    ],
+)
+def test_recorded_tables_that_are_not_those_of_their_record_are_refused(study, change, message):
+    record.record("tiny", partly=True)
+    about = json.loads((TABLES / "record.json").read_text())
+    change(about)
+    (TABLES / "record.json").write_text(json.dumps(about))
+    before = {path: path.read_bytes() for path in TABLES.rglob("*") if path.is_file()}
+    if message:
+        with pytest.raises(ValueError, match=message):
+            record.record("tiny", partly=True)
+        assert {path: path.read_bytes() for path in TABLES.rglob("*") if path.is_file()} == before
+    else:
+        record.record("tiny", partly=True)
+
+
+def test_seconds_of_each_edit_come_from_the_ledgers_and_stay(study):
+    ledger = study / "runs/tiny/rome/order-1/timing.jsonl"
+    ledger.write_text('{"edit": 1, "seconds": 0.5}\n{"edit": 3, "seconds": 0.25}\n{"edit": 4, "sec')
+    written = record.record("tiny", partly=True)
+    assert TABLES / "timing.parquet" in written
+    times = pd.read_parquet(TABLES / "timing.parquet")
+    assert times.to_dict("list") == {
+        "method": ["rome"] * 2,
+        "order": [1] * 2,
+        "reversed": [False] * 2,
+        "edits": [1, 3],
+        "seconds": [0.5, 0.25],
+    }
+    ledger.unlink()  # the run is still there, its times are not
+    record.record("tiny", partly=True)
+    assert pd.read_parquet(TABLES / "timing.parquet").equals(times)
+
+
+def test_runs_recorded_without_times_have_no_rows(study):
+    assert TABLES / "timing.parquet" not in record.record("tiny", partly=True)
+    (study / "runs/tiny/rome/order-1/timing.jsonl").write_text('{"edit": 1, "seconds": 2}\n')
+    record.record("tiny", partly=True)
+    assert list(pd.read_parquet(TABLES / "timing.parquet")["order"]) == [1]
