@@ -14,6 +14,7 @@ import numpy as np
 from editscale import anatomy, graphs, states, tokens
 from editscale.states import BATCH_TOKENS
 
+NARROW = 256  # most tokens of a tree on a GPU, which has many side by side: attention grows with the square
 _NOTHING = -1  # where the logits hold NaN: no token
 
 
@@ -41,7 +42,8 @@ class Greedy:
         shared = min(len(os.path.commonprefix(prompts)), min(map(len, prompts), default=1) - 1)
         self.lm, self.n_new, self.layer, self.left = lm, n_new, layer, max_bytes
         self.beginning, self.rests = prompts[0][:shared] if prompts else (), [prompt[shared:] for prompt in prompts]
-        self.rows = states.batches(range(len(prompts)), lambda i: len(self.rests[i]), batch_tokens)
+        narrow = NARROW if lm.device.type == "cuda" else 0
+        self.rows = states.batches(range(len(prompts)), lambda i: len(self.rests[i]), batch_tokens, narrow)
         self.prepared = {}  # the prompts of a forward, by number ↦ its tensors
 
     def __call__(self):

@@ -16,21 +16,22 @@ GRAPH_TOKENS = 1024  # a forward of no more is a CUDA graph on a GPU, which take
 BATCH_TOKENS = TREE_TOKENS  # most tokens of a forward: one tree, enough for a CPU; a GPU wants 16384 or so
 
 
-def batches(items, size, batch_tokens):
+def batches(items, size, batch_tokens, tree_tokens=0):
     """Items in order as forwards of trees: lists, one for each forward, of lists of items, one for each tree.
 
     Args:
         size: the tokens of an item, at most; an item of more than a tree holds has a tree of its own.
         batch_tokens: most tokens in one forward, padding included.
+        tree_tokens: most tokens of a tree, 0 for TREE_TOKENS.
     """
-    trees, n = [], 0
+    trees, n, most = [], 0, tree_tokens or TREE_TOKENS
     for item in items:
-        if not trees or n + size(item) > min(TREE_TOKENS, batch_tokens):
+        if not trees or n + size(item) > min(most, batch_tokens):
             trees.append([])
             n = 0
         trees[-1].append(item)
         n += size(item)
-    rows = max(1, batch_tokens // TREE_TOKENS)
+    rows = max(1, batch_tokens // most)
     return [trees[i : i + rows] for i in range(0, len(trees), rows)]
 
 
