@@ -7,6 +7,7 @@ named by the sha256 of its weight files.
 import hashlib
 import re
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -236,6 +237,9 @@ def _tokenizer(folder):
 
 
 def sha256_of_files(files):
-    """One sha256 for several files: over the lines "sha256  name", sorted by name."""
-    lines = "".join(f"{sha256_file(file)}  {file.name}\n" for file in sorted(files))
+    """One sha256 for several files: over the lines "sha256  name", sorted by name. Files are read side by side."""
+    files = sorted(files)
+    with ThreadPoolExecutor() as threads:  # one reads 1.5 GB or so in a second, and GPT-J has 24
+        found = list(threads.map(sha256_file, files))
+    lines = "".join(f"{sha256}  {file.name}\n" for file, sha256 in zip(files, found, strict=True))
     return hashlib.sha256(lines.encode()).hexdigest()

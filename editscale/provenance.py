@@ -24,7 +24,8 @@ PACKAGES = """torch transformers tokenizers safetensors gguf datasets geonamesca
 def provenance(params: dict | None = None) -> dict:
     """The facts that explain a result: parameters, Python, packages, machine, commit, code hash, start time.
 
-    `gpu` is filled in only when torch is already loaded and sees one. `git` is None outside a checkout.
+    `gpu` is filled in only when torch is already loaded and sees one; `finish` looks again. `git` is None outside a
+    checkout.
     """
     return {
         "parameters": dict(params or {}),
@@ -58,9 +59,10 @@ def show(run: dict):
 def finish(out: str | Path, files: list[str | Path], run: dict) -> Path:
     """Write `out/done.json`, the record that a run has finished, and return its path.
 
-    It holds all of `run`, the time it ended, and the sha256 of each of `files`, by path from the working
-    directory (the repository root). FileNotFoundError names files that do not exist; ValueError when there
-    are none."""
+    It holds all of `run`, the time it ended, `gpu_peak_gb` (most memory that this process had in tensors on a GPU,
+    10⁹ bytes; null if it used none), and the sha256 of each of `files`, by path from the working directory (the
+    repository root). `gpu` becomes the GPU in use where torch was loaded after `provenance`. FileNotFoundError names
+    files that do not exist; ValueError when there are none."""
     files = [Path(file) for file in files]
     missing = [str(file) for file in files if not file.is_file()]
     if missing:
@@ -68,7 +70,9 @@ def finish(out: str | Path, files: list[str | Path], run: dict) -> Path:
     if not files:
         raise ValueError(f"a run that wrote no file has no result to record in {out}/done.json")
     hashes = {_from_here(file): sha256_file(file) for file in sorted(files)}
-    return write_json(Path(out) / "done.json", {**run, "finished": _now(), "files": hashes})
+    peak = _gpu_peak_gb()
+    machine = {"gpu": run["gpu"] if peak is None else _gpu_name(), "gpu_peak_gb": peak}
+    return write_json(Path(out) / "done.json", {**run, **machine, "finished": _now(), "files": hashes})
 
 
 def read_json(path: str | Path, remedy: str) -> dict:
@@ -138,6 +142,14 @@ def _cpu_name() -> str:
 def _gpu_name() -> str | None:
     torch = sys.modules.get("torch")
     return torch.cuda.get_device_name() if torch is not None and torch.cuda.is_available() else None
+
+
+def _gpu_peak_gb() -> float | None:
+    """Most memory of tensors on the GPU in use, in GB; None where this process has not touched one."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
+        return None
+    return round(torch.cuda.max_memory_allocated() / 1e9, 2)
 
 
 def _git_state() -> dict | None:

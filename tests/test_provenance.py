@@ -85,6 +85,24 @@ def test_finish_lists_hashes_by_path_from_the_working_directory(tmp_path, monkey
     assert sorted(path.name for path in out.iterdir()) == ["a.csv", "b.csv", "done.json"]
 
 
+def test_finish_names_the_gpu_in_use_and_the_most_memory_it_held(tmp_path, monkeypatch):
+    import torch
+
+    (tmp_path / "a.csv").touch()
+    run = pv.provenance() | {"gpu": None}  # as where torch was loaded later
+
+    def finished():
+        record = json.loads(pv.finish(tmp_path, [tmp_path / "a.csv"], run).read_text())
+        return record["gpu"], record["gpu_peak_gb"]
+
+    cuda = {"is_available": True, "is_initialized": False, "get_device_name": "H100", "max_memory_allocated": 7.891e9}
+    for name, value in cuda.items():
+        monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
+    assert finished() == (None, None)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    assert finished() == ("H100", 7.89)
+
+
 def test_finish_refuses_files_that_are_not_there_and_runs_without_files(tmp_path):
     with pytest.raises(FileNotFoundError, match="gone.csv"):
         pv.finish(tmp_path, [tmp_path / "gone.csv"], pv.provenance())
