@@ -5,6 +5,7 @@ one after another, which gives the bits the run had (scalable-model-editing/grad
 `experiments/evaluate_history.py` saves and reloads whole models instead).
 """
 
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,8 +58,23 @@ def record_of(folder):
     return record
 
 
-def reopen(folder, *, device="cpu", model_cache="runs/models"):
+def reopen_all(folders, *, device="cpu", model_cache="runs/models"):
+    """Name ↦ `Run`, for a dict of names and folders. Runs that name the same model share one, loaded once: four times
+    GPT-J would not fit a GPU.
+
+    Raises what `reopen` raises.
+    """
+    from editscale import models
+
+    load = functools.cache(models.load)
+    return {name: reopen(path, device=device, model_cache=model_cache, load=load) for name, path in folders.items()}
+
+
+def reopen(folder, *, device="cpu", model_cache="runs/models", load=None):
     """The `Run` in a folder, its model loaded as it was before the first edit.
+
+    Args:
+        load: in place of `models.load`, None for that.
 
     Raises FileNotFoundError if the run has not finished; ValueError if the ledger is no longer the one it finished
     with, or the model's weights or the facts are no longer those of the ledger.
@@ -87,7 +103,7 @@ def reopen(folder, *, device="cpu", model_cache="runs/models"):
                 f"edit {row['edit']} of {folder} is case {row['case_id']}, but {parameters['fact_set']} now has case "
                 f"{fact.case_id} there; run notebook 02 again with another out folder"
             )
-    lm = models.load(
+    lm = (load or models.load)(
         parameters["model"],
         revision=parameters["revision"],
         device=device,

@@ -8,7 +8,7 @@ import tiny
 import torch
 from test_sequence import FACTS, PARAMS, edit_sequence
 
-from editscale import downstream, facts, generation, glue, history, metrics, sequence, states
+from editscale import downstream, facts, generation, glue, history, metrics, models, sequence, states
 
 INVENTED = Path(__file__).parents[1] / "params/smoke/invented_facts.json"
 
@@ -114,6 +114,14 @@ def test_places_beyond_the_edits_or_out_of_order_are_refused(edited, places):
 def test_a_run_that_has_not_finished_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=f"no finished run in {tmp_path}; run notebook 02"):
         history.reopen(tmp_path)
+
+
+def test_runs_of_one_model_that_are_reopened_together_share_it(monkeypatch):
+    loaded = []
+    monkeypatch.setattr(models, "load", lambda name, **_: loaded.append(name) or len(loaded))
+    monkeypatch.setattr(history, "reopen", lambda path, *, load, **_: load(path.split("/")[0], revision=""))
+    found = history.reopen_all({"rome": "a/rome", "memit": "a/memit", "ft-c": "b/ft-c"})
+    assert found == {"rome": 1, "memit": 1, "ft-c": 2} and loaded == ["a", "b"]
 
 
 def finished(folder, method, order, reverse):
