@@ -11,6 +11,7 @@ layer; here all layers share one pass, which ends at the deepest of them.
 
 import hashlib
 import os
+import time
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -55,7 +56,7 @@ def collect(lm, documents, layers, n_tokens=None, *, corpus="", batch_tokens=409
     ]
 
 
-def collect_at(lm, documents, layers, counts, *, corpus="", batch_tokens=4096, progress=True):
+def collect_at(lm, documents, layers, counts, *, corpus="", batch_tokens=4096, progress=True, times=None):
     """`SecondMoments` after each of several numbers of tokens, in one pass over one corpus.
 
     Args:
@@ -65,6 +66,7 @@ def collect_at(lm, documents, layers, counts, *, corpus="", batch_tokens=4096, p
         counts: ascending numbers of tokens; each is rounded up to whole documents.
         corpus: what the documents are, in words.
         batch_tokens: rows × width of a padded batch, at most (a longer document makes a batch of its own).
+        times: a `timing.Timing` that gets the seconds of each group of documents as part "second moments", or None.
 
     Returns a list as long as `counts`. Padding never enters, and neither batch size nor order of batches
     changes the result beyond rounding.
@@ -100,10 +102,14 @@ def collect_at(lm, documents, layers, counts, *, corpus="", batch_tokens=4096, p
                 longest = max(longest, len(document))
                 group.append(document)
                 if len(group) == GROUP or seen_tokens >= count:
+                    began, n = time.perf_counter(), sum(map(len, group))
                     for keys in token_keys(lm, group, layers, batch_tokens):
                         for layer, k in keys.items():
                             _add_products(sums[layer], k.to(sums[layer]))
-                    bar.update(sum(map(len, group)))
+                    if times is not None:
+                        sums[layers[-1]][0, 0].item()  # waits for a GPU
+                        times.add("second moments", n, time.perf_counter() - began)
+                    bar.update(n)
                     group = []
             identity = {
                 "model": lm.name,
@@ -180,7 +186,8 @@ def convergence(collected, keys):
     for part in collected:
         for layer, C in part.moments.items():
             cosines = torch.nn.functional.cosine_similarity(_solved(C, keys[layer]), directions[layer], dim=0)
-            difference = (C - reference.moments[layer]).norm() / reference.moments[layer].norm()
+            final = reference.moments[layer].to(_with_float64(keys[layer].device))
+            difference = (C.to(final.device) - final).norm() / final.norm()
             rows.append(
                 {
                     "n_tokens": part.n_tokens,

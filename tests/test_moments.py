@@ -8,7 +8,7 @@ import pytest
 import torch
 from tiny import N_TOKENS, tiny_model, tiny_tokenizer
 
-from editscale import corpora, moments
+from editscale import corpora, moments, timing
 from editscale.anatomy import FAMILIES
 
 LENGTHS = (12, 3, 30, 7, 1, 19)
@@ -105,6 +105,14 @@ def test_moments_along_the_way_equal_those_of_the_first_documents():
         # float32 keys from batches of other widths
         assert relative(part.moments[1], alone.moments[1]) < 1e-6
         assert part.identity == alone.identity
+
+
+def test_each_group_of_documents_is_timed(monkeypatch):
+    monkeypatch.setattr(moments, "GROUP", 3)
+    times, lm = timing.Timing(), tiny_model("gpt2")
+    moments.collect_at(lm, random_documents(), [1], [sum(LENGTHS)], progress=False, times=times)
+    assert [row["n"] for row in times.rows] == [sum(LENGTHS[i : i + 3]) for i in range(0, len(LENGTHS), 3)]
+    assert all(row["part"] == "second moments" and row["seconds"] > 0 for row in times.rows)
 
 
 def test_no_more_documents_are_read_than_asked_for():
