@@ -10,6 +10,7 @@ COMMANDS = {
     "together": ("editscale.together", "main", "edit all orders of a method in one batch"),
     "record": ("editscale.record", "main", "record the result tables of a scale that needs a GPU"),
     "study-cost": ("editscale.study_cost", "main", "what a recorded scale took on its GPU"),
+    "full-cost": ("editscale.full_cost", "main", "what a full study costs on one GPU, from a dry run of it"),
     "rerun": ("editscale.rerun", "main", "whether runs made again agree with the recorded ones"),
     "report": ("editscale.report", "main", "write the executed notebooks and figures of a scale as one HTML report"),
     "compare": ("editscale.compare", "main", "what differs between two executed runs or notebooks"),

@@ -59,8 +59,9 @@ def merged(old, new):
 
 
 def read(folder):
-    """File stem ↦ rows, of all tables in a folder, by name."""
-    return {path.stem: json.loads(path.read_text()) for path in sorted(Path(folder).glob("*.json"))}
+    """File stem ↦ rows, of all tables of a device in a folder, by name; those of `full_cost` are no such tables."""
+    paths = [path for path in sorted(Path(folder).glob("*.json")) if not path.name.startswith("full-")]
+    return {path.stem: json.loads(path.read_text()) for path in paths}
 
 
 def write(folder, rows):
@@ -92,7 +93,8 @@ def line(r):
     return f"{r['part']} | {r['shape']} | {r['precision']}: {found}"
 
 
-def _table(head, rows):
+def markdown_table(head, rows):
+    """A table in Markdown."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(map(str, cells))} |" for cells in lines)
 
@@ -115,7 +117,7 @@ what each column means, `editscale/bench.py` what is run. gpt2-small, gpt2-xl an
 sizes. The GLUE-like round asks `reviews` and `paraphrases`, the tasks that come with the package, in place of GLUE's.
 "Again" is a later checkpoint of the same run, which knows what enters the lowest edited layer from the first.
 
-{_table(head, cells)}
+{markdown_table(head, cells)}
 """
 
 
@@ -164,7 +166,7 @@ def section(rows_by_device, shapes=SHOWN):
                     numbers.append(_number(tf32.get(r["part"]), "s"))
                     cells.append([r["part"], f"{shape}, {r['device']}", *numbers])
             growth.append(_sentences(full, shape))
-    table = _table(["part", "model, device", "plain path", "here", "ratio", "here in TF32"], cells)
+    table = markdown_table(["part", "model, device", "plain path", "here", "ratio", "here in TF32"], cells)
     links = ", ".join(f"[{rows[0]['device']}](figures/cost/{name}.md)" for name, rows in rows_by_device.items())
     return f"""## What it costs
 

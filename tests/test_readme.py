@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from editscale import costs, gallery, recorded, study_cost
+from editscale import costs, full_cost, gallery, recorded, study_cost
 from editscale.provenance import sha256_file
 
 ROOT = Path(__file__).parents[1]
@@ -86,6 +86,12 @@ def test_what_the_recorded_study_took_is_computed_from_its_tables(monkeypatch):
     monkeypatch.chdir(ROOT)
     results = recorded.read("figures/smollm2/tables", "smollm2")
     assert study_cost.markdown(results, "smollm2") in README
+
+
+def test_what_full_studies_cost_is_computed_from_the_recorded_dry_runs():
+    assert full_cost.table(ROOT / "figures/cost") in README
+    for path in (ROOT / "figures/cost").glob("full-*.json"):
+        assert path.with_suffix(".md").read_text() == full_cost.page(json.loads(path.read_text()))
 
 
 def test_the_pages_of_costs_are_those_of_their_tables():
