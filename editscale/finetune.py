@@ -13,7 +13,8 @@ the edited block and runs the blocks above. Facts that do not depend on each oth
 import copy
 from dataclasses import dataclass
 
-from editscale import anatomy, graphs, tokens, values
+from editscale import anatomy, graphs, tokens
+from editscale.descent import adam, descend
 from editscale.rome import Edit
 from editscale.updates import Update
 
@@ -36,7 +37,7 @@ class FtParams:
 
 
 class Descent:
-    """ΔW and Δb of several facts on their way down; see `values.Descent`, whose interface this has.
+    """ΔW and Δb of several facts on their way down; see `descent.Descent`, whose interface this has.
 
     Args:
         weights: W at the start, (facts, d_value, d_key); biases: (facts, d_value), or None without.
@@ -107,7 +108,7 @@ class Descent:
                 if name in self.start:
                     gradient = gradient + self.params.weight_decay * (self.start[name] + change)
                 moved, limit = change.clone(), self.params.norm_constraint
-                values.adam(moved, self.mean[name], self.square[name], gradient, self.step, self.params.lr)
+                adam(moved, self.mean[name], self.square[name], gradient, self.step, self.params.lr)
                 going = self.active.view(-1, *[1] * (change.ndim - 1))
                 change.copy_(torch.where(going, moved.clamp_(-limit, limit), change))
 
@@ -128,7 +129,7 @@ class Steps:
     """The loss as a function of the changes, see `Descent.advance`, with all it needs.
 
     Attributes:
-        n_blocks, upper, logits, post: see `values.Cached`.
+        n_blocks, upper, logits, post: see `suffixes.Cached`.
         tensors: by name
             hidden: (facts, tokens, d_model) what leaves the edited block at the start.
             mlp: the same for its MLP, with `post`.
@@ -211,7 +212,7 @@ def edit_each(lm, facts, params, contexts, factors):
     if weight.is_cuda:
         descent = graphs.descend(lm, loss, descent)
     else:
-        values.descend(loss, descent)
+        descend(loss, descent)
     return [
         Edit((Update(params.layer, change, None, of_bias),), {"losses": losses[:, None]})
         for change, of_bias, losses in descent.results()

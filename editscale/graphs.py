@@ -2,7 +2,7 @@
 
 A step of the value optimisation is a thousand kernels or more on few tokens: a GPU runs them faster than Python
 launches them. A graph launches all at once. Nothing in a step needs the host: early stop, projection and what is
-recorded are tensors (`values.Descent`).
+recorded are tensors (`descent.Descent`).
 
 Graphs are kept with the model, in `lm.graphs`. They read the weights where these are, so they see every edit.
 """
@@ -112,11 +112,11 @@ def without_gradient(lm, name, layers, function, tensors):
 
 
 def descend(lm, cached, descent):
-    """`values.descend` by graphs of a step and of a forward that no update follows. Returns the `Descent`, good until
+    """`descent.descend` by graphs of a step and of a forward that no update follows. Returns the `Descent`, good until
     the next one.
 
     Args:
-        cached: a `values.Cached`, or what has its `n_blocks` and `tensors`; and the descent that goes with it.
+        cached: a `suffixes.Cached`, or what has its `n_blocks` and `tensors`; and the descent that goes with it.
     """
     import torch
 

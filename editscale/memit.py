@@ -106,7 +106,7 @@ def spread(lm, batches, params, contexts, factors, solve, forward=None):
 
     Args:
         batches: lists of facts; the facts of a batch are edited together.
-        params: has `layers`, and what `values.Descent` needs.
+        params: has `layers`, and what `descent.Descent` needs.
         contexts: groups of context templates, see `mean_keys`; the first of all is the bare one.
         factors, forward: see `edit`.
         solve: (keys (d_key, n), Cholesky factor of C) ↦ A (d_key, n); a layer's change is (its part) Aᵀ.

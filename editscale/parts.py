@@ -27,6 +27,7 @@ from editscale import (
     rome,
     sequence,
     states,
+    suffixes,
     tokens,
     updates,
     values,
@@ -173,8 +174,8 @@ class Way:
 
 
 def _eager(lm, rows, layer, at):
-    """`values.cached_forward`, its step as a function that `values.optimise` does not know for one to record."""
-    *prepared, step = values.cached_forward(lm, rows, layer, at)
+    """`suffixes.cached_forward`, its step as a function that `values.optimise` does not know for one to record."""
+    *prepared, step = suffixes.cached_forward(lm, rows, layer, at)
     return *prepared, step.__call__
 
 

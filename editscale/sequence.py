@@ -25,7 +25,7 @@ def sha256_json(value):
 
 
 # The modules whose code determines edits and scores; a change in another one does not void a ledger.
-CODE = "anatomy tokens copies states values graphs rome memit rome_multi finetune".split()
+CODE = "anatomy tokens copies states values descent suffixes graphs rome memit rome_multi finetune".split()
 CODE += "updates editors metrics sequence".split()
 
 

@@ -7,7 +7,8 @@ import tiny
 import torch
 from test_copies import CONTEXTS, FACTS, MEMIT, ROME
 
-from editscale import copies, decoding, finetune, graphs, memit, metrics, rome, values
+from editscale import copies, decoding, finetune, graphs, memit, metrics, rome, suffixes, values
+from editscale.descent import Descent, descend
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
 
@@ -24,10 +25,10 @@ def test_recorded_steps_are_the_steps(model_type, at):
     tolerance = 1e-9 if model_type == "gpt2" else 5e-4
     for facts in ([FACTS[0]], [FACTS[1]], FACTS):
         rows = [values.target_rows(lm, fact, CONTEXTS) for fact in facts]
-        init, _, _, cached = values.cached_forward(lm, rows, 1, at)
-        eager = values.Descent(init, ROME, len(CONTEXTS), lm.n_vocabulary)
-        values.descend(cached, eager)
-        recorded = graphs.descend(lm, cached, values.Descent(init, ROME, len(CONTEXTS), lm.n_vocabulary))
+        init, _, _, cached = suffixes.cached_forward(lm, rows, 1, at)
+        eager = Descent(init, ROME, len(CONTEXTS), lm.n_vocabulary)
+        descend(cached, eager)
+        recorded = graphs.descend(lm, cached, Descent(init, ROME, len(CONTEXTS), lm.n_vocabulary))
         for one, two in zip(recorded.results(), eager.results(), strict=True):
             assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
         on_cpu = values.optimise(cpu, facts, CONTEXTS, 1, ROME, at=at)
@@ -64,15 +65,15 @@ def test_facts_stop_by_themselves_in_a_graph():
     targets = torch.tensor([[0.3], [3.0], [90.0]], dtype=torch.float64, device="cuda").expand(3, 3).contiguous()
     init, log_p = torch.ones_like(targets), torch.log(torch.tensor([[0.25, 0.75]], dtype=torch.float64)).cuda()
 
-    class Quadratic(values.Cached):
+    class Quadratic(suffixes.Cached):
         def __call__(self, delta):
             distance = ((delta - self.tensors["targets"]) ** 2).sum(dim=1, keepdim=True)
             return distance, log_p.expand(len(delta), 2)
 
     steps = Quadratic(0, None, None, None, {"targets": targets})
-    eager = values.Descent(init, params, 1, 2)
-    values.descend(steps, eager)
-    recorded = graphs.descend(lm, steps, values.Descent(init, params, 1, 2))
+    eager = Descent(init, params, 1, 2)
+    descend(steps, eager)
+    recorded = graphs.descend(lm, steps, Descent(init, params, 1, 2))
     lengths = [len(losses) for _, losses, _ in recorded.results()]
     assert lengths[0] < lengths[1] < lengths[2] == 40
     for one, two in zip(recorded.results(), eager.results(), strict=True):

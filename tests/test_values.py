@@ -7,7 +7,8 @@ import pytest
 import tiny
 import torch
 
-from editscale import anatomy, tokens, values
+from editscale import anatomy, suffixes, tokens, values
+from editscale.descent import Descent, descend
 from editscale.facts import Fact
 
 PARAMS = SimpleNamespace(v_num_grad_steps=6, v_lr=0.3, v_weight_decay=0.5, clamp_norm_factor=4.0, kl_factor=0.0625)
@@ -31,7 +32,7 @@ def test_cached_and_plain_forwards_agree_at_any_offset(model_type, at):
     for name, fact in FACTS.items():
         rows = [values.target_rows(lm, fact, CONTEXTS)]
         for layer in (0, 1, lm.n_layers - 1):
-            ways = [way(lm, rows, layer, at) for way in (values.cached_forward, values.plain_forward)]
+            ways = [way(lm, rows, layer, at) for way in (suffixes.cached_forward, values.plain_forward)]
             for ours, oracle in zip(ways[0][:3], ways[1][:3], strict=True):
                 torch.testing.assert_close(ours[0], oracle[0], rtol=tolerance, atol=tolerance)
             generator = torch.Generator().manual_seed(layer)
@@ -60,7 +61,7 @@ def test_gradients_of_both_ways_agree():
     lm = tiny.tiny_model("gpt2", dtype=torch.float64)
     rows = [values.target_rows(lm, FACTS["middle, many tokens"], CONTEXTS)]
     gradients = []
-    for way in (values.cached_forward, values.plain_forward):
+    for way in (suffixes.cached_forward, values.plain_forward):
         init, _, _, forward = way(lm, rows, 1, "mlp")
         delta = (0.1 * init).requires_grad_()
         nll, log_p = forward(delta)
@@ -87,25 +88,25 @@ def quadratic(target):
     return lambda delta: (((delta - target) ** 2).sum(dim=1, keepdim=True), log_p.expand(len(delta), 2))
 
 
-def descend(forward, init, params):
+def descended(forward, init, params):
     """δ, losses and NLLs of one fact."""
-    descent = values.Descent(init[None], params, n_contexts=1, n_vocabulary=2)
-    values.descend(forward, descent)
+    descent = Descent(init[None], params, n_contexts=1, n_vocabulary=2)
+    descend(forward, descent)
     return descent.results()[0]
 
 
 def test_descent_stops_before_the_update_that_follows_a_small_loss():
     init = torch.ones(3, dtype=torch.float64)
     params = SimpleNamespace(**{**vars(PARAMS), "v_num_grad_steps": 50, "v_weight_decay": 0.0})
-    delta, losses, _ = descend(quadratic(0.2 * init), init, params)
+    delta, losses, _ = descended(quadratic(0.2 * init), init, params)
     assert losses[-1, 0] < 0.05 <= losses[-2, 0]
     assert losses[-1, 4] == delta.norm()  # nothing moved after the last forward
 
 
 def test_steps_are_forwards_and_one_update_fewer():
     init = torch.ones(3, dtype=torch.float64)
-    one, _, _ = descend(quadratic(5 * init), init, SimpleNamespace(**{**vars(PARAMS), "v_num_grad_steps": 1}))
-    two, losses, _ = descend(quadratic(5 * init), init, SimpleNamespace(**{**vars(PARAMS), "v_num_grad_steps": 2}))
+    one, _, _ = descended(quadratic(5 * init), init, SimpleNamespace(**{**vars(PARAMS), "v_num_grad_steps": 1}))
+    two, losses, _ = descended(quadratic(5 * init), init, SimpleNamespace(**{**vars(PARAMS), "v_num_grad_steps": 2}))
     assert one.norm() == 0 and len(losses) == 2
     torch.testing.assert_close(two, torch.full_like(init, PARAMS.v_lr))  # Adam's first step is the learning rate
 
@@ -113,7 +114,7 @@ def test_steps_are_forwards_and_one_update_fewer():
 def test_delta_stays_in_its_ball():
     init = torch.ones(3, dtype=torch.float64)
     params = SimpleNamespace(**{**vars(PARAMS), "clamp_norm_factor": 0.25})
-    delta, losses, _ = descend(quadratic(5 * init), init, params)
+    delta, losses, _ = descended(quadratic(5 * init), init, params)
     torch.testing.assert_close(delta.norm(), 0.25 * init.norm())
     assert (losses[1:, 4] <= 0.25 * init.norm() * (1 + 1e-12)).all()
 
@@ -123,7 +124,7 @@ def test_loss_parts_follow_the_released_code():
     log_p = [torch.log(torch.tensor([p], dtype=torch.float64)) for p in ([0.5, 0.5], [0.9, 0.1])]
     calls = iter(log_p)
     params = SimpleNamespace(**{**vars(PARAMS), "v_num_grad_steps": 2})
-    _, losses, _ = descend(lambda delta: ((delta.sum(dim=1, keepdim=True) + 2.0), next(calls)), init, params)
+    _, losses, _ = descended(lambda delta: ((delta.sum(dim=1, keepdim=True) + 2.0), next(calls)), init, params)
     kl = 0.9 * torch.log(torch.tensor(0.9 / 0.5)) + 0.1 * torch.log(torch.tensor(0.1 / 0.5))
     norm = losses[1, 4]
     expected = [losses[1, 1] + losses[1, 2] + losses[1, 3], losses[1, 1], 0.0625 * kl, 0.5 * norm / 25, norm]
@@ -136,7 +137,7 @@ def test_a_context_that_begins_with_the_subject_does_not_carry_the_offset_there(
     lm = tiny.tiny_model("gpt2", dtype=torch.float64)
     fact = Fact(5, "Ada Example", "{} plays the", "old harp", "cello")
     rows = [values.target_rows(lm, fact, ["{}", "Ada Example plays the harp. {}"])]
-    ways = [way(lm, rows, 1, "mlp") for way in (values.cached_forward, values.plain_forward)]
+    ways = [way(lm, rows, 1, "mlp") for way in (suffixes.cached_forward, values.plain_forward)]
     delta = torch.ones(1, lm.d_model, dtype=lm.dtype)
     for one, two in zip(ways[0][3](delta), ways[1][3](delta), strict=True):
         torch.testing.assert_close(one, two, rtol=1e-10, atol=1e-10)
@@ -161,11 +162,11 @@ def test_each_fact_stops_by_itself():
     init = torch.ones(3, 3, dtype=torch.float64)
     targets = init * torch.tensor([[0.3], [3.0], [90.0]], dtype=torch.float64)
     params = SimpleNamespace(**{**vars(PARAMS), "v_num_grad_steps": 40, "v_weight_decay": 0.0})
-    together = values.Descent(init, params, n_contexts=1, n_vocabulary=2)
-    values.descend(quadratic(targets), together)
+    together = Descent(init, params, n_contexts=1, n_vocabulary=2)
+    descend(quadratic(targets), together)
     steps = []
     for ours, target in zip(together.results(), targets, strict=True):
-        alone = descend(quadratic(target), init[0], params)
+        alone = descended(quadratic(target), init[0], params)
         steps.append(len(alone[1]))
         for one, two in zip(ours, alone, strict=True):
             assert torch.equal(one, two)
@@ -176,8 +177,8 @@ def test_adam_is_torchs():
     generator = torch.Generator().manual_seed(0)
     init, target = torch.randn(2, 4, 3, generator=generator, dtype=torch.float64)
     params = SimpleNamespace(**{**vars(PARAMS), "v_num_grad_steps": 7, "v_weight_decay": 0.0, "clamp_norm_factor": 1e9})
-    descent = values.Descent(init, params, n_contexts=1, n_vocabulary=2)
-    values.descend(quadratic(9 * target), descent)
+    descent = Descent(init, params, n_contexts=1, n_vocabulary=2)
+    descend(quadratic(9 * target), descent)
     delta = torch.zeros_like(init, requires_grad=True)
     adam = torch.optim.Adam([delta], lr=params.v_lr)
     for _ in range(6):
@@ -191,12 +192,12 @@ def test_facts_share_rows_each_in_one_and_none_overfull():
     generator = np.random.default_rng(0)
     sizes = np.stack([generator.integers(1, 40, 30), generator.integers(0, 90, 30)], axis=1)
     room = np.array([40, 120])
-    rows = values._shared_rows(sizes, room)
+    rows = suffixes._shared_rows(sizes, room)
     assert sorted(i for row in rows for i in row) == list(range(30)) and len(rows) < 30
     assert all((sizes[row].sum(axis=0) <= room).all() for row in rows)
 
 
 def test_sizes_are_rounded_up_by_less_than_a_quarter_and_to_few():
-    rounded = [values._rounded(n) for n in range(1, 2000)]
+    rounded = [suffixes._rounded(n) for n in range(1, 2000)]
     assert all(n <= r < n * 1.25 + 1 for n, r in enumerate(rounded, start=1))
     assert len(set(rounded)) <= 4 * 11  # four in each of eleven octaves

@@ -1,0 +1,106 @@
+"""How the value an edit writes is found: Adam steps on an offset δ, with early stop and projection onto a ball.
+
+Loss, steps and projection follow the released code (kmeng01/rome `rome/compute_v.py`, kmeng01/memit
+`memit/compute_z.py`), which differs from the papers' text. Several facts descend together; each stops by itself.
+"""
+
+import copy
+
+
+class Descent:
+    """δ of several facts on its way down, all of it in tensors that steps write in place, as a CUDA graph needs.
+
+    Args:
+        init: m₀ or h₀, (facts, d_model); sets the scale of the decay term and the ball's radius.
+        params: has v_num_grad_steps, v_lr, v_weight_decay, clamp_norm_factor, kl_factor.
+        n_contexts, n_vocabulary: sizes of what `forward` returns.
+
+    The loss is tested against 0.05 before an update, and nothing follows the last forward: n steps are n forwards
+    and at most n − 1 updates. The decay term is weight · ‖δ‖ / ‖init‖², the norm of δ not squared. The KL term is
+    KL(now ‖ at δ = 0). Adam's moments are left alone by the projection. All of this is what the released code does.
+    """
+
+    def __init__(self, init, params, n_contexts, n_vocabulary):
+        import torch
+
+        n, steps = len(init), params.v_num_grad_steps
+        self.params, self.init = params, init
+        self.delta, self.mean, self.square = (torch.zeros_like(init) for _ in range(3))
+        self.step = torch.zeros(1, dtype=torch.long, device=init.device)
+        self.active = torch.ones(n, dtype=torch.bool, device=init.device)
+        self.reference = init.new_zeros(n, n_vocabulary)
+        self.losses = init.new_zeros(steps, n, 5)
+        self.nlls = init.new_zeros(steps, n, n_contexts)
+        self.forwards = torch.zeros(n, dtype=torch.long, device=init.device)
+
+    @property
+    def updates(self):
+        """For each forward, whether an update may follow it."""
+        return [True] * (self.params.v_num_grad_steps - 1) + [False]
+
+    def tensors(self):
+        """All of the state, by name."""
+        return {name: value for name, value in vars(self).items() if name != "params"}
+
+    def on(self, tensors):
+        """The same state held in other tensors."""
+        other = copy.copy(self)
+        vars(other).update(tensors)
+        return other
+
+    def advance(self, forward, *, update):
+        """One forward of all facts, and one Adam step with projection of those that go on.
+
+        Args:
+            forward: δ (facts, d_model) ↦ (NLL per context (facts, contexts), log-probabilities of the next token at the
+                subject of the KL prompt (facts, vocabulary)).
+            update: False for the last forward.
+        """
+        import torch
+
+        params, delta = self.params, self.delta.detach().clone().requires_grad_(update)
+        with torch.set_grad_enabled(update):
+            nll, log_p = forward(delta)
+            self.reference.copy_(torch.where(self.step == 0, log_p.detach(), self.reference))
+            init_norm = self.init.norm(dim=1)
+            kl = params.kl_factor * (log_p.exp() * (log_p - self.reference)).sum(dim=1)
+            decay = params.v_weight_decay * delta.norm(dim=1) / init_norm**2
+            loss = nll.mean(dim=1) + kl + decay
+            if update:
+                (gradient,) = torch.autograd.grad(loss.sum(), delta)
+        with torch.no_grad():
+            row = torch.stack([loss, nll.mean(dim=1), kl, decay, delta.norm(dim=1)], dim=1)
+            self.losses.index_copy_(0, self.step, row[None])
+            self.nlls.index_copy_(0, self.step, nll[None])
+            self.forwards += self.active
+            self.active &= ~(loss < 0.05)
+            self.step += 1
+            if update:
+                adam(self.delta, self.mean, self.square, gradient, self.step, params.v_lr)
+                norm, radius = self.delta.norm(dim=1), params.clamp_norm_factor * init_norm
+                projected = self.delta * torch.where(norm > radius, radius / norm, 1.0)[:, None]
+                self.delta.copy_(torch.where(self.active[:, None], projected, delta))
+
+    def results(self):
+        """For each fact: δ (d_model,), losses (steps, 5), NLL per context (steps, contexts)."""
+        return [
+            (self.delta[i].clone(), self.losses[:n, i].clone(), self.nlls[:n, i].clone())
+            for i, n in enumerate(self.forwards.tolist())
+        ]
+
+
+def adam(point, mean, square, gradient, step, lr):
+    """A step of Adam (arXiv:1412.6980) with torch's default β and ε, in place: step, a tensor, is counted from 1."""
+    mean.mul_(0.9).add_(gradient, alpha=0.1)
+    square.mul_(0.999).addcmul_(gradient, gradient, value=0.001)
+    taken = step.double()
+    unbiased = mean / (1 - 0.9**taken).to(gradient)
+    point.sub_(lr * unbiased / ((square / (1 - 0.999**taken).to(gradient)).sqrt() + 1e-8))
+
+
+def descend(forward, descent):
+    """Let a `Descent` take its steps, until every fact has stopped."""
+    for update in descent.updates:
+        descent.advance(forward, update=update)
+        if not descent.active.any():
+            break
