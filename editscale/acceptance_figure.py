@@ -13,7 +13,8 @@ TARGET = {"color": "black", "marker": "_", "markersize": 13, "markeredgewidth": 
 def scores_panel(ax, verdicts):
     """Draw S, ES, PS and NS of the unedited model and after single edits, and return the plotted numbers.
 
-    A point is a mean with its 95 % half-width, a bar across it the published number with its tolerance.
+    A point is a mean with its 95 % half-width, drawn within 0–100 %; a bar across it the published number with its
+    tolerance.
 
     Args:
         verdicts: of `targets.judge`.
@@ -35,7 +36,8 @@ def scores_panel(ax, verdicts):
             drawn = of[of["method"] == method]
             if len(drawn):
                 x = np.array([SHOWN.index(metric) for metric in drawn["metric"]]) + shift
-                ax.errorbar(x, drawn[value], yerr=drawn[error], **look)
+                up, down = (np.fmin(drawn[error], room) for room in (100 - drawn[value], drawn[value]))
+                ax.errorbar(x, drawn[value], yerr=[down.clip(lower=0), up.clip(lower=0)], **look)
     ax.set_xticks(range(len(SHOWN)), SHOWN)
     ax.set(ylabel="score (%)", ylim=(-3, 103))
     return rows[["part", "method", "metric", "edits", "value", "half_width", "target", "tolerance"]]
@@ -67,5 +69,5 @@ def distance_panel(ax, verdicts):
     ax.set(xscale="log", yscale="log", xlabel="edits applied (log scale)", ylabel="‖W − W₀‖ / numel(W) (log scale)")
     ax.set_xticks(edits, [str(n) for n in edits])
     ax.xaxis.minorticks_off()
-    ax.legend()
+    ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return rows[columns]
