@@ -374,7 +374,7 @@ def drift_panel(ax, rows: pd.DataFrame, column: str = "normalised_l2", *, label:
     return stacked(plotted)
 
 
-def updates_panel(ax, rows: pd.DataFrame, *, window: int = 20) -> pd.DataFrame:
+def updates_panel(ax, rows: pd.DataFrame, *, window: int = 0) -> pd.DataFrame:
     """Draw the size of each update on a log axis and return the plotted numbers.
 
     Single orders: one line per edited layer, as `drift_panel`. Several orders of a method: the median over orders and
@@ -382,6 +382,7 @@ def updates_panel(ax, rows: pd.DataFrame, *, window: int = 20) -> pd.DataFrame:
 
     Args:
         rows: columns method, order, reversed, layer, edits, update_norm, and jump (bool).
+        window: 0 for a twentieth of the edits, at most 20.
 
     Returns:
         Several orders: method, order (empty for the median line), reversed, edits, update_norm.
@@ -391,11 +392,12 @@ def updates_panel(ax, rows: pd.DataFrame, *, window: int = 20) -> pd.DataFrame:
         ax.set_yscale("log")
         ax.autoscale(axis="y")
         return plotted
-    plotted = []
+    plotted, window = [], window or min(20, max(1, rows["edits"].max() // 20))
     for method in _methods(rows):
         for backward, group in rows[rows["method"] == method].groupby("reversed"):
             style = _run_style({"method": method, "reversed": backward})
-            typical = group.groupby(["layer", (group["edits"] - 1) // window * window])["update_norm"].median()
+            first = group["edits"] - (group["edits"] - 1) % window
+            typical = group.groupby(["layer", first])["update_norm"].median()
             line = typical.groupby("edits").max().reset_index()
             dots = group[group["jump"]]
             text = orders_label(method, group["order"].nunique(), backward)

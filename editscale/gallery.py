@@ -110,7 +110,7 @@ def _found(tables, method):
     )
 
 
-SCALES = ("smollm2", "laptop")  # committed, the largest first
+SCALES = ("smollm2", "twenty-counterfact", "laptop")  # committed, the largest first
 
 
 def drawn(folder, scale):
