@@ -51,7 +51,8 @@ class Greedy:
 
         new, ran = [], []
         with torch.no_grad():
-            for rows, found in states.in_forwards(self._continue, self.rows):
+            past = self._past()
+            for rows, found in states.in_forwards(lambda rows: self._continue(rows, past), self.rows):
                 new += found
                 ran.append(rows)
         self.rows = ran  # what did not fit is not tried again
@@ -59,24 +60,35 @@ class Greedy:
         stops = {_NOTHING, *(ends if isinstance(ends, list) else [ends])}
         return [tuple(takewhile(lambda token: token not in stops, row)) for row in new]
 
-    def _continue(self, rows):
+    def _past(self):
+        """Attention keys and values of the beginning, by name."""
+        if not self.beginning:
+            return {}
+        if () not in self.prepared:
+            inputs = _inputs(tokens.tree_inputs([tokens.tree([self.beginning])], self.lm.device, self.lm.dtype))
+            self.prepared[()] = inputs | self._kept(inputs, {})
+        return self._run("beginning", self._begin, self.prepared[()])
+
+    def _continue(self, rows, past):
         """n_new tokens for each prompt of some rows, whose prompts are given by number."""
         key = tuple(map(tuple, rows))
         if key not in self.prepared:
-            self.prepared[key] = self._prepare(rows)
-        tensors = self.prepared[key]
-        name = f"greedy {self.n_new} from {self.layer}"
-        new = graphs.without_gradient(self.lm, name, range(self.lm.n_layers), self._decode, tensors)["new"].cpu()
+            inputs = self._prepare(rows)
+            self.prepared[key] = inputs | self._kept(inputs, past)
+        new = self._run(f"greedy {self.n_new}", self._decode, past | self.prepared[key])["new"].cpu()
         return [tuple(new[:, i, j].tolist()) for i, row in enumerate(rows) for j in range(len(row))]
 
+    def _run(self, name, function, tensors):
+        return graphs.without_gradient(self.lm, f"{name} from {self.layer}", range(self.lm.n_layers), function, tensors)
+
     def _prepare(self, rows):
-        """All tensors that `_decode` needs for some rows."""
+        """The tensors of some rows that follow from the texts alone."""
         import torch
 
         lm, n_shared = self.lm, len(self.beginning)
         trees = [tokens.tree([self.rests[i] for i in row]) for row in rows]
-        ids, positions, mask = tokens.tree_inputs(trees, lm.device, lm.dtype)
-        width, most = ids.shape[1], max(map(len, rows))
+        found = _inputs(tokens.tree_inputs(trees, lm.device, lm.dtype))
+        width, most = found["ids"].shape[1], max(map(len, rows))
         last = np.zeros((len(rows), most), dtype=np.int64)
         lengths = np.ones_like(last)
         sees = np.zeros((len(rows), most, n_shared + width + most * (self.n_new - 1)), dtype=bool)
@@ -88,48 +100,46 @@ class Greedy:
         for each in range(self.n_new - 1):  # the new tokens so far of one's own prompt
             at = n_shared + width + each * most + np.arange(most)
             sees[:, np.arange(most), at] = True
-        found = {
-            "ids": ids,
-            "mask": torch.nn.functional.pad(mask, (n_shared, 0)),  # all see all of the beginning
-            "positions": positions + n_shared,
+        return found | {
+            "mask": torch.nn.functional.pad(found["mask"], (n_shared, 0)),  # all see all of the beginning
+            "positions": found["positions"] + n_shared,
             "last": torch.from_numpy(last).to(lm.device),
             "lengths": torch.from_numpy(n_shared + lengths).to(lm.device),
             "later mask": tokens.additive_mask(torch.from_numpy(sees).to(lm.device), lm.dtype),
         }
-        if n_shared:
-            inputs = tokens.tree_inputs([tokens.tree([self.beginning])], lm.device, lm.dtype)
-            found |= dict(zip(("beginning ids", "beginning positions", "beginning mask"), inputs, strict=True))
-        below = self._below(found) if self.layer else {}
-        size = sum(tensor.nbytes for tensor in below.values())
-        if size <= self.left:
-            self.left -= size
-            found |= below
-        return found
 
-    def _below(self, found):
-        """What the blocks below the edited ones make of the texts: what enters the lowest edited block, and the
-        attention keys and values."""
-        cache, lower, entering = _Cache(), anatomy.segment(self.lm, 0, self.layer), {}
-        for part in ("beginning ", ""):
-            if f"{part}ids" in found:
-                inputs = (found[f"{part}{name}"] for name in ("ids", "mask", "positions"))
-                entering[f"{part}entering"] = lower(*inputs, cache)
-        parts = {f"{kind}.{layer}.{i}": x for layer, kind, i, x in cache.tensors()}
-        return entering | parts
+    def _kept(self, inputs, past):
+        """What the blocks below the edited ones make of some texts behind a past, if there is room for it: what enters
+        the lowest edited block, and the attention keys and values."""
+        if not self.layer:
+            return {}
+        cache = _Cache({name: x for name, x in past.items() if int(name.split(".")[1]) < self.layer})
+        known = set(cache.tensors())
+        entering = anatomy.segment(self.lm, 0, self.layer)(inputs["ids"], inputs["mask"], inputs["positions"], cache)
+        below = {"entering": entering} | {name: x for name, x in cache.tensors().items() if name not in known}
+        size = sum(tensor.nbytes for tensor in below.values())
+        if size > self.left:
+            return {}
+        self.left -= size
+        return below
+
+    def _enter(self, tensors, cache):
+        """Final hidden states of texts, their keys and values in a cache."""
+        known = "entering" in tensors
+        run = anatomy.segment(self.lm, self.layer if known else 0)
+        return run(tensors["entering" if known else "ids"], tensors["mask"], tensors["positions"], cache)
+
+    def _begin(self, tensors):
+        cache = _Cache(tensors)
+        self._enter(tensors, cache)
+        return cache.tensors()
 
     def _decode(self, tensors):
         """{"new": (n_new, rows, prompts)}: the tokens, a function of the tensors and the weights alone."""
         import torch
 
-        lm, new = self.lm, []
-        cache = _Cache.of(tensors)
-        for part in ("beginning ", ""):
-            if f"{part}ids" not in tensors:
-                continue
-            known = f"{part}entering" in tensors
-            run = anatomy.segment(lm, self.layer if known else 0)
-            entering = tensors[f"{part}entering" if known else f"{part}ids"]
-            hidden = run(entering, tensors[f"{part}mask"], tensors[f"{part}positions"], cache)
+        lm, new, cache = self.lm, [], _Cache(tensors)
+        hidden = self._enter(tensors, cache)
         hidden = hidden.gather(1, tensors["last"][..., None].expand(-1, -1, hidden.shape[-1]))
         n_before, most = tensors["mask"].shape[-1], hidden.shape[1]
         while True:
@@ -144,31 +154,34 @@ class Greedy:
             hidden = anatomy.segment(lm, 0)(token, mask, tensors["lengths"] + step - 1, cache)
 
 
+def _inputs(tree_inputs):
+    return dict(zip(("ids", "positions", "mask"), tree_inputs, strict=True))
+
+
 class _Cache:
     """Attention keys and values so far, in parts that are joined for one layer at a time. Stands in for a Hugging Face
-    cache, as `anatomy.KeyValues` does; each forward leaves its part. Parts of one row serve all rows."""
+    cache, as `anatomy.KeyValues` does; each forward leaves its part. Parts of one row serve all rows.
 
-    def __init__(self):
+    Args:
+        tensors: those that it begins with are in it by the names that `tensors()` gives; others are passed by.
+    """
+
+    def __init__(self, tensors):
         self.parts = {}
-
-    @classmethod
-    def of(cls, tensors):
-        """One that holds what `tensors` gave of another, by names such as "keys.3.0"."""
-        cache = cls()
         for name in tensors:
-            kind, *place = name.split(".")
+            kind, _, place = name.partition(".")
             if kind == "keys":
-                layer, _ = map(int, place)
-                values = tensors[".".join(("values", *place))]
-                cache.parts.setdefault(layer, []).append([tensors[name], values])
-        return cache
+                layer = int(place.split(".")[0])
+                self.parts.setdefault(layer, []).append([tensors[name], tensors[f"values.{place}"]])
 
     def tensors(self):
-        """Yield (layer, "keys" or "values", number of the part, tensor)."""
-        for layer, parts in self.parts.items():
-            for i, pair in enumerate(parts):
-                for kind, tensor in zip(("keys", "values"), pair, strict=True):
-                    yield layer, kind, i, tensor
+        """All parts by name: "keys.3.0" is layer 3's first."""
+        return {
+            f"{kind}.{layer}.{i}": tensor
+            for layer, parts in self.parts.items()
+            for i, pair in enumerate(parts)
+            for kind, tensor in zip(("keys", "values"), pair, strict=True)
+        }
 
     def update(self, keys, values, layer, *_, **__):
         import torch

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from editscale import costs, full_cost, gallery, recorded, study_cost
+from editscale.parameters import read_parameters
 from editscale.provenance import sha256_file
 
 ROOT = Path(__file__).parents[1]
@@ -54,11 +55,11 @@ def test_the_recorded_tables_are_those_of_their_record_and_hold_no_texts():
         assert texts <= {"method", "relation_id", "status", "task", "contexts"}
 
 
-def test_the_committed_figures_hold_a_sequence_of_fifty_facts_for_three_methods_and_a_reverse():
+def test_the_committed_figures_hold_the_laptop_sequence_for_three_methods_and_a_reverse():
     plotted = pd.read_csv(ROOT / "figures/laptop/fig4_weight_drift.csv")
     runs = plotted.groupby(["method", "order", "reversed"])["edits"].max()
     assert set(runs.index) == {("rome", 0, False), ("rome", 0, True), ("r-rome", 0, False), ("memit", 0, False)}
-    assert (runs == 50).all()
+    assert (runs == read_parameters(ROOT / "params/laptop/02_sequential_editing.yaml")["n_edits"]).all()
 
 
 def test_the_papers_curve_and_recall_of_the_committed_figure_agree_where_nothing_was_forgotten_before():
