@@ -15,6 +15,7 @@ from editscale import anatomy, graphs, states, tokens
 from editscale.states import BATCH_TOKENS
 
 NARROW = 256  # most tokens of a tree on a GPU, which has many side by side: attention grows with the square
+_HELD = ("entering", "keys", "values")  # tensors that lower blocks made
 _NOTHING = -1  # where the logits hold NaN: no token
 
 
@@ -40,11 +41,17 @@ class Greedy:
         prompts = [tuple(prompt) for prompt in prompts]
         tokens.check_length(lm, max(map(len, prompts), default=0) + n_new - 1)
         shared = min(len(os.path.commonprefix(prompts)), min(map(len, prompts), default=1) - 1)
-        self.lm, self.n_new, self.layer, self.left = lm, n_new, layer, max_bytes
+        self.lm, self.n_new, self.layer, self.max_bytes = lm, n_new, layer, max_bytes
         self.beginning, self.rests = prompts[0][:shared] if prompts else (), [prompt[shared:] for prompt in prompts]
         narrow = NARROW if lm.device.type == "cuda" else 0
         self.rows = states.batches(range(len(prompts)), lambda i: len(self.rests[i]), batch_tokens, narrow)
         self.prepared = {}  # the prompts of a forward, by number ↦ its tensors
+
+    @property
+    def held(self):
+        """Bytes of what the lower blocks made of the prompts that have run."""
+        held = (x for of in self.prepared.values() for name, x in of.items() if name.split(".")[0] in _HELD)
+        return sum(x.nbytes for x in held)
 
     def __call__(self):
         import torch
@@ -72,10 +79,12 @@ class Greedy:
     def _continue(self, rows, past):
         """n_new tokens for each prompt of some rows, whose prompts are given by number."""
         key = tuple(map(tuple, rows))
-        if key not in self.prepared:
+        tensors = self.prepared.get(key)
+        if tensors is None:
             inputs = self._prepare(rows)
-            self.prepared[key] = inputs | self._kept(inputs, past)
-        new = self._run(f"greedy {self.n_new}", self._decode, past | self.prepared[key])["new"].cpu()
+            tensors = inputs | self._kept(inputs, past)
+        new = self._run(f"greedy {self.n_new}", self._decode, past | tensors)["new"].cpu()
+        self.prepared[key] = tensors  # not of rows that memory did not suffice for
         return [tuple(new[:, i, j].tolist()) for i, row in enumerate(rows) for j in range(len(row))]
 
     def _run(self, name, function, tensors):
@@ -117,11 +126,8 @@ class Greedy:
         known = set(cache.tensors())
         entering = anatomy.segment(self.lm, 0, self.layer)(inputs["ids"], inputs["mask"], inputs["positions"], cache)
         below = {"entering": entering} | {name: x for name, x in cache.tensors().items() if name not in known}
-        size = sum(tensor.nbytes for tensor in below.values())
-        if size > self.left:
-            return {}
-        self.left -= size
-        return below
+        fits = self.held + sum(tensor.nbytes for tensor in below.values()) <= self.max_bytes
+        return below if fits else {}
 
     def _enter(self, tensors, cache):
         """Final hidden states of texts, their keys and values in a cache."""

@@ -62,7 +62,6 @@ def test_of_the_prompts_only_the_upper_blocks_run_again(room):
     lm, prompts = endless("gpt2")
     greedy, ran = decoding.Greedy(lm, prompts, 3, layer=2, max_bytes=room, batch_tokens=4096), {1: [], 3: []}
     greedy()
-    kept = sum(tensor.nbytes for of in greedy.prepared.values() for tensor in of.values())
     with (
         anatomy.watching(lm.mlp(1), lambda given, _: ran[1].append(given.shape[1])),
         anatomy.watching(lm.mlp(3), lambda given, _: ran[3].append(given.shape[1])),
@@ -70,13 +69,23 @@ def test_of_the_prompts_only_the_upper_blocks_run_again(room):
         greedy()
     assert ran[3][2:] == [8, 8]  # the beginning, the rests, twice a new token for each prompt
     assert ran[1] == (ran[3][2:] if room else ran[3])
-    assert greedy.left == (room - kept_below(greedy) if room else 0) and kept > kept_below(greedy)
+    assert 0 < greedy.held <= room if room else greedy.held == 0
 
 
-def kept_below(greedy):
-    """Bytes of what lower blocks made of the prompts."""
-    names = ("entering", "keys", "values")
-    return sum(x.nbytes for of in greedy.prepared.values() for name, x in of.items() if any(n in name for n in names))
+def test_rows_that_memory_did_not_suffice_for_leave_nothing_behind(monkeypatch):
+    lm, prompts = endless("gpt2")
+    greedy = decoding.Greedy(lm, prompts, 3, layer=2, max_bytes=10**7, batch_tokens=4096)
+    run = greedy._run
+
+    def full(name, function, tensors):
+        if tensors["ids"].numel() > 60 and name != "beginning":
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return run(name, function, tensors)
+
+    monkeypatch.setattr(greedy, "_run", full)
+    with pytest.warns(UserWarning, match="not enough memory"):
+        assert greedy() == [one_by_one(lm, prompt, 3) for prompt in prompts]
+    assert set(greedy.prepared) == {(), *(tuple(map(tuple, rows)) for rows in greedy.rows)} and len(greedy.rows) > 1
 
 
 @pytest.mark.parametrize(
