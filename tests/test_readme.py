@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from editscale import costs, full_cost, gallery, recorded, study_cost
+from editscale import costs, disabling, full_cost, gallery, recorded, study_cost
 from editscale.parameters import read_parameters
 from editscale.provenance import sha256_file
 
@@ -59,7 +59,22 @@ def test_the_committed_figures_hold_the_laptop_sequence_for_three_methods_and_a_
     plotted = pd.read_csv(ROOT / "figures/laptop/fig4_weight_drift.csv")
     runs = plotted.groupby(["method", "order", "reversed"])["edits"].max()
     assert set(runs.index) == {("rome", 0, False), ("rome", 0, True), ("r-rome", 0, False), ("memit", 0, False)}
-    assert (runs == read_parameters(ROOT / "params/laptop/02_sequential_editing.yaml")["n_edits"]).all()
+    given = read_parameters(ROOT / "params/laptop/02_sequential_editing.yaml")
+    n_edits, contexts = given["n_edits"], given["n_short_prefixes"] + given["n_long_prefixes"]
+    assert (runs == n_edits).all()
+    assert f"`laptop`: {n_edits} edits of one order, ROME variants with {contexts} sampled contexts" in README
+    assert f"a study of {n_edits} edits" in README
+
+
+def test_the_disabling_edit_of_the_small_experiments_comes_with_its_fact():
+    """As the README says: one fact, far apart in an order and its reverse."""
+    tables = ROOT / "figures/twenty-counterfact/tables"
+    edits, drift = (pd.read_parquet(tables / f"{name}.parquet") for name in ("edits", "drift"))
+    found = disabling.effects(disabling.detect(drift), edits)
+    forward, backward = found.sort_values("reversed").to_dict("records")
+    assert (forward["reversed"], backward["reversed"]) == (False, True)
+    assert forward["case_id"] == backward["case_id"] and forward["order"] == backward["order"]
+    assert forward["edits"] + backward["edits"] == 21 and forward["edits"] > backward["edits"] + 5
 
 
 def test_the_papers_curve_and_recall_of_the_committed_figure_agree_where_nothing_was_forgotten_before():
@@ -90,8 +105,10 @@ def test_what_the_recorded_study_took_is_computed_from_its_tables(monkeypatch):
 
 
 def test_what_full_studies_cost_is_computed_from_the_recorded_dry_runs():
+    recorded_runs = list((ROOT / "figures/cost").glob("full-*.json"))
+    assert ("no dry run is" in README) == (not recorded_runs)
     assert full_cost.table(ROOT / "figures/cost") in README
-    for path in (ROOT / "figures/cost").glob("full-*.json"):
+    for path in recorded_runs:
         assert path.with_suffix(".md").read_text() == full_cost.page(json.loads(path.read_text()))
 
 
