@@ -27,17 +27,22 @@ class Graph:
     def __init__(self, functions, tensors, buffers, pool):
         import torch
 
+        from editscale import products
+
         self.tensors = {name: _view(buffers, name, tensor) for name, tensor in tensors.items()}
         self.pool, self.recorded, self.results = pool, [], []
+        tf32 = torch.backends.cuda.matmul.allow_tf32  # which leaves nothing to share out
+        n_processors = 0 if tf32 else torch.cuda.get_device_properties("cuda").multi_processor_count
         for function in functions:
             self.load(tensors)
             aside = torch.cuda.Stream()
             aside.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(aside):  # libraries set themselves up here, which cannot be recorded
+            # Libraries set themselves up here, which cannot be recorded.
+            with torch.cuda.stream(aside), products.Separately(n_processors):
                 function(self.tensors)
             torch.cuda.current_stream().wait_stream(aside)
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=self.pool):
+            with torch.cuda.graph(graph, pool=self.pool), products.Separately(n_processors):
                 self.results.append(function(self.tensors))
             self.recorded.append(graph)
             self.pool = graph.pool()
