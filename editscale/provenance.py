@@ -60,9 +60,9 @@ def finish(out: str | Path, files: list[str | Path], run: dict) -> Path:
     """Write `out/done.json`, the record that a run has finished, and return its path.
 
     It holds all of `run`, the time it ended, `gpu_peak_gb` (most memory that this process had in tensors on a GPU,
-    10⁹ bytes; null if it used none), and the sha256 of each of `files`, by path from the working directory (the
-    repository root). `gpu` becomes the GPU in use where torch was loaded after `provenance`. FileNotFoundError names
-    files that do not exist; ValueError when there are none."""
+    10⁹ bytes; null if it used none), `gpu_uuid` (which of several GPUs that was), and the sha256 of each of `files`, by
+    path from the working directory (the repository root). `gpu` becomes the GPU in use where torch was loaded after
+    `provenance`. FileNotFoundError names files that do not exist; ValueError when there are none."""
     files = [Path(file) for file in files]
     missing = [str(file) for file in files if not file.is_file()]
     if missing:
@@ -71,7 +71,7 @@ def finish(out: str | Path, files: list[str | Path], run: dict) -> Path:
         raise ValueError(f"a run that wrote no file has no result to record in {out}/done.json")
     hashes = {_from_here(file): sha256_file(file) for file in sorted(files)}
     peak = _gpu_peak_gb()
-    machine = {"gpu": run["gpu"] if peak is None else _gpu_name(), "gpu_peak_gb": peak}
+    machine = {"gpu": run["gpu"] if peak is None else _gpu_name(), "gpu_peak_gb": peak, "gpu_uuid": _gpu_uuid()}
     return write_json(Path(out) / "done.json", {**run, **machine, "finished": _now(), "files": hashes})
 
 
@@ -142,6 +142,14 @@ def _cpu_name() -> str:
 def _gpu_name() -> str | None:
     torch = sys.modules.get("torch")
     return torch.cuda.get_device_name() if torch is not None and torch.cuda.is_available() else None
+
+
+def _gpu_uuid() -> str | None:
+    """What tells the GPU in use from others; None where this process has not touched one."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
+        return None
+    return str(torch.cuda.get_device_properties(torch.cuda.current_device()).uuid)
 
 
 def _gpu_peak_gb() -> float | None:

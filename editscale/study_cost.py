@@ -3,8 +3,8 @@
 - Editing: the seconds of edits in timing.parquet, the scores right after each included; a batch's are shared by its
   runs, so that the sum over runs is time on the clock.
 - Recall and tasks: notebooks of several runs work side by side, so the time of a part is the length of the union of the
-  [started, finished] intervals of one method's runs. Loading included; other methods' notebooks may share the GPU, and
-  intervals of several machines that overlap count once.
+  [started, finished] intervals of one method's runs, on each GPU, added up over GPUs. Loading included; other methods'
+  notebooks may share the GPU.
 - Ten orders: the means over the measured runs, times ten. Where a part was not measured, it is not in the sum.
 
 Only what record.json says was done with device cuda counts.
@@ -44,8 +44,12 @@ def costs(results, scale):
         rows.append({"method": method, "part": "editing", **found})
         for part, name in _NOTEBOOK.items():
             made = [results.made[run][name] for run in of_method if _on_gpu(results, run, name)]
-            spans = [[datetime.fromisoformat(one[end]).timestamp() for end in ("started", "finished")] for one in made]
-            rows.append({"method": method, "part": part, "runs": len(made), "minutes": union_length(spans) / 60})
+            spans = {}  # by GPU; older records do not tell those of one kind apart
+            for one in made:
+                span = [datetime.fromisoformat(one[end]).timestamp() for end in ("started", "finished")]
+                spans.setdefault(one.get("gpu_uuid"), []).append(span)
+            minutes = sum(map(union_length, spans.values())) / 60
+            rows.append({"method": method, "part": part, "runs": len(made), "minutes": minutes})
     return pd.DataFrame(rows)
 
 
@@ -67,8 +71,8 @@ def markdown(results, scale):
     lines = [
         f"The recorded scale `{scale}` took this long on one {' or '.join(sorted(filter(None, gpus))) or 'GPU'} "
         f"(`python -m editscale study-cost {scale}`). An edit includes the scores right after it; recall and tasks are "
-        f"the time in which any of a method's notebooks ran, several side by side; the last column is {ORDERS} times "
-        "the means of the measured runs.",
+        f"the time in which any of a method's notebooks ran, several side by side, added up over GPUs; the last column "
+        f"is {ORDERS} times the means of the measured runs.",
         "",
         f"| method | editing | an edit | recall | tasks | {ORDERS} orders |",
         "| --- | --- | --- | --- | --- | --- |",

@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 from datetime import datetime
+from types import SimpleNamespace
 
 import pytest
 
@@ -93,14 +94,16 @@ def test_finish_names_the_gpu_in_use_and_the_most_memory_it_held(tmp_path, monke
 
     def finished():
         record = json.loads(pv.finish(tmp_path, [tmp_path / "a.csv"], run).read_text())
-        return record["gpu"], record["gpu_peak_gb"]
+        return record["gpu"], record["gpu_peak_gb"], record["gpu_uuid"]
 
     cuda = {"is_available": True, "is_initialized": False, "get_device_name": "H100", "max_memory_allocated": 7.891e9}
     for name, value in cuda.items():
         monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
-    assert finished() == (None, None)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid=f"GPU-{device}"))
+    assert finished() == (None, None, None)
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
-    assert finished() == ("H100", 7.89)
+    assert finished() == ("H100", 7.89, "GPU-0")
 
 
 def test_finish_refuses_files_that_are_not_there_and_runs_without_files(tmp_path):

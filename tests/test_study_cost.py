@@ -47,6 +47,12 @@ def test_intervals_that_overlap_or_touch_count_once():
     assert study_cost.union_length([(0, 1), (3, 4)]) == 2
 
 
+def test_what_ran_on_several_gpus_at_once_counts_on_each(results):
+    results.made[ROME]["recall"]["gpu_uuid"], results.made[SECOND]["recall"]["gpu_uuid"] = "one", "two"
+    found = study_cost.costs(results, "tiny").set_index(["method", "part"])
+    assert found.at[("rome", "recall"), "minutes"] == 3 + 3  # 4 on one GPU
+
+
 def test_each_part_is_added_up_over_the_runs_made_on_a_gpu(results):
     found = study_cost.costs(results, "tiny").set_index(["method", "part"])
     assert found[["runs", "minutes"]].to_dict("index") == {
