@@ -7,9 +7,8 @@ On a machine with a GPU:
     snakemake -s notebooks/Snakefile --cores 3 --resources wide=1 --config scale=dry-xl
     python -m editscale full-cost dry-xl --of gpt2-xl
 
-Read are the times and peak memory that the dry run left (executed notebooks, done.json, timing.jsonl) and the
-parameters of both scales; written is `figures/cost/full-<study>.json` with its page. GPU hours are seconds of one × how
-many, summed:
+Read are the times and peak memory that the dry run left (done.json, timing.jsonl) and the parameters of both scales;
+written is `figures/cost/full-<study>.json` with its page. GPU hours are seconds of one × how many, summed:
 
 - second moments: seconds of a token, in the groups of documents behind the first, which warms up; n_documents ×
   max_length tokens, the most there can be. Documents of a dry run are shorter, so that attention costs less there.
@@ -37,7 +36,7 @@ from pathlib import Path
 
 from editscale import costs, timing
 from editscale.ledger import read_timing
-from editscale.parameters import checked_scale, notebook_parameters, read_grid, read_notebook, read_parameters
+from editscale.parameters import checked_scale, notebook_parameters, read_grid, read_parameters
 from editscale.provenance import read_json
 
 FOLDER = Path("figures/cost")
@@ -59,30 +58,28 @@ def executed(scale):
     """One row per notebook that ran with a model at a scale.
 
     Returns:
-        Dicts of notebook, method ("" if of all), folder, seconds (from the start of its kernel to its end), rest (those
-        of no timed part), peak_gb, device, started and ended (seconds since 1970).
+        Dicts of notebook, method ("" if of all), folder, seconds (from its first cell to its end), rest (those of no
+        timed part), peak_gb, device, started and ended (seconds since 1970).
 
     Raises FileNotFoundError for a notebook that has not finished.
     """
     runs = Path("runs") / scale
-    jobs = [(name, "", name, runs / folder) for name, folder in ONCE.items()]
+    jobs = [(name, "", runs / folder) for name, folder in ONCE.items()]
     for method, sequence in read_grid(f"params/{scale}/grid.yaml"):
-        of_run = runs / method / sequence
-        jobs += [(name, method, f"{name}/{method}-{sequence}", of_run / folder) for name, folder in EACH.items()]
+        jobs += [(name, method, runs / method / sequence / folder) for name, folder in EACH.items()]
     rows = []
-    for name, method, notebook, folder in jobs:
+    for name, method, folder in jobs:
         if not (folder / "done.json").is_file():
             raise FileNotFoundError(f"no {folder / 'done.json'}; run the graph of scale {scale} to its end")
         done = read_json(folder / "done.json", f"run notebook {name} again")
-        ran = read_notebook(runs / "notebooks" / f"{notebook}.ipynb").metadata["papermill"]
-        started, ended = (datetime.fromisoformat(ran[end]).timestamp() for end in ("start_time", "end_time"))
+        started, ended = (datetime.fromisoformat(done[end]).timestamp() for end in ("started", "finished"))
         rows.append(
             {
                 "notebook": name,
                 "method": method,
                 "folder": folder.as_posix(),
-                "seconds": ran["duration"],
-                "rest": ran["duration"] - sum(row["seconds"] for row in _timed(name, folder)),
+                "seconds": ended - started,
+                "rest": ended - started - sum(row["seconds"] for row in _timed(name, folder)),
                 "peak_gb": done["gpu_peak_gb"],
                 "device": done["gpu"] or done["cpu"],
                 "started": started,
