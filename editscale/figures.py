@@ -110,24 +110,25 @@ def proficiency_panel(ax, rows: pd.DataFrame, metric: str, *, bucket: int = 5, w
             color = METHOD_STYLE[run["method"]]["color"]
             ax.plot(columns["edits"], values, color=color, linewidth=0.7, alpha=0.5, label="_bucket means")
     plotted = stacked(plotted)
-    lines_panel(ax, plotted, "moving_mean", label=f"{metric} (%)")
+    lines_panel(ax, plotted, "moving_mean", label=f"{metric} (%)", single=False)
     ax.set_ylim(-3, 103)
     return plotted
 
 
 def lines_panel(
-    ax, rows: pd.DataFrame, column: str, *, label: str, percent: bool = False, statistic=np.mean
+    ax, rows: pd.DataFrame, column: str, *, label: str, percent: bool = False, statistic=np.mean, single: bool = True
 ) -> pd.DataFrame:
     """Draw a measurement over edits and return the plotted numbers.
 
-    One line per run; where a method has several orders in one direction, thin lines for them, and their mean (or other
-    statistic) with a 95 % bootstrap interval over orders.
+    One line per run; where a method has several orders in one direction, their mean (or other statistic) with a 95 %
+    bootstrap interval over orders, and thin lines for them.
 
     Args:
         rows: columns method, order, reversed, edits and `column`.
         label: words and unit of the vertical axis.
         percent: `column` is a share; draw it from 0 to 100.
         statistic: of several orders; the median where single ones may be infinite (`intervals.band`).
+        single: draw the thin lines; without them where orders differ by noise alone, which they would hide the mean in.
 
     Returns:
         Columns method, order, reversed, edits and `column`, and the band's mean, low and high where there is one.
@@ -138,7 +139,7 @@ def lines_panel(
         style = _run_style(run) | {"markevery": _marker_places(len(drawn))}
         if n_orders(rows, run) == 1:
             ax.plot(drawn["edits"], drawn[column], **style, label=run_label(**run))
-        else:
+        elif single:
             ax.plot(drawn["edits"], drawn[column], color=style["color"], linewidth=0.5, alpha=0.35, label="_order")
         plotted.append(drawn)
     plotted = stacked(plotted)
@@ -304,8 +305,9 @@ def any_several(rows: pd.DataFrame) -> bool:
     return rows.groupby(["method", "reversed"])["order"].nunique().max() > 1
 
 
-def orders_note(rows: pd.DataFrame) -> str:
-    """What a caption says about bands: over how many orders they are, or that there is none."""
+def orders_note(rows: pd.DataFrame, *, single: bool = True) -> str:
+    """What a caption says about bands: over how many orders they are, or that there is none; and, with `single`, of the
+    thin lines of `lines_panel`."""
     counts = rows.groupby(["method", "reversed"])["order"].nunique()
     several = {}
     for (method, backward), count in counts[counts > 1].items():
@@ -313,7 +315,7 @@ def orders_note(rows: pd.DataFrame) -> str:
     if not several:
         return "Single orders, so no band."
     texts = [f"{count} orders of {', '.join(names)}" for count, names in several.items()]
-    note = f"Bands are 95 % bootstrap intervals over {' and '.join(texts)}; thin lines are single orders."
+    note = f"Bands are 95 % bootstrap intervals over {' and '.join(texts)}{'; thin lines are single orders' * single}."
     ends = rows.groupby(["method", "reversed", "order"])["edits"].max()
     for (method, backward), lasts in ends.groupby(["method", "reversed"]):
         longer = lasts[lasts > lasts.min()]

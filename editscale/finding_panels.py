@@ -89,7 +89,7 @@ def tasks_panel(ax, lasts):
 
 
 def reversal_panel(ax, pairs):
-    """Recall of the same facts at the end of a sequence and of its reverse: one line per order.
+    """Recall of the same facts along a sequence and along its reverse, the mean over checkpoints: one line per order.
 
     Args:
         pairs: see `paired.reversals`; may be empty.
@@ -98,12 +98,12 @@ def reversal_panel(ax, pairs):
         style = METHOD_STYLE[method]
         for i, row in enumerate(pairs[pairs["method"] == method].itertuples()):
             look = {"color": style["color"], "marker": style["marker"], "linestyle": style["linestyle"]}
-            recalls = [100 * row.recall_forward, 100 * row.recall_reversed]
+            recalls = [100 * row.along_forward, 100 * row.along_reversed]
             ax.plot([0, 1], recalls, **look, linewidth=1.2, label="_order" if i else method)
     if pairs.empty:
         ax.text(0.5, 0.5, "no reversed runs", ha="center", transform=ax.transAxes)
     ax.set_xticks([0, 1], ["forward", "reversed"])
-    ax.set(xlim=(-0.3, 1.3), ylim=(-3, 103), ylabel="facts recalled at the end (%)")
+    ax.set(xlim=(-0.3, 1.3), ylim=(-3, 103), ylabel="facts recalled, mean of checkpoints (%)")
     return pairs
 
 

@@ -16,9 +16,10 @@ def reversals(edits, history, jumps):
 
     Returns:
         method, order, edits (as many in both: the facts are the same); recall_forward, recall_reversed: share of all
-        these facts recalled then, 0–1; difference: forward − reversed; disabling_forward, disabling_reversed: flagged
-        edits of each; shared: facts flagged in both; same_first: whether the first flagged of each is one fact (NaN
-        where either has none).
+        these facts recalled then, 0–1; difference: forward − reversed; along_forward, along_reversed, along_difference:
+        the same of the mean over checkpoints of the share of the facts so far; disabling_forward, disabling_reversed:
+        flagged edits of each; shared: facts flagged in both; same_first: whether the first flagged of each is one fact
+        (NaN where either has none).
 
     A reversed run whose facts are not the forward run's first ones, or without a checkpoint at its end in both, is
     left out: there is nothing to compare.
@@ -32,10 +33,12 @@ def reversals(edits, history, jumps):
         n = int(run["edits"].max())
         if set(run["case_id"]) != set(forward.loc[forward["edits"] <= n, "case_id"]):
             continue
-        recalls, flagged = [], []
+        recalls, along, flagged = [], [], []
         for other, side in ((False, forward), (True, run)):
             here = (history["method"] == method) & (history["order"] == order) & (history["reversed"] == other)
-            recalls.append(history.loc[here & (history["edits"] == n), "efficacy_accuracy"].mean())
+            shares = history[here & (history["edits"] <= n)].groupby("edits")["efficacy_accuracy"].mean()
+            recalls.append(shares.get(n, np.nan))
+            along.append(shares.mean())
             found = (jumps["method"] == method) & (jumps["order"] == order) & (jumps["reversed"] == other)
             places = np.sort(jumps.loc[found & (jumps["edits"] <= n), "edits"])
             flagged.append(side.set_index("edits")["case_id"].loc[places].tolist())
@@ -46,12 +49,14 @@ def reversals(edits, history, jumps):
             {
                 **{"method": method, "order": order, "edits": n},
                 **{"recall_forward": recalls[0], "recall_reversed": recalls[1], "difference": recalls[0] - recalls[1]},
+                **{"along_forward": along[0], "along_reversed": along[1], "along_difference": along[0] - along[1]},
                 **{"disabling_forward": len(flagged[0]), "disabling_reversed": len(flagged[1])},
                 **{"shared": len(set(flagged[0]) & set(flagged[1])), "same_first": first},
             }
         )
-    names = ["method", "order", "edits", "recall_forward", "recall_reversed", "difference", "disabling_forward"]
-    return pd.DataFrame(rows, columns=[*names, "disabling_reversed", "shared", "same_first"])
+    names = ["method", "order", "edits", "recall_forward", "recall_reversed", "difference", "along_forward"]
+    names += ["along_reversed", "along_difference", "disabling_forward", "disabling_reversed", "shared", "same_first"]
+    return pd.DataFrame(rows, columns=names)
 
 
 def at_end(edits, history, drift, n):

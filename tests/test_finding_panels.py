@@ -50,9 +50,7 @@ def test_a_task_that_most_orders_keep_has_an_open_marker_at_the_end(ax):
 
 
 def test_reversed_runs_are_lines_from_forward_and_their_lack_is_said(ax):
-    pairs = pd.DataFrame(
-        {"method": "rome", "order": [0, 1], "recall_forward": [0.6, 0.5], "recall_reversed": [0.2, 0.4]}
-    )
+    pairs = pd.DataFrame({"method": "rome", "order": [0, 1], "along_forward": [0.6, 0.5], "along_reversed": [0.2, 0.4]})
     finding_panels.reversal_panel(ax, pairs)
     assert [line.get_ydata().tolist() for line in ax.lines] == [[60, 20], [50, 40]]
     finding_panels.reversal_panel(ax, pairs[:0])

@@ -36,6 +36,15 @@ def test_a_sequence_and_its_reverse_are_compared_on_the_same_facts():
     assert row.shared == 1 and row.same_first == 1  # case 8 is second and third
 
 
+def test_recall_along_is_the_mean_over_checkpoints_of_both_directions():
+    edits, history, _ = stack(run([7, 8], [1, 0]), run([8, 7], [0, 0], backward=True))
+    first = history[history["edit"] == 1].assign(edits=1, efficacy_accuracy=1.0)  # a checkpoint after the first edit
+    later = history.assign(edits=3, efficacy_accuracy=1.0)  # of a longer run: not looked at
+    (row,) = paired.reversals(edits, pd.concat([history, first, later]), jumps()).itertuples()
+    assert (row.along_forward, row.along_reversed, row.along_difference) == (0.75, 0.5, 0.25)
+    assert (row.recall_forward, row.recall_reversed) == (0.5, 0)
+
+
 def test_other_disabling_facts_in_the_reverse_are_told_apart():
     edits, history, _ = stack(run([7, 8, 9], [1, 1, 1]), run([9, 8, 7], [0, 0, 0], backward=True))
     (row,) = paired.reversals(edits, history, jumps(("rome", 0, False, 2), ("rome", 0, True, 1))).itertuples()
