@@ -24,13 +24,14 @@ class Interval:
     n: int
 
 
-def bootstrap(values, rng, *, statistic=np.mean, n_resamples=2000, confidence=0.95):
+def bootstrap(values, rng, *, statistic=np.mean, n_resamples=20_000, confidence=0.95):
     """`statistic` of values as an `Interval`: percentiles over values drawn with replacement.
 
     Args:
         values: one number per order, (n,), n ≥ 2.
         rng: numpy Generator.
         statistic: called as `statistic(array, axis=-1)`; numpy's mean, median, max, ….
+        n_resamples: many, since the median of a few orders jumps from one of them to the next.
 
     Raises ValueError for fewer than two values or NaN.
     """
@@ -117,7 +118,7 @@ def in_words(interval, form="{:.0f}", unit=""):
 def short(value):
     """A number with about three digits: "1000", "12.3", "0.45", "0.012"."""
     digits = next((n for n, least in enumerate((100, 10, 0.1)) if abs(value) >= least), 3 if value else 0)
-    return f"{value:.{digits}f}"
+    return f"{value:z.{digits}f}"
 
 
 def worded(table, form=short, unit=""):
@@ -227,7 +228,8 @@ def paired_over_facts(first, second, column, rng, *, on=("edits", "case_id"), **
         raise ValueError(
             f"the facts of several orders ({_orders(differences['order'].unique())}); give one, or compare over orders"
         )
-    return bootstrap(differences.groupby("case_id")["difference"].mean(), rng, **options)
+    of_facts = differences.groupby("case_id")["difference"].mean()  # hundreds: fewer resamples do
+    return bootstrap(of_facts, rng, **{"n_resamples": 2000} | options)
 
 
 def every_pair(table, column, rng, *, on=("edits", "case_id"), **options):
