@@ -44,6 +44,10 @@ FIGURES = {
         "Single disabling edits of ROME are about a thousand times as large as ordinary ones; MEMIT has none.",
     ),
     "fig5b_single_edits": ("05b_disabling_edits", "Not shown: contexts were sampled once, without a seed."),
+    "fig5c_denominators": (
+        "05b_disabling_edits",
+        "Not shown; arXiv:2403.07175 names the two keys of the released code.",
+    ),
     "fig6_acceptance": (
         "06_acceptance",
         "Not drawn. Published elsewhere for GPT-2 XL and GPT-J: scores and distances of single edits.",
