@@ -70,9 +70,10 @@ def markdown(results, scale):
         raise ValueError(f"the recorded tables of {scale} name no part of a run that was made with device cuda")
     lines = [
         f"The recorded scale `{scale}` took this long on one {' or '.join(sorted(filter(None, gpus))) or 'GPU'} "
-        f"(`python -m editscale study-cost {scale}`). An edit includes the scores right after it; recall and tasks are "
-        f"the time in which any of a method's notebooks ran, several side by side, added up over GPUs; the last column "
-        f"is {ORDERS} times the means of the measured runs.",
+        f"(`python -m editscale study-cost {scale}`). An edit includes the scores right after it, and takes what it "
+        "took on the clock, whatever else the GPU did; recall and tasks are the time in which any of a method's "
+        "notebooks ran, several side by side, added up over GPUs; the last column is "
+        f"{ORDERS} times the means of the measured runs.",
         "",
         f"| method | editing | an edit | recall | tasks | {ORDERS} orders |",
         "| --- | --- | --- | --- | --- | --- |",

@@ -15,9 +15,10 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
 
-def test_the_readme_quotes_the_caption_of_its_figure():
+def test_the_readme_quotes_the_captions_of_its_figures():
     quotes = [line.removeprefix("> ") for line in README.splitlines() if line.startswith("> ")]
-    assert quotes == [json.loads((ROOT / "figures/smollm2/fig2_facts_forgotten.json").read_text())["caption"]]
+    names = "fig2_facts_forgotten", "fig5c_denominators"
+    assert quotes == [json.loads((ROOT / f"figures/smollm2/{name}.json").read_text())["caption"] for name in names]
 
 
 def test_the_readmes_claims_are_computed_from_the_committed_figures():
@@ -52,7 +53,51 @@ def test_the_recorded_tables_are_those_of_their_record_and_hold_no_texts():
     assert all(sha256_file(tables / name) == sha256 for name, sha256 in record["files"].items())
     for name in found:
         texts = set(pd.read_parquet(tables / name).select_dtypes(exclude=["number", "bool"]))
-        assert texts <= {"method", "relation_id", "status", "task", "contexts"}
+        assert texts <= {"method", "relation_id", "status", "task", "contexts", "model", "part", "metric"}
+
+
+@pytest.fixture(scope="module")
+def recorded_study():
+    """The recorded tables by name, forward runs: edits, drift, recall/history, downstream/downstream, single."""
+    tables = ROOT / "figures/smollm2/tables"
+    names = "edits", "drift", "recall/history", "downstream/downstream", "single"
+    return {name: pd.read_parquet(tables / f"{name}.parquet") for name in names}
+
+
+def test_the_denominators_of_the_recorded_study_are_those_before_the_first_edit(recorded_study):
+    """As the README says: a fact has one denominator, wherever it comes in a sequence, also backwards."""
+    edits = recorded_study["edits"]
+    of_facts = edits[edits["method"] == "rome"].groupby("case_id")["denominator"].agg(["min", "max", "size"])
+    assert (of_facts["size"] > 1).sum() > 1000 and (of_facts["min"] == of_facts["max"]).all()
+
+
+def test_what_the_readme_says_of_the_methods_holds_in_the_recorded_tables(recorded_study):
+    edits, drift, history, tasks, _ = recorded_study.values()
+    flagged = disabling.detect(drift).groupby("method").size()
+    assert set(flagged.index) == {"rome", "memit"} < set(edits["method"])  # not r-rome, ft-c, rome-multi
+    at = history[~history["reversed"] & (history["edits"] == 1000)].groupby("method")["efficacy_accuracy"].mean()
+    assert at.idxmax() == "r-rome" and at["r-rome"] < 0.5 and at["memit"] < 0.02
+    moved = drift[drift["edits"] == 1000].groupby("method")["relative_drift"].max()
+    assert moved.idxmin() == "ft-c"
+    last = tasks[(tasks["edits"] == 1000) & tasks["method"].isin(["ft-c", "r-rome"])]
+    assert last["invalid"].lt(last["n_examples"] / 2).all() and len(last) == 2 * 10 * 4
+
+
+def test_the_largest_flagged_edits_disable_alone_behind_any_words_but_not_bare(recorded_study):
+    stays = disabling.against_ordinary(recorded_study["single"])
+    rome = stays[(stays["method"] == "rome") & stays["flagged"]]
+    first = rome[(rome["contexts"] == "run") & (rome["times_ordinary"] > disabling.JUMP)]["case_id"]
+    of_rome = rome[rome["case_id"].isin(first)].groupby(["contexts", "seed"], dropna=False)["times_ordinary"]
+    kept = {name: (rows > disabling.JUMP).mean() for (name, _), rows in of_rome}
+    assert len(first) > 30 and kept == {"run": 1, "seed": 1, "words": 1, "bare": 0}
+
+
+def test_runs_made_twice_are_the_same(recorded_study):
+    again = pd.read_csv(ROOT / "figures/smollm2/tables/reruns.csv")
+    assert len(again) == 12 and again["within"].all() and again["same_gpu"].all() and (again["edits"] == 1000).all()
+    exact = "norm_difference_1000", "efficacy_difference", "recall_difference"
+    assert (again[[*exact]] == 0).all(axis=None) and (again["same_efficacy"] == 1).all()
+    assert "Twelve of the recorded runs were made twice" in README
 
 
 def test_the_committed_figures_hold_the_laptop_sequence_for_three_methods_and_a_reverse():
