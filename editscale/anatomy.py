@@ -143,7 +143,10 @@ class LanguageModel:
 
     def logits(self, hidden):
         """Next-token logits (…, vocabulary) of final hidden states (…, d_model), after the final norm."""
-        logits = self.model.get_output_embeddings()(hidden)
+        from editscale import products
+
+        with products.fast(self.device):
+            logits = self.model.get_output_embeddings()(hidden)
         cap = getattr(self.model.config, "final_logit_softcapping", None)
         return logits if cap is None else cap * (logits / cap).tanh()
 
@@ -179,6 +182,8 @@ def segment(lm, start, stop=None):
     the final norm. The Hugging Face code of each family does the work, on shared weights: an edit of the model
     shows at once, and the model itself is not touched.
     """
+    from editscale import products
+
     base = lm.model.base_model
     blocks = list(lm.blocks)[start:stop]
     if not blocks:  # nothing above the last block but the final norm
@@ -210,9 +215,9 @@ def segment(lm, start, stop=None):
         if start:
             entering["hidden"] = hidden
             tokens = {"inputs_embeds": hidden}
-        return part(
-            **tokens, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=cache is not None
-        ).last_hidden_state
+        given = {"attention_mask": mask, "position_ids": positions, "past_key_values": cache}
+        with products.fast(lm.device):
+            return part(**tokens, **given, use_cache=cache is not None).last_hidden_state
 
     return run
 

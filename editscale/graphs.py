@@ -38,11 +38,11 @@ class Graph:
             aside = torch.cuda.Stream()
             aside.wait_stream(torch.cuda.current_stream())
             # Libraries set themselves up here, which cannot be recorded.
-            with torch.cuda.stream(aside), products.Separately(n_processors):
+            with torch.cuda.stream(aside), products.OnGpu(n_processors):
                 function(self.tensors)
             torch.cuda.current_stream().wait_stream(aside)
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=self.pool), products.Separately(n_processors):
+            with torch.cuda.graph(graph, pool=self.pool), products.OnGpu(n_processors):
                 self.results.append(function(self.tensors))
             self.recorded.append(graph)
             self.pool = graph.pool()
