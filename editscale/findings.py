@@ -141,6 +141,46 @@ def tally(table):
     return ", ".join(f"{n} {name if n == 1 else plural.get(name, name)}" for name, n in counts.items() if n)
 
 
+# What is said of each method: heading, finding and measure of `over_orders` (notebook 07), stretch, scale, form.
+ABOUT_METHODS = (
+    ("median inflection, edits", "places", "inflection", "", 1, "{:.0f}"),
+    ("median edits until less than half is recalled", "places", "half", "", 1, "{:.0f}"),
+    ("gradual: points of recall lost in 100 edits", "stretches", "per_100", "gradual", 100, "{:.1f}"),
+    ("catastrophic: the same, while it lasts", "stretches", "per_100", "catastrophic", 100, "{:.0f}"),
+    ("share of the loss that is catastrophic, %", "share of loss", "share", "", 100, "{:.0f}"),
+    ("collapses with exactly one disabling edit at the steepest fall, %", "collapses", "single", "", 100, "{:.0f}"),
+    ("loss explained by drift, R²", "within runs", "r2_drift", "", 1, "{:.2f}"),
+    ("loss explained by the number of edits, R²", "within runs", "r2_edits", "", 1, "{:.2f}"),
+)
+
+
+def about_methods(over_orders):
+    """What holds over the forward orders of each method, with 95 % intervals, as a table in Markdown.
+
+    Args:
+        over_orders: columns method, reversed, finding, measure, label, mean, low, high, n.
+    """
+    forward = over_orders[~over_orders["reversed"].fillna(True).astype(bool)].fillna({"label": ""})
+    found = {
+        key: intervals.Interval(*rows[["mean", "low", "high", "n"]].to_numpy(float)[0])
+        for key, rows in forward.groupby(["method", "finding", "measure", "label"])
+    }
+    methods = forward.loc[forward["finding"] == "places", "method"].unique()
+    lines = [f"| | {' | '.join(methods)} |", f"| --- |{' --- |' * len(methods)}"]
+    for heading, finding, measure, label, scale, form in ABOUT_METHODS:
+        cells = [found.get((method, finding, measure, label)) for method in methods]
+        lines.append(f"| {heading} | {' | '.join(_cell(cell, scale, form) for cell in cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(interval, scale, form):
+    """An interval in words, "none" where no order has one."""
+    if interval is None or np.isnan(interval.mean):
+        return "none"
+    scaled = intervals.Interval(*(scale * x for x in (interval.mean, interval.low, interval.high)), int(interval.n))
+    return intervals.in_words(scaled, form)
+
+
 def markdown(table):
     """The claims as a table in Markdown: claim, method, the paper's number and where, ours with interval, verdict.
 

@@ -139,6 +139,13 @@ def claims_table(folder, scale):
     return findings.markdown(claims) if (claims["verdict"] != "not comparable").any() else ""
 
 
+def methods_table(folder, scale):
+    """What a scale's methods do (`findings.about_methods`), in Markdown; "" where none has several orders."""
+    path = Path(folder) / scale / "fig7_findings.over_orders.csv"
+    over_orders = pd.read_csv(path) if path.is_file() else pd.DataFrame({"n": []})
+    return findings.about_methods(over_orders) if (over_orders["n"] > 1).any() else ""
+
+
 def gallery(folder, scales=SCALES):
     """figures/README.md as text, from what is in `folder`, a section for each of `scales`.
 
@@ -153,7 +160,7 @@ def gallery(folder, scales=SCALES):
     for scale in scales:
         names = drawn(folder, scale)
         parts.append(f"# Scale {scale}\n\nDrawn by `make figures SCALE={scale}`.\n")
-        parts += filter(None, [claims_table(folder, scale) or comparison(folder, scale)])
+        parts += filter(None, [claims_table(folder, scale) or comparison(folder, scale), methods_table(folder, scale)])
         for name in names:
             notebook, paper = FIGURES[name]
             caption = json.loads((Path(folder) / scale / f"{name}.json").read_text())["caption"]

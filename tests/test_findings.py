@@ -28,6 +28,22 @@ def claims(made):
     return table.set_index(["claim", "method"])
 
 
+def test_methods_are_told_of_by_forward_orders_and_what_none_has_is_said():
+    columns = ["method", "reversed", "label", "finding", "measure", "mean", "low", "high", "n"]
+    rows = [
+        ("rome", False, np.nan, "places", "inflection", 260.0, 80.0, 380.0, 8),
+        ("rome", True, np.nan, "places", "inflection", 1.0, 1.0, 1.0, 2),
+        ("memit", False, np.nan, "places", "inflection", np.nan, np.nan, np.nan, 0),
+        ("rome", False, "gradual", "stretches", "per_100", 0.138, 0.07, 0.2, 7),
+        ("rome", False, "catastrophic", "stretches", "per_100", 2.25, np.nan, np.nan, 1),
+        ("memit", False, np.nan, "pairs", "recall", 0.5, 0.4, 0.6, 3),
+    ]
+    lines = findings.about_methods(pd.DataFrame(rows, columns=columns)).splitlines()
+    assert lines[0] == "| | rome | memit |" and len(lines) == 2 + len(findings.ABOUT_METHODS)
+    assert lines[2].endswith("| 260 (80–380, 8 orders) | none |")
+    assert lines[4].endswith("| 13.8 (7.0–20.0, 7 orders) | none |") and "225 (one order)" in lines[5]
+
+
 # ---------------------------------------------------------------------------------------------- planted truth
 
 

@@ -26,6 +26,11 @@ def test_the_readmes_claims_are_computed_from_the_committed_figures():
     assert gallery.claims_table(ROOT / "figures", "smollm2").strip() in README
 
 
+def test_what_holds_over_orders_is_computed_from_the_recorded_tables():
+    assert gallery.methods_table(ROOT / "figures", "smollm2").count("10 orders") > 10
+    assert gallery.methods_table(ROOT / "figures", "smollm2").strip() in README
+
+
 def test_the_gallery_is_that_of_the_committed_figures():
     assert (ROOT / "figures/README.md").read_text() == gallery.gallery(ROOT / "figures")
 
