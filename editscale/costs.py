@@ -115,7 +115,8 @@ full forwards of the unmodified model, timed in turns with this package's. Media
 round or one checkpoint, an edit being all of its 20 steps where no other number is named. `editscale/costs.py` says
 what each column means, `editscale/bench.py` what is run. gpt2-small, gpt2-xl and gpt-j have random weights of these
 sizes. The GLUE-like round asks `reviews` and `paraphrases`, the tasks that come with the package, in place of GLUE's.
-"Again" is a later checkpoint of the same run, which knows what enters the lowest edited layer from the first.
+"Again" is a later checkpoint of the same run, which knows what enters the lowest edited layer from the first. On a CPU
+frozen layers are computed by oneDNN here, as the matmul peak is, and by torch's own choice in the plain path.
 
 {markdown_table(head, cells)}
 """
@@ -171,8 +172,9 @@ def section(rows_by_device, shapes=SHOWN):
     return f"""## What it costs
 
 Float32, beside the plain path: the same by full forwards of the unmodified model, as the public implementations do it,
-timed in turns with it (`make bench`). All rows, with agreement, memory and operations:
-{links}.
+timed in turns with it (`make bench`). On a CPU part of the ratio is that frozen layers are computed by oneDNN here, and
+in the plain path by MKL, torch's own choice, which is slower on AMD processors. All rows, with agreement, memory and
+operations: {links}.
 
 {table}
 
