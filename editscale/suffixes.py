@@ -2,7 +2,8 @@
 
 δ reaches only tokens from the subject's last one on, in the layers above the edited one. So the blocks up to that run
 once, the tokens before the subject's last one leave their attention keys and values behind, and each step runs the few
-remaining tokens through the upper blocks and takes logits at the scored positions only. Facts share rows of tokens.
+remaining tokens through the upper blocks and takes logits at the scored positions only. On a GPU facts share rows of
+tokens, of few sizes; on a CPU each text has a row, so that attention is not spent on what it does not see.
 """
 
 from dataclasses import dataclass
@@ -39,7 +40,7 @@ class Cached:
         n_blocks: how many blocks are above the edited one; upper: runs them (`anatomy.segment`).
         logits: final hidden states ↦ logits.
         post: the norm behind the MLP, if there is one and δ enters before it.
-        tensors: by name; tokens are those that δ reaches, from the subjects' last ones on, in rows of a few facts
+        tensors: by name; tokens are those that δ reaches, from the subjects' last ones on, in rows of texts
             hidden: (rows, tokens, d_model) what leaves the edited block at δ = 0; mlp: output of its MLP, with `post`.
             fact: (rows, tokens) the fact that a token belongs to; at_subject: (rows, tokens, 1) where δ is added.
             mask, positions: of these tokens, behind the earlier ones.
@@ -77,10 +78,10 @@ def _rounded(n):
 
 
 def _shared_rows(sizes, capacity):
-    """Facts that share a row, for each row a list of their numbers: first-fit, the longest first.
+    """Items that share a row, for each row a list of their numbers: first-fit, the longest first.
 
     Args:
-        sizes: (facts, kinds) tokens of each kind; capacity: (kinds,) most of a row, no less than one fact has.
+        sizes: (items, kinds) tokens of each kind; capacity: (kinds,) most of a row, no less than one item has.
     """
     rows, left = [], []
     for i in np.argsort(-sizes[:, 0], kind="stable"):
@@ -93,17 +94,26 @@ def _shared_rows(sizes, capacity):
     return rows
 
 
-def _slots(parts, shared, multiple):
-    """Tokens of several facts in rows: (fact, token) index arrays (rows, width), −1 where there is padding.
+def _slots(items, shared, kind, multiple):
+    """Tokens of several items in rows: (fact, token) index arrays (rows, width), −1 where there is padding.
 
     Args:
-        parts: for each fact its tokens; shared: for each row its facts.
+        items: each a fact and its tokens of each kind; shared: for each row its items.
     """
-    filled = [[(i, token) for i in row for token in parts[i]] for row in shared]
+    filled = [[(items[item][0], token) for item in row for token in items[item][1][kind]] for row in shared]
     slots = np.full((len(shared), -(-max(map(len, filled)) // multiple) * multiple, 2), -1)
     for row, of in zip(slots, filled, strict=True):
         row[: len(of)] = np.array(of).reshape(-1, 2)
     return slots
+
+
+def _by_subject(trees, subjects):
+    """For each subject's last token of each fact: the fact, and the tokens that see it and those it sees before it."""
+    return [
+        (i, [np.flatnonzero(packed.sees[:, node]), np.setdiff1d(np.flatnonzero(packed.sees[node]), node)])
+        for i, (packed, of) in enumerate(zip(trees, subjects, strict=True))
+        for node in np.unique(of)
+    ]
 
 
 def _sees(trees, queries, keys):
@@ -164,15 +174,19 @@ def cached_forward(lm, rows, layer, at):
     block_out = seen["block"]
 
     # δ reaches the tokens that see a subject's last one; rows of the same text up to the subject share that token.
-    reached = [packed.sees[:, np.unique(of)].any(axis=1) for packed, of in zip(trees, subjects, strict=True)]
-    tokens_of = [[np.flatnonzero(part), np.flatnonzero(~part)] for part in reached]
-    sizes = np.array([list(map(len, of)) for of in tokens_of])
-    longest = np.maximum(1, -(-sizes.max(axis=0) // (to_after, to_before))) * (to_after, to_before)
-    room = longest if on_gpu else longest * (1, 2)
+    reached = [packed.sees[:, np.unique(of)] for packed, of in zip(trees, subjects, strict=True)]
+    facts = [(i, [np.flatnonzero(of.any(axis=1)), np.flatnonzero(~of.any(axis=1))]) for i, of in enumerate(reached)]
     # Where the blocks above are a copy's own, row i must stay fact i's.
     own = any(lm.weight(i).ndim == 3 and len(lm.weight(i)) > 1 for i in range(layer + 1, lm.n_layers))
-    shared = [[i] for i in range(len(rows))] if own else _shared_rows(sizes, room)
-    after, before = (_slots([of[k] for of in tokens_of], shared, n) for k, n in enumerate((to_after, to_before)))
+    # On a CPU each subject's last token has a row, with those that see it and those it sees.
+    apart = not own and not on_gpu
+    items = _by_subject(trees, subjects) if apart else facts
+    sizes = np.array([list(map(len, of)) for _, of in items])
+    longest = np.maximum(1, -(-sizes.max(axis=0) // (to_after, to_before))) * (to_after, to_before)
+    shared = [[i] for i in range(len(items))] if own or apart else _shared_rows(sizes, longest)
+    after, before = (_slots(items, shared, k, n) for k, n in enumerate((to_after, to_before)))
+    # The tokens before run once, all of a fact in one row, where those that texts share are there once.
+    run = _slots(facts, [[i] for i in range(len(facts))], 1, 1) if apart else before
 
     def part(states, slots):
         return states[tuple(torch.from_numpy(slots.clip(0)).to(lm.device).unbind(-1))]
@@ -190,12 +204,12 @@ def cached_forward(lm, rows, layer, at):
     # Of tokens before the subject's last one only attention keys and values in the upper blocks are kept.
     earlier = {}
     if before.size and layer + 1 < lm.n_layers:
-        inputs = {
-            "hidden": part(block_out, before),
-            "mask": mask_of(before, before),
-            "positions": part(positions, before),
-        }
+        inputs = {"hidden": part(block_out, run), "mask": mask_of(run, run), "positions": part(positions, run)}
         earlier = graphs.without_gradient(lm, f"upper {layer}", range(layer + 1, lm.n_layers), keys_and_values, inputs)
+    if apart and earlier:
+        places = {tuple(run[place]): place for place in np.ndindex(run.shape[:2])}
+        row, column = np.moveaxis([[places.get(tuple(slot), (0, 0)) for slot in of] for of in before], -1, 0)
+        earlier = {name: x[row, :, column].transpose(1, 2) for name, x in earlier.items()}
 
     found = [scored_positions(of[:-1]) for of in rows]
     place_of = {tuple(slot): j for j, slot in enumerate(after.reshape(-1, 2).tolist())}
