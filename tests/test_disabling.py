@@ -149,10 +149,7 @@ def test_denominators_of_flagged_edits_are_ranked_among_those_of_their_run():
     planted = [(0, 4, 23, 20.0), (0, 4, 41, 12.0)]
     jumps = disabling.detect(drift_table(planted))
     denominators = np.linspace(4, 6, 60)
-    denominators[[22, 40]] = (
-        -0.1,
-        4.5,
-    )  # of the flagged ones: nearer 0 than all others, and above as many as are smaller
+    denominators[[22, 40]] = -0.1, 4.5  # the flagged ones: nearer 0 than all others, and among them
     edits = pd.concat(
         [
             run_rows(RUNS[0], edits=range(1, 61), denominator=denominators),

@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from editscale import costs, disabling, full_cost, gallery, recorded, study_cost
+from editscale import costs, disabling, full_cost, gallery, recorded, study_cost, tables
 from editscale.parameters import read_parameters
 from editscale.provenance import sha256_file
 
@@ -63,10 +63,9 @@ def test_the_recorded_tables_are_those_of_their_record_and_hold_no_texts():
 
 @pytest.fixture(scope="module")
 def recorded_study():
-    """The recorded tables by name, forward runs: edits, drift, recall/history, downstream/downstream, single."""
-    tables = ROOT / "figures/smollm2/tables"
+    """The recorded tables by name: edits, drift, recall/history, downstream/downstream, single."""
     names = "edits", "drift", "recall/history", "downstream/downstream", "single"
-    return {name: pd.read_parquet(tables / f"{name}.parquet") for name in names}
+    return {name: pd.read_parquet(ROOT / f"figures/smollm2/tables/{name}.parquet") for name in names}
 
 
 def test_the_denominators_of_the_recorded_study_are_those_before_the_first_edit(recorded_study):
@@ -82,10 +81,11 @@ def test_what_the_readme_says_of_the_methods_holds_in_the_recorded_tables(record
     assert set(flagged.index) == {"rome", "memit"} < set(edits["method"])  # not r-rome, ft-c, rome-multi
     at = history[~history["reversed"] & (history["edits"] == 1000)].groupby("method")["efficacy_accuracy"].mean()
     assert at.idxmax() == "r-rome" and at["r-rome"] < 0.5 and at["memit"] < 0.02
-    moved = drift[drift["edits"] == 1000].groupby("method")["relative_drift"].max()
-    assert moved.idxmin() == "ft-c"
+    end = drift[drift["edits"] == 1000]  # of each run the layer that moved most
+    moved = end.groupby([*tables.RUN])["relative_drift"].max().groupby("method").agg(["min", "max"])
+    assert moved["max"]["ft-c"] < moved["min"].drop("ft-c").min()
     last = tasks[(tasks["edits"] == 1000) & tasks["method"].isin(["ft-c", "r-rome"])]
-    assert last["invalid"].lt(last["n_examples"] / 2).all() and len(last) == 2 * 10 * 4
+    assert last["invalid"].lt(0.5).all() and len(last) == 2 * 10 * 4  # shares of the answers
 
 
 def test_the_largest_flagged_edits_disable_alone_behind_any_words_but_not_bare(recorded_study):
@@ -97,7 +97,7 @@ def test_the_largest_flagged_edits_disable_alone_behind_any_words_but_not_bare(r
     assert len(first) > 30 and kept == {"run": 1, "seed": 1, "words": 1, "bare": 0}
 
 
-def test_runs_made_twice_are_the_same(recorded_study):
+def test_runs_made_twice_made_the_same_edits():
     again = pd.read_csv(ROOT / "figures/smollm2/tables/reruns.csv")
     assert len(again) == 12 and again["within"].all() and again["same_gpu"].all() and (again["edits"] == 1000).all()
     exact = "norm_difference_1000", "efficacy_difference", "recall_difference"
