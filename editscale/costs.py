@@ -173,8 +173,8 @@ def section(rows_by_device, shapes=SHOWN):
 
 Float32, beside the plain path: the same by full forwards of the unmodified model, as the public implementations do it,
 timed in turns with it (`make bench`). On a CPU part of the ratio is that frozen layers are computed by oneDNN here, and
-in the plain path by MKL, torch's own choice, which is slower on AMD processors. All rows, with agreement, memory and
-operations: {links}.
+in the plain path by what torch takes itself: the row "matmul peak" has one large product in both ways. All rows, with
+agreement, memory and operations: {links}.
 
 {table}
 
