@@ -73,6 +73,9 @@ def test_the_denominators_of_the_recorded_study_are_those_before_the_first_edit(
     edits = recorded_study["edits"]
     of_facts = edits[edits["method"] == "rome"].groupby("case_id")["denominator"].agg(["min", "max", "size"])
     assert (of_facts["size"] > 1).sum() > 1000 and (of_facts["min"] == of_facts["max"]).all()
+    known = disabling.foreseen(disabling.detect(recorded_study["drift"]), edits)
+    warned = known["warned"] * known["edits"]
+    assert (known["caught"] == 1).all() and (known["flagged"] < warned / 2).all()  # most warnings are of ordinary edits
 
 
 def test_what_the_readme_says_of_the_methods_holds_in_the_recorded_tables(recorded_study):
