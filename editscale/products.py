@@ -1,63 +1,35 @@
 """Products of matrices by the kernels that are fastest where they run.
 
 On a CPU torch leaves float32 products to MKL, which runs on AMD processors with AVX-512 as on those without it; oneDNN,
-which torch carries too, makes its kernels for the processor at hand. On a GPU, asked for `x W + b` at once, cuBLAS
-takes a kernel that leaves most of it idle where x has few rows; asked for the product alone, one that does not. Of few
-rows in float32 even that one runs in too few thread blocks: there the sum over the inner dimension is shared out over
-more of them. Rounding differs, nothing else.
+which torch carries too, makes its kernels for the processor at hand. On a GPU cuBLAS makes float32 products without the
+tensor cores; `tensor_cores` makes them with, no less exactly. Rounding differs, nothing else.
 """
 
 import math
+import shutil
 from contextlib import nullcontext
+from importlib.util import find_spec
 
 import torch
-from torch import mm, ops
+from torch import ops
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
-FEW = 64  # rows up to which a product on a GPU is shared out
-TILE = 128  # columns of a thread block's part of the result
-WAVES = 2.2  # thread blocks for each multiprocessor of the GPU, at most
-LEAST = 128  # of the inner dimension, in each share
-SHARES = (16, 10, 8, 5, 4, 2)
+HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(ops.mkldnn, "_linear_pointwise")
+HAS_TRITON = bool(find_spec("triton") and (shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")))
+MEASURED = ((9, 0),)  # compute capabilities of GPUs on which `tensor_cores` was seen to be faster
+MANY = 256  # rows from which a product on a GPU takes longer than Python takes to launch it
 
 
-def shares(n_inner, n_columns, n_processors):
-    """Into how many parts the sum of a product of few rows is divided; 1 where that does not help."""
-    most = WAVES * n_processors / -(-n_columns // TILE)
-    return next((n for n in SHARES if n <= most and n_inner % n == 0 and n_inner // n >= LEAST), 1)
-
-
-def shared_out(a, b, n):
-    """a @ b for matrices, with the sum over the inner dimension in n parts."""
-    return torch.bmm(a.unflatten(1, (n, -1)).transpose(0, 1), b.unflatten(0, (n, -1))).sum(dim=0)
-
-
-class OnGpu(TorchDispatchMode):
-    """While open, products of two matrices, those of backward too, are made alone and biases added behind.
+class Frozen(TorchFunctionMode):
+    """While open, linear layers with frozen float32 weights are computed by `editscale::linear`, forward and backward.
 
     Args:
-        n_processors: multiprocessors of the GPU; 0 makes every product in one part.
+        least: rows of a layer's input, at least; layers of fewer are left to what is open around this.
     """
 
-    def __init__(self, n_processors):
+    def __init__(self, least=1):
         super().__init__()
-        self.n_processors = n_processors
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func is ops.aten.mm.default and not kwargs:
-            return self.product(*args)
-        if func is ops.aten.addmm.default and not kwargs:
-            return self.product(*args[1:]).add_(args[0])
-        return func(*args, **(kwargs or {}))
-
-    def product(self, a, b):
-        n = shares(*b.shape, self.n_processors) if len(a) <= FEW else 1
-        return shared_out(a, b, n) if n > 1 else mm(a, b)
-
-
-class OnCpu(TorchFunctionMode):
-    """While open, linear layers with frozen float32 weights are computed by oneDNN, forward and backward."""
+        self.least = least
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         if not kwargs and func is torch.nn.functional.linear:
@@ -67,39 +39,68 @@ class OnCpu(TorchFunctionMode):
         else:
             return func(*args, **(kwargs or {}))
         frozen = not weight.requires_grad and (bias is None or not bias.requires_grad and bias.ndim == 1)
-        if not (frozen and x.numel() and x.dtype == weight.dtype == torch.float32 and weight.ndim == 2):
+        if not (frozen and x.dtype == weight.dtype == torch.float32 and weight.ndim == 2):
+            return func(*args)
+        if not self.least * weight.shape[1] <= x.numel() < 2**31 > weight.numel():
             return func(*args)
         if torch.is_grad_enabled() and x.requires_grad:
             return _Linear.apply(x, weight, bias)
-        return _by_onednn(x, weight, bias)
+        return ops.editscale.linear(x, weight, bias)
 
 
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, bias):
         ctx.save_for_backward(weight)
-        return _by_onednn(x, weight, bias)
+        return ops.editscale.linear(x, weight, bias)
 
     @staticmethod
     def backward(ctx, gradient):
         (weight,) = ctx.saved_tensors
-        return _by_onednn(gradient, weight.t(), None), None, None
+        return ops.editscale.linear(gradient, weight.t(), None), None, None
 
 
-def _by_onednn(x, weight, bias):
-    """x (…, inner) @ weight (columns, inner)ᵀ + bias."""
+def _on_cpu(x, weight, bias):
     return ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+
+def _on_gpu(x, weight, bias):
+    from editscale import tensor_cores
+
+    if torch.backends.cuda.matmul.allow_tf32 and x.numel() > tensor_cores.FEW * x.shape[-1]:
+        # Asked for the sum at once, cuBLAS takes a kernel that leaves most of the GPU idle where rows are few.
+        product = x @ weight.t()
+        return product if bias is None else product.add_(bias)
+    return tensor_cores.linear(x, weight, bias)
+
+
+# An operator, so that FlopCounterMode sees it: x (…, inner) @ weight (columns, inner)ᵀ + bias.
+_LIBRARY = torch.library.Library("editscale", "DEF")
+_LIBRARY.define("linear(Tensor x, Tensor weight, Tensor? bias) -> Tensor")
+_LIBRARY.impl("linear", _on_cpu, "CPU")
+_LIBRARY.impl("linear", _on_gpu, "CUDA")
 
 
 def _operations(x_shape, weight_shape, *_, **__):
     return 2 * math.prod(x_shape) * weight_shape[0]
 
 
-HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(ops.mkldnn, "_linear_pointwise")
-OPERATIONS = {ops.mkldnn._linear_pointwise: _operations} if HAS_ONEDNN else {}  # unknown to torch's FlopCounterMode
+OPERATIONS = {ops.editscale.linear: _operations}  # for FlopCounterMode's custom_mapping
 
 
 def fast(device):
-    """A context for forwards of models on a device: on a CPU `OnCpu`, where torch was built with oneDNN. On a GPU the
-    faster products are those of recorded graphs (`graphs`); elsewhere `OnGpu` would cost more than it saves."""
-    return OnCpu() if device.type == "cpu" and HAS_ONEDNN else nullcontext()
+    """A context for forwards of models on a device: `Frozen`, where that is faster, or one that does nothing."""
+    if device.type == "cpu" and HAS_ONEDNN:
+        return Frozen()
+    if _on_tensor_cores(device) and not torch.backends.cuda.matmul.allow_tf32:
+        return Frozen(least=MANY)
+    return nullcontext()
+
+
+def recorded(device):
+    """The same around what is recorded as a CUDA graph, where launching takes no time."""
+    return Frozen() if _on_tensor_cores(device) else nullcontext()
+
+
+def _on_tensor_cores(device):
+    return device.type == "cuda" and HAS_TRITON and torch.cuda.get_device_capability(device) in MEASURED

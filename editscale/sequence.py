@@ -25,8 +25,8 @@ def sha256_json(value):
 
 
 # The modules whose code determines edits and scores; a change in another one does not void a ledger.
-CODE = "anatomy tokens copies states values descent suffixes graphs rome memit rome_multi finetune".split()
-CODE += "updates editors metrics sequence".split()
+CODE = "anatomy tokens copies states values descent suffixes graphs products rome memit rome_multi finetune".split()
+CODE += "tensor_cores updates editors metrics sequence".split()
 
 
 def fingerprint(lm, method, params, contexts, moments_identity, together=()):

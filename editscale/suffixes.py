@@ -194,23 +194,7 @@ def cached_forward(lm, rows, layer, at):
     def mask_of(keys, queries):
         return tokens.additive_mask(torch.from_numpy(_sees(trees, queries, keys)).to(lm.device), lm.dtype)
 
-    def keys_and_values(t):
-        cache = anatomy.KeyValues()
-        upper(t["hidden"], t["mask"], t["positions"], cache)
-        return {
-            f"{name}.{i}": x for i, of in cache.seen.items() for name, x in zip(("keys", "values"), of, strict=True)
-        }
-
-    # Of tokens before the subject's last one only attention keys and values in the upper blocks are kept.
-    earlier = {}
-    if before.size and layer + 1 < lm.n_layers:
-        inputs = {"hidden": part(block_out, run), "mask": mask_of(run, run), "positions": part(positions, run)}
-        earlier = graphs.without_gradient(lm, f"upper {layer}", range(layer + 1, lm.n_layers), keys_and_values, inputs)
-    if apart and earlier:
-        places = {tuple(run[place]): place for place in np.ndindex(run.shape[:2])}
-        row, column = np.moveaxis([[places.get(tuple(slot), (0, 0)) for slot in of] for of in before], -1, 0)
-        earlier = {name: x[row, :, column].transpose(1, 2) for name, x in earlier.items()}
-
+    # Made here, while a GPU runs the lower blocks, and not after the upper ones, when it would wait.
     found = [scored_positions(of[:-1]) for of in rows]
     place_of = {tuple(slot): j for j, slot in enumerate(after.reshape(-1, 2).tolist())}
     scored = [place_of[i, t.places[r][p]] for i, t in enumerate(trees) for r, p, *_ in found[i]]
@@ -230,10 +214,27 @@ def cached_forward(lm, rows, layer, at):
         "targets": torch.tensor([t for _, _, t, _ in flat]),
         "weights": mean_weights(flat, len(rows) * n_contexts, block_out),
     }
+    tensors = {name: tensor.to(lm.device) for name, tensor in tensors.items()}
+
+    def keys_and_values(t):
+        cache = anatomy.KeyValues()
+        upper(t["hidden"], t["mask"], t["positions"], cache)
+        return {
+            f"{name}.{i}": x for i, of in cache.seen.items() for name, x in zip(("keys", "values"), of, strict=True)
+        }
+
+    # Of tokens before the subject's last one only attention keys and values in the upper blocks are kept.
+    earlier = {}
+    if before.size and layer + 1 < lm.n_layers:
+        inputs = {"hidden": part(block_out, run), "mask": mask_of(run, run), "positions": part(positions, run)}
+        earlier = graphs.without_gradient(lm, f"upper {layer}", range(layer + 1, lm.n_layers), keys_and_values, inputs)
+    if apart and earlier:
+        places = {tuple(run[place]): place for place in np.ndindex(run.shape[:2])}
+        row, column = np.moveaxis([[places.get(tuple(slot), (0, 0)) for slot in of] for of in before], -1, 0)
+        earlier = {name: x[row, :, column].transpose(1, 2) for name, x in earlier.items()}
     tensors |= earlier
     post = None
     if at == "mlp" and lm.family.post_norm:
         post, tensors["mlp"] = lm.block(layer).get_submodule(lm.family.post_norm), part(seen["mlp"], after)
     init = (seen["mlp"] if at == "mlp" else block_out)[fact[:, 0], last[:, 0]]
-    tensors = {name: tensor.to(lm.device) for name, tensor in tensors.items()}
     return init.clone(), seen["keys"], seen["values"], Cached(lm.n_layers - layer - 1, upper, lm.logits, post, tensors)
