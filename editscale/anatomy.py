@@ -56,15 +56,15 @@ class LanguageModel:
 
     `model` is in eval mode, with frozen parameters and eager attention; `tokenizer` is a fast one; `identity`
     says, in strings, which weights these are (source, revision, sha256, dtype). `graphs` holds CUDA graphs of its
-    upper blocks (`graphs.py`); they read the weights where these are, so they outlive edits. With `tf32_steps` the
-    steps of optimisations multiply in TensorFloat-32 on a GPU, and nothing else does.
+    upper blocks (`graphs.py`); they read the weights where these are, so they outlive edits; None: none are
+    recorded. With `tf32_steps` the steps of optimisations multiply in TensorFloat-32 on a GPU, and nothing else does.
     """
 
     model: object
     tokenizer: object
     name: str
     identity: dict = field(default_factory=dict)
-    graphs: dict = field(default_factory=dict)
+    graphs: dict | None = field(default_factory=dict)
     tf32_steps: bool = False
 
     @property

@@ -60,7 +60,7 @@ def _timed(run, device):
 
 
 def peak_row(case):
-    """The row of the machine's peak: a product of two square matrices, the best of ten; on a CPU beside torch's own."""
+    """The row of the machine's peak: a product of two square matrices, the best of ten; of float32 beside torch's."""
     import torch
 
     from editscale import products
@@ -73,7 +73,7 @@ def peak_row(case):
 
     with products.fast(lm.device):
         seconds = best()
-    plain_s = best() if lm.device.type == "cpu" else None
+    plain_s = best() if case.precision == "float32" else None
     return costs.row(
         part="matmul peak",
         shape=f"{n} x {n}",
@@ -117,11 +117,11 @@ def _first_run(way, device):
     _forget_peak(device)
     way.prepare()
     with FlopCounterMode(display=False, custom_mapping=products.OPERATIONS) as counter:
-        (way.eager or way.run)()
+        way.run(replace(way.lm, graphs=None))
     if device.type == "cuda":
         _forget_peak(device)
         way.prepare()
-        way.run()
+        way()
     return counter.get_total_flops(), _peak_gb(device)
 
 
@@ -146,7 +146,7 @@ def measure(case, part, peak, *, repeats=None, seconds=60.0):
                 plain_times.append(taken)
             for i, way in enumerate(ways):
                 way.prepare()
-                taken, results[i] = _timed(way.run, device)
+                taken, results[i] = _timed(way, device)
                 times[i].append(taken / way.orders)
         for way, (flops, peak_gb), taken, result in zip(ways, first, times, results, strict=True):
             fast_s, plain_s = statistics.median(taken), statistics.median(plain_times) if slow else None
@@ -179,7 +179,7 @@ def profile(case, n_rows=15):
     from torch.profiler import ProfilerActivity
     from torch.profiler import profile as profiling
 
-    edit = parts.edit_way(case, "ROME edit", "rome", case.facts[:1], parts.STEPS).run
+    edit = parts.edit_way(case, "ROME edit", "rome", case.facts[:1], parts.STEPS)
     edit()
     kind = "cuda" if case.lm.device.type == "cuda" else "cpu"
     with profiling(activities=[getattr(ProfilerActivity, kind.upper())]) as seen:

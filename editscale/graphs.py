@@ -4,7 +4,8 @@ A step of the value optimisation is a thousand kernels or more on few tokens: a 
 launches them. A graph launches all at once. Nothing in a step needs the host: early stop, projection and what is
 recorded are tensors (`descent.Descent`).
 
-Graphs are kept with the model, in `lm.graphs`. They read the weights where these are, so they see every edit.
+Graphs are kept with the model, in `lm.graphs`, and there are none of a model where that is None. They read the weights
+where these are, so they see every edit.
 """
 
 from contextlib import contextmanager, nullcontext
@@ -31,18 +32,17 @@ class Graph:
 
         self.tensors = {name: _view(buffers, name, tensor) for name, tensor in tensors.items()}
         self.pool, self.recorded, self.results = pool, [], []
-        tf32 = torch.backends.cuda.matmul.allow_tf32  # which leaves nothing to share out
-        n_processors = 0 if tf32 else torch.cuda.get_device_properties("cuda").multi_processor_count
+        device = next(iter(self.tensors.values())).device
         for function in functions:
             self.load(tensors)
             aside = torch.cuda.Stream()
             aside.wait_stream(torch.cuda.current_stream())
             # Libraries set themselves up here, which cannot be recorded.
-            with torch.cuda.stream(aside), products.OnGpu(n_processors):
+            with torch.cuda.stream(aside), products.recorded(device):
                 function(self.tensors)
             torch.cuda.current_stream().wait_stream(aside)
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=self.pool), products.OnGpu(n_processors):
+            with torch.cuda.graph(graph, pool=self.pool), products.recorded(device):
                 self.results.append(function(self.tensors))
             self.recorded.append(graph)
             self.pool = graph.pool()
@@ -110,7 +110,7 @@ def without_gradient(lm, name, layers, function, tensors):
     import torch
 
     with torch.no_grad():
-        if lm.device.type != "cuda" or any(lm.weight(layer).ndim == 3 for layer in layers):
+        if lm.graphs is None or lm.device.type != "cuda" or any(lm.weight(layer).ndim == 3 for layer in layers):
             return function(tensors)
         result = _graph(lm, name, layers, [function], tensors).run()
         return {of: tensor.clone() for of, tensor in result.items()}

@@ -5,6 +5,7 @@ definite matrices, and downstream tasks are the bundled ones: none of this chang
 steps, in both paths.
 """
 
+import copy
 import functools
 import itertools
 import math
@@ -27,7 +28,6 @@ from editscale import (
     rome,
     sequence,
     states,
-    suffixes,
     tokens,
     updates,
     values,
@@ -156,27 +156,24 @@ class Way:
     """A fast path to time: a row of the table.
 
     Attributes:
-        run: () ↦ result, a list.
+        run: a model ↦ result, a list.
+        lm: the model to run it on; without CUDA graphs, operations can be counted.
         orders: over how many the seconds are shared.
-        eager: the same without CUDA graphs, in which no operation can be counted; None: `run` has none.
         prepare: called before each `run`, untimed.
     """
 
     part: str
     run: object
+    lm: object
     orders: int = 1
-    eager: object = None
     prepare: object = lambda: None
+
+    def __call__(self):
+        return self.run(self.lm)
 
 
 # A part is a function of a Case that yields (plain path or None, its Ways, difference of two results), one group after
 # the other; what runs behind a `yield` tidies up.
-
-
-def _eager(lm, rows, layer, at):
-    """`suffixes.cached_forward`, its step as a function that `values.optimise` does not know for one to record."""
-    *prepared, step = suffixes.cached_forward(lm, rows, layer, at)
-    return *prepared, step.__call__
 
 
 def _edits(case, method, facts, steps, lm, forward=None):
@@ -192,8 +189,7 @@ def _edits(case, method, facts, steps, lm, forward=None):
 def edit_way(case, name, method, facts, steps, lm=None):
     """The `Way` of editing some facts together, each by itself, on the case's model or on a stack of its copies."""
     name = name if steps == STEPS else f"{name}, {steps} steps"
-    run = functools.partial(_edits, case, method, facts, steps, lm or case.lm)
-    return Way(name, run, len(facts), functools.partial(run, forward=_eager))
+    return Way(name, functools.partial(_edits, case, method, facts, steps), lm or case.lm, len(facts))
 
 
 def plain_edit(case, method, steps):
@@ -238,8 +234,8 @@ def _after_edits(case):
                 updates.apply(lm, [update])
             way = edit_way(case, f"ROME edit after {n} edits", "rome", case.facts[:1], case.size.steps)
 
-            def run(edit=way.run, book=book):
-                (edited,) = edit()
+            def run(lm, edit=way.run, book=book):
+                (edited,) = edit(lm)
                 updates.apply(lm, edited.updates)
                 book.append(editors.summary(edited), edited.updates, 0.0)
 
@@ -270,8 +266,8 @@ def _records(case):
         (case.size.n_records, f"record evaluation, {case.size.n_records} records"),
     ):
         facts = case.facts[:n]
-        run = functools.partial(metrics.score_facts, lm, facts, batch_tokens=n_tokens)
-        yield functools.partial(plain.score_facts, lm, facts), [Way(name, run)], _scores_differ
+        run = functools.partial(metrics.score_facts, facts=facts, batch_tokens=n_tokens)
+        yield functools.partial(plain.score_facts, lm, facts), [Way(name, run, lm)], _scores_differ
 
 
 def _round(case):
@@ -280,31 +276,38 @@ def _round(case):
     tasks = [glue.open_task(name, n_examples=case.size.n_examples).prompts for name in case.size.tasks]
     given = {"batch_tokens": case.size.batch_tokens}
 
-    def asked(way, **given):
-        return [way(case.lm, tokens.texts_ids(case.lm.tokenizer, of), downstream.N_NEW, **given) for of in tasks]
+    def asked(way, lm, **given):
+        return [way(lm, tokens.texts_ids(lm.tokenizer, of), downstream.N_NEW, **given) for of in tasks]
 
     def plainly():
-        return [ids for of in asked(plain.greedy) for ids in of]
+        return [ids for of in asked(plain.greedy, case.lm) for ids in of]
 
-    def answers(prepared=None):
-        return [ids for greedy in prepared or asked(decoding.Greedy, **given) for ids in greedy()]
+    def answers(lm, known=()):
+        prepared = [copy.copy(greedy) for greedy in known] or asked(decoding.Greedy, lm, **given)
+        for greedy in prepared:
+            greedy.lm = lm
+        return [ids for greedy in prepared for ids in greedy()]
 
-    known = asked(decoding.Greedy, layer=case.params["rome"].layer, max_bytes=KEPT_BYTES // len(tasks), **given)
-    answers(known)
+    most = KEPT_BYTES // len(tasks)
+    known = asked(decoding.Greedy, case.lm, layer=case.params["rome"].layer, max_bytes=most, **given)
+    answers(case.lm, known)
     name = f"GLUE-like round, {len(tasks)} x {case.size.n_examples} examples"
-    ways = [Way(name, answers), Way(f"{name}, again", functools.partial(answers, known))]
+    ways = [Way(name, answers, case.lm), Way(f"{name}, again", functools.partial(answers, known=known), case.lm)]
     yield plainly, ways, _answers_differ
 
 
 def _checkpoint(case):
     """All facts scored again; and at a later checkpoint, where what enters the lowest edited layer is known."""
     facts = case.facts[: case.size.n_history]
-    run = history.Run(Path(), {}, case.lm, facts, None)
-    fast = functools.partial(history.recall_rows, run, len(facts), batch_tokens=case.size.batch_tokens)
-    kept = states.Kept(case.lm, case.params["rome"].layer, KEPT_BYTES)
-    fast(kept=kept)
+
+    def fast(lm, kept=None):
+        run = history.Run(Path(), {}, lm, facts, None)
+        return history.recall_rows(run, len(facts), batch_tokens=case.size.batch_tokens, kept=kept)
+
+    kept = states.Kept(case.lm, case.params["rome"].layer, KEPT_BYTES)  # of this model; with it no graph is recorded
+    fast(case.lm, kept)
     name = f"history checkpoint, {len(facts)} facts"
-    ways = [Way(name, fast), Way(f"{name}, again", functools.partial(fast, kept=kept))]
+    ways = [Way(name, fast, case.lm), Way(f"{name}, again", lambda _: fast(case.lm, kept), case.lm)]
     yield functools.partial(plain.recall, case.lm, facts), ways, _recall_differs
 
 
@@ -313,7 +316,7 @@ def _moments(case):
     ids = itertools.cycle(case.ids)
     documents = [list(itertools.islice(ids, DOCUMENT)) for _ in range(-(-n // DOCUMENT))]
     name = f"second moments, {len(layers)} layers, {len(documents) * DOCUMENT} tokens"
-    fast = Way(name, lambda: [moments.collect(case.lm, documents, layers, progress=False).moments])
+    fast = Way(name, lambda lm: [moments.collect(lm, documents, layers, progress=False).moments], case.lm)
     rows = 4096 // DOCUMENT  # as many tokens in a batch as in `moments.collect`
     yield lambda: [plain.second_moments(case.lm, documents, layers, rows)], [fast], _matrices_differ
 

@@ -78,7 +78,7 @@ def _optimise(lm, rows, layer, params, at, forward):
     """One `Optimised` for the rows of each fact, all in one batch."""
     init, keys, outputs, step = forward(lm, rows, layer, at)
     descent = Descent(init, params, len(rows[0]) - 1, lm.n_vocabulary)
-    if init.is_cuda and isinstance(step, Cached):
+    if init.is_cuda and lm.graphs is not None and isinstance(step, Cached):
         descent = graphs.descend(lm, step, descent)
     else:
         descend(step, descent)

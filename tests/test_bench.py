@@ -85,7 +85,7 @@ def test_the_differences_are_those_of_the_results():
     other = replace(case, facts=[replace(fact, target_new="cello") for fact in case.facts])
     for part in ("rome", "memit", "record", "history"):
         ((slow, ways, differ),), ((_, others, _),) = (list(parts.PARTS[part](of))[:1] for of in (case, other))
-        assert differ(slow(), others[0].run()) > 1e-3 > differ(slow(), ways[0].run()), part
+        assert differ(slow(), others[0]()) > 1e-3 > differ(slow(), ways[0]()), part
 
 
 def test_answers_differ_by_the_share_of_those_that_do():
@@ -95,7 +95,7 @@ def test_answers_differ_by_the_share_of_those_that_do():
 def test_an_edit_that_stops_early_is_no_measurement():
     case = tiny_case("gpt2", torch.float32)
     rewarded = replace(PARAMS["rome"], v_weight_decay=-1e6)  # any δ has a loss below the threshold
-    edit = parts.edit_way(replace(case, params={"rome": rewarded}), "ROME edit", "rome", FACTS[:1], 20).run
+    edit = parts.edit_way(replace(case, params={"rome": rewarded}), "ROME edit", "rome", FACTS[:1], 20)
     with pytest.raises(ValueError, match="case 0 stopped after 2 of 20 steps; give a smaller v_lr"):
         edit()
 
@@ -135,20 +135,24 @@ def test_orders_share_the_seconds_of_their_batch(monkeypatch):
 
 
 def test_rounds_take_turns_and_none_begins_after_the_time_is_up(monkeypatch):
-    ran = []
-    way = parts.Way("part", lambda: ran.append("fast"), prepare=lambda: ran.append("prepare"))
+    case, ran = tiny_case("gpt2", torch.float64), []
+
+    def run(lm):
+        ran.append("count" if lm.graphs is None else "fast")
+
+    way = parts.Way("part", run, case.lm, prepare=lambda: ran.append("prepare"))
     monkeypatch.setitem(parts.PARTS, "rome", lambda case: [(lambda: ran.append("plain"), [way], lambda a, b: 0.0)])
-    case = tiny_case("gpt2", torch.float64)
     assert len(list(bench.measure(case, "rome", 1.0, repeats=3))) == 1
-    assert ran == ["prepare", "fast", *["plain", "prepare", "fast"] * 3]
+    assert ran == ["prepare", "count", *["plain", "prepare", "fast"] * 3]
     ran.clear()
     list(bench.measure(case, "rome", 1.0, repeats=3, seconds=0.0))
-    assert ran == ["prepare", "fast", "plain", "prepare", "fast"]
+    assert ran == ["prepare", "count", "plain", "prepare", "fast"]
 
 
 def test_operations_of_a_product_are_counted():
     a, b = torch.randn(30, 40), torch.randn(40, 50)
-    flops, peak_gb = bench._first_run(parts.Way("product", lambda: a @ b), torch.device("cpu"))
+    way = parts.Way("product", lambda _: a @ b, tiny.tiny_model("gpt2"))
+    flops, peak_gb = bench._first_run(way, torch.device("cpu"))
     assert flops == 2 * 30 * 40 * 50
     assert peak_gb is None or peak_gb > 0.01
 
