@@ -4,11 +4,10 @@ arXiv:2210.07229, eq. 14 and algorithm 1, as released in kmeng01/memit `memit/`.
 of a layer is r · (λC)⁻¹k / (1 + kᵀ(λC)⁻¹k): the denominator is at least 1, so nothing explodes.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
-from editscale import anatomy, tokens, updates, values
-from editscale.copies import copies
+from editscale import anatomy, graphs, states, tokens, values
 from editscale.rome import Edit
 from editscale.updates import Update
 
@@ -130,30 +129,33 @@ def spread(lm, batches, params, contexts, factors, solve, forward=None):
     # What follows the subject's last token cannot change its key: leave it out.
     rows = [tokens.context_rows(lm.tokenizer, contexts, fact.prompt, fact.subject) for fact in facts]
     trees = [tokens.tree([row.ids[: row.subject_last + 1] for row in of]) for of in rows]
-    ids, positions, mask = tokens.tree_inputs(trees, lm.device, lm.dtype)
+    multiple = 64 if lm.device.type == "cuda" else 1  # so that few shapes come up
+    ids, positions, mask = tokens.tree_inputs(trees, lm.device, lm.dtype, multiple=multiple)
     at = torch.tensor([[place[-1] for place in packed.places] for packed in trees], device=lm.device)
-    each = torch.arange(len(facts), device=lm.device)[:, None]
-    trial = copies(lm, layers, len(batches))
+    # CUDA graphs, where running takes no longer than launching.
+    run = partial(graphs.without_gradient, lm if ids.numel() <= states.GRAPH_TOKENS else replace(lm, graphs=None))
+    inputs, first = {"mask": mask, "positions": positions}, layers[0]
+    if first:
+        inputs["states"] = run(f"below {first}", range(first), partial(_below, lm, first), inputs | {"ids": ids})["out"]
+    else:
+        inputs["states"] = ids
+    inputs["at"] = at
+    for layer in layers:
+        for side, size in zip(("left", "right"), lm.weight(layer).shape[-2:], strict=True):
+            inputs[f"{side}.{layer}"] = torch.zeros(len(batches), size, n_each, dtype=lm.dtype, device=lm.device)
     updated, traces = [[] for _ in batches], [{} for _ in batches]
-    with torch.no_grad():
-        entering = anatomy.segment(trial, 0, layers[0])(ids, mask, positions) if layers[0] else ids
-        for i, layer in enumerate(layers):
-            if i:  # the layer before this one is edited by now
-                entering = anatomy.segment(trial, layers[i - 1], layer)(entering, mask, positions)
-            seen = {}
-            with anatomy.watching(trial.projection(layer), lambda k, _, seen=seen: seen.update(key=k[each, at])):
-                block_out = anatomy.segment(trial, layer, layers[-1] + 1)(entering, mask, positions)
-            keys = torch.stack([mean_keys(k, groups) for k in seen["key"]])
-            current = block_out[each, at][:, 0]
-            residual = (z - current).double() / (len(layers) - i)
-            parts = (x.split(n_each) for x in (keys, current, residual))
-            for batch, of_batch in enumerate(zip(*parts, strict=True)):
-                k, now, r = (x.T for x in of_batch)
-                solved = solve(k, factors[layer])
-                update = Update(layer, r.to(lm.dtype), solved.to(lm.dtype))
-                updates.apply(trial, [update], copy=batch)
-                updated[batch].append(update)
-                traces[batch][layer] = {"keys": k, "current": now, "solved": solved, "residual": r}
+    for i, layer in enumerate(layers):
+        seen = run(f"spread over {layers}", range(first, layers[-1] + 1), partial(_changed, lm, layers), inputs)
+        keys = torch.stack([mean_keys(k, groups) for k in seen[f"keys.{layer}"]])
+        residual = (z - seen["out"]).double() / (len(layers) - i)
+        parts = (x.split(n_each) for x in (keys, seen["out"], residual))
+        for batch, of_batch in enumerate(zip(*parts, strict=True)):
+            k, now, r = (x.T for x in of_batch)
+            solved = solve(k, factors[layer])
+            update = Update(layer, r.to(lm.dtype), solved.to(lm.dtype))
+            inputs[f"left.{layer}"][batch], inputs[f"right.{layer}"][batch] = update.left, update.right
+            updated[batch].append(update)
+            traces[batch][layer] = {"keys": k, "current": now, "solved": solved, "residual": r}
     for batch, trace in enumerate(traces):
         of = found[batch * n_each : (batch + 1) * n_each]
         trace |= {
@@ -164,3 +166,37 @@ def spread(lm, batches, params, contexts, factors, solve, forward=None):
             "nll_per_prompt": [one.nll_per_prompt for one in of],
         }
     return [Edit(tuple(u), trace) for u, trace in zip(updated, traces, strict=True)]
+
+
+def _below(lm, layer, t):
+    """What enters a block."""
+    return {"out": anatomy.segment(lm, 0, layer)(t["ids"], t["mask"], t["positions"])}
+
+
+def _changed(lm, layers, t):
+    """Keys of some layers, and what leaves the last of them, at the tokens `at` of each fact.
+
+    To each layer's W the left rightᵀ of the fact's batch is added.
+    """
+    import torch
+
+    each, found = torch.arange(len(t["at"]), device=t["at"].device)[:, None], {}
+
+    def change(layer):
+        left, right = t[f"left.{layer}"], t[f"right.{layer}"]
+
+        def hook(_, args, values):
+            (keys,) = args
+            found[f"keys.{layer}"] = keys[each, t["at"]]
+            of_batch = keys.reshape(len(left), -1, keys.shape[-1])
+            return values + (of_batch @ right @ left.mT).view(values.shape)
+
+        return lm.projection(layer).register_forward_hook(hook)
+
+    handles = [change(layer) for layer in layers]
+    try:
+        out = anatomy.segment(lm, layers[0], layers[-1] + 1)(t["states"], t["mask"], t["positions"])
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found | {"out": out[each, t["at"]][:, 0]}

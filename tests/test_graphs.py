@@ -7,7 +7,7 @@ import tiny
 import torch
 from test_copies import CONTEXTS, FACTS, MEMIT, ROME
 
-from editscale import copies, decoding, finetune, graphs, memit, metrics, rome, suffixes, values
+from editscale import copies, decoding, finetune, graphs, memit, metrics, rome, suffixes, updates, values
 from editscale.descent import Descent, descend
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
@@ -56,6 +56,25 @@ def test_a_graph_reads_the_weights_as_they_are_now_and_serves_every_fact_of_its_
         torch.testing.assert_close(
             again.updates[0].matrix().cpu(), expected, rtol=0, atol=1e-9 * expected.norm().item()
         )
+
+
+@pytest.mark.parametrize("layers", ([0, 1], [1, 2]))
+def test_what_memit_spreads_is_that_of_the_cpu_on_the_weights_as_they_are_now(layers):
+    lm, cpu = on_gpu("gpt2"), tiny.tiny_model("gpt2", dtype=torch.float64)
+    params, contexts, recorded = replace(MEMIT, layers=layers), [["{}"], CONTEXTS[1:]], None
+    factors = {layer: torch.eye(lm.d_key, dtype=torch.float64) for layer in layers}
+    on_cuda = {layer: factor.cuda() for layer, factor in factors.items()}
+    for _ in range(2):
+        found = memit.edit_each(lm, FACTS, params, contexts, on_cuda)
+        assert recorded in (None, len(lm.graphs["recorded"]))
+        recorded = len(lm.graphs["recorded"])
+        assert any(name.startswith("spread") for name, *_ in lm.graphs["recorded"])
+        for one, two in zip(found, memit.edit_each(cpu, FACTS, params, contexts, factors), strict=True):
+            for a, b in zip(one.updates, two.updates, strict=True):
+                expected = b.matrix()
+                torch.testing.assert_close(a.matrix().cpu(), expected, rtol=0, atol=1e-8 * expected.norm().item())
+        for model in (lm, cpu):
+            updates.apply(model, [update.to(model.device) for update in found[0].updates])
 
 
 def test_facts_stop_by_themselves_in_a_graph():
