@@ -115,8 +115,9 @@ full forwards of the unmodified model, timed in turns with this package's. Media
 round or one checkpoint, an edit being all of its 20 steps where no other number is named. `editscale/costs.py` says
 what each column means, `editscale/bench.py` what is run. gpt2-small, gpt2-xl and gpt-j have random weights of these
 sizes. The GLUE-like round asks `reviews` and `paraphrases`, the tasks that come with the package, in place of GLUE's.
-"Again" is a later checkpoint of the same run, which knows what enters the lowest edited layer from the first. On a CPU
-frozen layers are computed by oneDNN here, as the matmul peak is, and by torch's own choice in the plain path.
+"Again" is a later checkpoint of the same run, which knows what enters the lowest edited layer from the first. Frozen
+float32 layers and the matmul peak are computed by oneDNN on a CPU and on the tensor cores of an H100
+(`editscale/products.py`); the plain path computes them as torch does by itself.
 
 {markdown_table(head, cells)}
 """
@@ -172,9 +173,10 @@ def section(rows_by_device, shapes=SHOWN):
     return f"""## What it costs
 
 Float32, beside the plain path: the same by full forwards of the unmodified model, as the public implementations do it,
-timed in turns with it (`make bench`). On a CPU part of the ratio is that frozen layers are computed by oneDNN here, and
-in the plain path by what torch takes itself: the row "matmul peak" has one large product in both ways. All rows, with
-agreement, memory and operations: {links}.
+timed in turns with it (`make bench`). Part of the ratio is that frozen layers are computed by oneDNN here on a CPU and
+on the tensor cores of an H100, no less exactly ([editscale/products.py](editscale/products.py)), and in the plain path
+by what torch takes itself: the row "matmul peak" has one large product in both ways. All rows, with agreement, memory
+and operations: {links}.
 
 {table}
 

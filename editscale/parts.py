@@ -1,8 +1,8 @@
 """The parts that `bench` measures, each with its plain path and a comparison of the two results.
 
-What is edited is AtlasFacts; contexts are pieces of 5 and 10 tokens of its prompts, second moments are random positive
-definite matrices, and downstream tasks are the bundled ones: none of this changes what a part costs. An edit is all its
-steps, in both paths.
+What is edited is AtlasFacts or a CounterFact file; contexts are pieces of 5 and 10 tokens of its prompts, second
+moments are random positive definite matrices, and downstream tasks are the bundled ones: none of this changes what a
+part costs. An edit is all its steps, in both paths.
 """
 
 import copy
