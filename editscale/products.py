@@ -2,7 +2,8 @@
 
 On a CPU torch leaves float32 products to MKL, which runs on AMD processors with AVX-512 as on those without it; oneDNN,
 which torch carries too, makes its kernels for the processor at hand. On a GPU cuBLAS makes float32 products without the
-tensor cores; `tensor_cores` makes them with, no less exactly. Rounding differs, nothing else.
+tensor cores; `tensor_cores` makes them with, no less exactly, where that was measured and where Triton, which
+comes with torch, finds the C compiler it needs; elsewhere torch's products serve. Rounding differs, nothing else.
 """
 
 import math
