@@ -173,7 +173,8 @@ def test_every_dependency_says_why_and_every_import_is_a_dependency():
         "traitlets",
         "jupyter_client",
         "tokenizers",
-    }  # pyyaml, beautifulsoup4; of ipykernel, transformers
+        "triton",
+    }  # pyyaml, beautifulsoup4; of ipykernel, transformers, torch for GPUs
     assert imported - set(sys.stdlib_module_names) - modules - {"editscale"} == set()
 
 
