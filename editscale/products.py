@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(ops.mkldnn, "_linear_pointwise")
 HAS_TRITON = bool(find_spec("triton") and (shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")))
 MEASURED = ((9, 0),)  # compute capabilities of GPUs on which `tensor_cores` was seen to be faster
+LARGEST = 2**31 - 1024  # numbers of a matrix that the kernel's 32-bit offsets reach
 MANY = 256  # rows from which a product on a GPU takes longer than Python takes to launch it
 
 
@@ -42,7 +43,9 @@ class Frozen(TorchFunctionMode):
         frozen = not weight.requires_grad and (bias is None or not bias.requires_grad and bias.ndim == 1)
         if not (frozen and x.dtype == weight.dtype == torch.float32 and weight.ndim == 2):
             return func(*args)
-        if not self.least * weight.shape[1] <= x.numel() < 2**31 > weight.numel():
+        n_columns, n_inner = weight.shape
+        n_rows = x.numel() // n_inner
+        if n_rows < self.least or max(n_rows * n_inner, n_rows * n_columns, weight.numel()) > LARGEST:
             return func(*args)
         if torch.is_grad_enabled() and x.requires_grad:
             return _Linear.apply(x, weight, bias)

@@ -71,6 +71,17 @@ def test_layers_of_few_rows_are_left_to_what_is_open_around():
     assert seen.shapes == [(2, 3, 4), (5, 4)]
 
 
+@pytest.mark.parametrize(("n_in", "n_out"), [(1024, 8), (8, 1024)])
+def test_layers_of_too_many_numbers_are_left_to_torch(n_in, n_out):
+    """Those of the output are the input of backward."""
+    layer, x = frozen_layer(n_in, n_out).to("meta"), torch.empty(2**21, n_in, device="meta")
+    with Seen() as seen, products.Frozen():
+        assert layer(x).shape == (2**21, n_out)
+        assert not seen.shapes
+        with pytest.raises(NotImplementedError):  # the operator knows no such device, and is asked
+            layer(x[:-1])
+
+
 def test_the_operations_of_a_layer_are_counted():
     with FlopCounterMode(display=False, custom_mapping=products.OPERATIONS) as counter, products.Frozen():
         frozen_layer()(torch.ones(2, 5, 4))
