@@ -49,7 +49,7 @@ test: $(READY)  ## the test suite (WORKERS=2 processes)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 crashtest: $(READY)  ## kill sequences of edits N times, resume them, compare them byte for byte
-	$(BIN)/python tests/crashtest.py $(N)
+	$(BIN)/python tests/tools/crashtest.py $(N)
 
 # Kernels start in the repository root, where every path in the notebooks begins, and in this environment
 # even where a user-wide kernel called python3 exists.

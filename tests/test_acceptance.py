@@ -8,7 +8,11 @@ import pandas as pd
 import pytest
 import torch
 
-from editscale import acceptance, corpora, downstream, editors, facts, glue, metrics, models, moments, updates
+from editscale.data import facts, glue
+from editscale.editing import corpora, editors, moments, updates
+from editscale.metrics import downstream, scoring
+from editscale.models import loading
+from editscale.sequences import acceptance
 
 ROOT = Path(__file__).parents[1]
 METHODS = {name: f"params/{name}/tiny-gpt2.yaml" for name in ("rome", "memit", "ft-c")}
@@ -16,7 +20,7 @@ METHODS = {name: f"params/{name}/tiny-gpt2.yaml" for name in ("rome", "memit", "
 
 def test_scores_are_means_in_percent_with_half_widths_over_facts():
     scored = [
-        {name: 0.5 for name in metrics.COLUMNS} | {"efficacy": es, "paraphrase": 1.0} for es in (1.0, 0.0, 0.0, 1.0)
+        {name: 0.5 for name in scoring.COLUMNS} | {"efficacy": es, "paraphrase": 1.0} for es in (1.0, 0.0, 0.0, 1.0)
     ]
     rows = {row["metric"]: row for row in acceptance.score_rows(scored, part="unedited")}
     assert rows["ES"] == {
@@ -28,7 +32,7 @@ def test_scores_are_means_in_percent_with_half_widths_over_facts():
 
 
 def test_facts_without_prompts_of_a_kind_do_not_count_for_it():
-    scored = [dict.fromkeys(metrics.COLUMNS, 1.0), dict.fromkeys(metrics.COLUMNS, 1.0) | {"neighborhood": math.nan}]
+    scored = [dict.fromkeys(scoring.COLUMNS, 1.0), dict.fromkeys(scoring.COLUMNS, 1.0) | {"neighborhood": math.nan}]
     rows = {row["metric"]: row for row in acceptance.score_rows(scored)}
     assert (rows["NS"]["value"], rows["NS"]["n"], rows["ES"]["n"]) == (100, 1, 2)
 
@@ -38,7 +42,7 @@ def test_half_width_of_the_harmonic_mean_is_its_first_order_propagation():
     slopes = []
     for i in range(3):
         moved = [score + step * (i == j) for j, score in enumerate(scores)]
-        slopes.append((metrics.harmonic_score(*moved) - metrics.harmonic_score(*scores)) / step)
+        slopes.append((scoring.harmonic_score(*moved) - scoring.harmonic_score(*scores)) / step)
     expected = math.hypot(*(slope * half for slope, half in zip(slopes, half_widths, strict=True)))
     assert acceptance.harmonic_half_width(scores, half_widths) == pytest.approx(expected, rel=1e-5)
     assert acceptance.harmonic_half_width([0.0, 60.0, 40.0], half_widths) == 0
@@ -68,7 +72,7 @@ def test_the_sequence_on_counterfact_is_that_of_the_published_logs():
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
     """The tiny model, its facts, second moments in a file, and a small task."""
-    lm = models.load(ROOT / "tests/golden/tiny_gpt2")
+    lm = loading.load(ROOT / "tests/golden/tiny_gpt2")
     documents = corpora.sampled_documents(lm, 64, 64, torch.Generator().manual_seed(0), progress=False)
     path = tmp_path_factory.mktemp("acceptance") / "second_moments.safetensors"
     moments.save(moments.collect(lm, documents, [0, 1, 2], progress=False), path)
@@ -106,7 +110,7 @@ def test_the_model_is_left_as_it_was(tiny, measured):
 
 def test_unedited_scores_are_those_of_the_first_facts(tiny, measured):
     lm, known, *_ = tiny
-    scores = pd.DataFrame([metrics.fact_scores(scores) for scores in metrics.score_facts(lm, known[:6])])
+    scores = pd.DataFrame([scoring.fact_scores(scores) for scores in scoring.score_facts(lm, known[:6])])
     shown = rows_of(measured[0], part="unedited").set_index("metric")["value"]
     assert shown["NS"] == pytest.approx(100 * scores["neighborhood"].mean())
     assert shown["PM"] == pytest.approx(100 * scores["paraphrase_magnitude"].mean())
@@ -120,7 +124,7 @@ def test_single_edits_are_each_made_on_the_unedited_model(tiny, measured):
         original = updates.saved_weights(lm, editors.layers_of(params))
         (edit,) = editors.method("rome").edit(lm, [fact], params, contexts, factors)
         updates.apply(lm, edit.updates)
-        scored.append(metrics.fact_scores(metrics.score_facts(lm, [fact])[0]))
+        scored.append(scoring.fact_scores(scoring.score_facts(lm, [fact])[0]))
         updates.restore(lm, original)
     shown = rows_of(measured[0], part="single edits", method="rome").set_index("metric")["value"]
     for metric, column in acceptance.SCORES.items():

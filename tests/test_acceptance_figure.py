@@ -5,7 +5,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from editscale import acceptance, acceptance_figure, targets
+from editscale.analysis import targets
+from editscale.plots import acceptance_panels
+from editscale.sequences import acceptance
 
 
 @pytest.fixture
@@ -31,7 +33,7 @@ def points(ax, label):
 
 
 def test_scores_are_drawn_beside_the_published_ones(ax, verdicts):
-    drawn = acceptance_figure.scores_panel(ax, verdicts)
+    drawn = acceptance_panels.scores_panel(ax, verdicts)
     assert [label.get_text() for label in ax.get_xticklabels()] == ["S", "ES", "PS", "NS"]
     assert points(ax, "unedited") == points(ax, "published") == [30.5, 22.2, 24.7, 78.1]
     assert points(ax, "rome") == [89.2, 93.0, 96.4, 75.4]
@@ -41,7 +43,7 @@ def test_scores_are_drawn_beside_the_published_ones(ax, verdicts):
 
 
 def test_distances_are_drawn_by_layer_with_crosses_where_they_were_published(ax, verdicts):
-    drawn = acceptance_figure.distance_panel(ax, verdicts)
+    drawn = acceptance_panels.distance_panel(ax, verdicts)
     lines = {line.get_label(): line for line in ax.lines}
     assert lines["layer 17"].get_xdata().tolist() == [1, 2, 5, 10, 50, 100, 300, 500]
     assert lines["layer 17"].get_ydata()[0] == 1.49e-7 and lines["layer 14"].get_ydata()[-1] == 2.07e-7
@@ -54,20 +56,20 @@ def test_distances_are_drawn_by_layer_with_crosses_where_they_were_published(ax,
 def test_without_targets_there_are_no_marks_and_without_a_sequence_the_panel_says_so(ax, verdicts):
     none = targets.judge(verdicts[list(acceptance.COLUMNS)], targets.published(""))
     none = none[none["part"] != "sequence"]
-    acceptance_figure.scores_panel(ax, none)
+    acceptance_panels.scores_panel(ax, none)
     assert "published" not in [container.get_label() for container in ax.containers]
-    assert acceptance_figure.distance_panel(ax, none).empty
+    assert acceptance_panels.distance_panel(ax, none).empty
     assert [text.get_text() for text in ax.texts] == ["no sequence measured"]
 
 
 def test_layers_with_published_distances_only_are_crosses_without_a_line(ax, verdicts):
     measured = verdicts[verdicts["layer"].isin([-1, 13])][list(acceptance.COLUMNS)]
-    acceptance_figure.distance_panel(ax, targets.judge(measured, targets.published("gpt2-xl")))
+    acceptance_panels.distance_panel(ax, targets.judge(measured, targets.published("gpt2-xl")))
     lines = {line.get_label(): line.get_ydata() for line in ax.lines}
     assert lines["√n"][0] == lines["layer 13"][0] == 4.95e-8
     assert np.isnan(np.asarray(lines["layer 17"], dtype=float)).all()
 
 
 def test_the_plotted_numbers_of_both_panels_go_into_one_table(ax, verdicts):
-    drawn = pd.concat([acceptance_figure.scores_panel(ax, verdicts), acceptance_figure.distance_panel(ax, verdicts)])
+    drawn = pd.concat([acceptance_panels.scores_panel(ax, verdicts), acceptance_panels.distance_panel(ax, verdicts)])
     assert drawn["layer"].isna().sum() == (drawn["metric"] != "distance").sum() == 4 * 4

@@ -7,9 +7,13 @@ from dataclasses import replace
 import pytest
 import tiny
 import torch
+from tools import bench, costs, parts
 
-from editscale import bench, costs, editors, facts, graphs, parts, tokens
-from editscale.facts import Fact
+from editscale.data import facts
+from editscale.data.facts import Fact
+from editscale.editing import editors
+from editscale.kernels import cuda_graphs
+from editscale.models import tokens
 
 SIZE = parts.Size(
     repeats=1,
@@ -160,7 +164,7 @@ def test_operations_of_a_product_are_counted():
 @pytest.mark.parametrize(("precision", "setting"), [("float32", "highest"), ("tf32", "high")])
 def test_the_precision_holds_inside_and_is_put_back(precision, setting):
     before = torch.get_float32_matmul_precision()
-    with pytest.raises(ZeroDivisionError), graphs.multiplying_in(precision):
+    with pytest.raises(ZeroDivisionError), cuda_graphs.multiplying_in(precision):
         assert torch.get_float32_matmul_precision() == setting
         raise ZeroDivisionError
     assert torch.get_float32_matmul_precision() == before

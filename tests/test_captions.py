@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from editscale import captions
+from editscale.plots import captions
 
 
 def runs(method, values, backward=False):

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from editscale import collapse, inflection
+from editscale.analysis import collapse, inflection
 
 KEY = {"method": "rome", "order": 0, "reversed": False}
 

@@ -4,10 +4,11 @@ import pytest
 import tiny
 import torch
 
-from editscale import anatomy, copies, memit, rome, tokens, updates, values
-from editscale.facts import Fact
-from editscale.memit import MemitParams
-from editscale.rome import RomeParams
+from editscale.data.facts import Fact
+from editscale.editing import memit, rome, updates, values
+from editscale.editing.memit import MemitParams
+from editscale.editing.rome import RomeParams
+from editscale.models import anatomy, stacks, tokens
 
 FACTS = [
     Fact(0, "Ada Example", "{} plays the", "harp", "cello"),
@@ -32,7 +33,7 @@ def random_update(lm, layer, seed):
 def edited(model_type, n, layers=(0, 1, 2)):
     """A stack of n copies with updates of their own, and the n models it stands for."""
     lm = tiny.tiny_model(model_type, dtype=torch.float64)
-    stack, models = copies.copies(lm, layers, n), []
+    stack, models = stacks.copies(lm, layers, n), []
     for i in range(n):
         models.append(tiny.tiny_model(model_type, dtype=torch.float64))
         for layer in layers:
@@ -66,11 +67,11 @@ def test_weights_have_the_bits_of_the_models_they_stand_for(model_type):
     assert stack.d_model == models[0].d_model and stack.d_key == models[0].d_key
     for layer in (0, 1, 2):
         assert all(torch.equal(stack.weight(layer)[i], lm.weight(layer)) for i, lm in enumerate(models))
-    kept = copies.take(stack, [2, 0])
+    kept = stacks.take(stack, [2, 0])
     assert torch.equal(kept.weight(1), stack.weight(1)[[2, 0]])
     kept.weight(1).zero_()
     assert torch.equal(stack.weight(1)[0], models[0].weight(1))
-    assert copies.take(models[0], [2, 0]) is models[0]
+    assert stacks.take(models[0], [2, 0]) is models[0]
 
 
 def test_the_model_is_left_alone_and_other_weights_are_shared():
@@ -80,11 +81,11 @@ def test_the_model_is_left_alone_and_other_weights_are_shared():
         assert torch.equal(weight, fresh.model.state_dict()[name])
     assert stack.weight(3).data_ptr() == lm.weight(3).data_ptr()
     assert stack.weight(0).data_ptr() != lm.weight(0).data_ptr()
-    again = copies.copies(stack, [0], 2)
+    again = stacks.copies(stack, [0], 2)
     again.weight(0).zero_()
     assert stack.weight(0).abs().sum() > 0
     with pytest.raises(ValueError, match="has 2 copies already; 3 were asked for"):
-        copies.copies(stack, [0], 3)
+        stacks.copies(stack, [0], 3)
 
 
 def test_one_copy_serves_any_number_of_rows():

@@ -13,7 +13,7 @@ import nbformat
 import pytest
 from test_run import write_notebook
 
-from editscale.parameters import batches, edits_together, read_grid
+from editscale.workflow.parameters import batches, edits_together, read_grid
 
 REPOSITORY = Path(__file__).parents[1]
 GRID = """\
@@ -38,7 +38,7 @@ out: str = "runs"  # folder for results"""
 ALONG = """\
 run: str = ""  # folder of a run
 out: str = "runs"  # folder for results"""
-ALONGS = ("03_recall_history", "04_glue_eval")
+ALONGS = ("03a_recall_history", "04a_glue_eval")
 GATHERS = {
     "02b_editing_proficiency": "fig1_editing_proficiency",
     "03b_forgetting_analysis": "fig2_facts_forgotten",
@@ -106,7 +106,7 @@ def study(tmp_path_factory):
         (root / "editscale" / name).touch()
     stats = 'out: str = "runs"  # folder for results', 'n_edits = hparams = reverse = ""\n' + WRITE
     write_notebook(root / "notebooks/01_covariance_stats.ipynb", *stats)
-    write_notebook(root / "notebooks/02_sequential_editing.ipynb", EDITING, WRITE)
+    write_notebook(root / "notebooks/02a_sequential_editing.ipynb", EDITING, WRITE)
     for name in ALONGS:
         write_notebook(root / f"notebooks/{name}.ipynb", ALONG, LOOK)
     for name, figure in GATHERS.items():
@@ -118,7 +118,7 @@ def study(tmp_path_factory):
     write_notebook(root / "notebooks/06_acceptance.ipynb", accept + ALONG.splitlines()[1], ACCEPT)
     values = dict.fromkeys(["01_covariance_stats", "05a_single_edits", *ALONGS, *GATHERS], "")
     values["06_acceptance"] = "methods: {rome: params/rome/tiny.yaml}\n"
-    for name, text in {**values, "02_sequential_editing": "n_edits: 3\n", "grid": GRID}.items():
+    for name, text in {**values, "02a_sequential_editing": "n_edits: 3\n", "grid": GRID}.items():
         path = root / f"params/tiny/{name}.yaml"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
@@ -150,7 +150,7 @@ def test_every_run_of_the_grid_gets_its_parameters_and_leaves_its_results(study)
         assert json.loads((study / folder / "given.json").read_text()) == {**given, "reverse": reverse}
         record = json.loads((study / folder / "done.json").read_text())
         assert list(record["files"]) == [f"{folder}/given.json"]
-        assert (study / f"runs/tiny/notebooks/02_sequential_editing/rome-{sequence}.ipynb").is_file()
+        assert (study / f"runs/tiny/notebooks/02a_sequential_editing/rome-{sequence}.ipynb").is_file()
 
 
 def test_notebooks_along_a_run_see_it_and_write_into_its_folder(study):
@@ -184,16 +184,16 @@ def test_nothing_runs_again_until_something_that_matters_changes(study):
     gathered = {name.split("_", 1)[1]: 1 for name in (*GATHERS, "05a_single_edits")}
     looked = {"recall_history": 2, "glue_eval": 2}
     every_edit = {"sequential_editing": 2, **looked, **gathered}
-    (study / "editscale/rome.py").touch()
+    (study / "editscale/editing/rome.py").touch()
     assert jobs(study) == {}
     (study / "figures/tiny/fig4_weight_drift.svg").unlink()
     assert jobs(study) == {"drift_analysis": 1}
-    change("editscale/memit.py")  # the notebooks along a run import it, those that edit do not
+    change("editscale/editing/memit.py")  # the notebooks along a run import it, those that edit do not
     later = {name: n for name, n in gathered.items() if name != "editing_proficiency"}  # 05a imports it too
     assert jobs(study) == {**looked, **later, "acceptance": 1}
     change("params/rome/tiny.yaml")
     assert jobs(study) == {**every_edit, "acceptance": 1}
-    change("editscale/rome.py")  # the first two notebooks import it
+    change("editscale/editing/rome.py")  # the first two notebooks import it
     assert jobs(study) == {"covariance_stats": 1, **every_edit, "acceptance": 1}
 
 

@@ -4,7 +4,7 @@ import pytest
 import tiny
 import torch
 
-from editscale import anatomy, decoding, states, tokens
+from editscale.models import anatomy, decoding, hidden_states, tokens
 
 BEGINNING = "The town is in Denmark.\nA : e\n\nThe harp.\nA : n\n\nThe "
 TEXTS = (
@@ -36,7 +36,7 @@ def endless(model_type, **options):
 @pytest.mark.parametrize(("tree_tokens", "batch_tokens"), ((512, 1), (512, 40), (512, 4096), (30, 60), (30, 4096)))
 @pytest.mark.parametrize("model_type", ("gpt2", "gptj", "llama", "gemma", "gemma2"))
 def test_tokens_equal_full_forwards_one_by_one(model_type, tree_tokens, batch_tokens, monkeypatch):
-    monkeypatch.setattr(states, "TREE_TOKENS", tree_tokens)
+    monkeypatch.setattr(hidden_states, "TREE_TOKENS", tree_tokens)
     lm, prompts = endless(model_type)
     new = decoding.Greedy(lm, prompts, 3, batch_tokens=batch_tokens)()
     assert new == [one_by_one(lm, prompt, 3) for prompt in prompts]
@@ -47,7 +47,7 @@ def test_tokens_equal_full_forwards_one_by_one(model_type, tree_tokens, batch_to
 @pytest.mark.parametrize("room", (0, 30_000, 10**7))
 @pytest.mark.parametrize("model_type", ("gpt2", "gptj", "llama", "gemma"))
 def test_what_is_kept_changes_no_token_along_edits(model_type, room, batch_tokens, monkeypatch):
-    monkeypatch.setattr(states, "TREE_TOKENS", 30)
+    monkeypatch.setattr(hidden_states, "TREE_TOKENS", 30)
     lm, prompts = endless(model_type)
     greedy, seen = decoding.Greedy(lm, prompts, 3, layer=2, max_bytes=room, batch_tokens=batch_tokens), []
     for _ in range(3):

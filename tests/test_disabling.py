@@ -10,8 +10,10 @@ import torch
 from test_rome import moment
 from test_sequence import CONTEXTS, FACTS, PARAMS
 
-from editscale import disabling, editors, generation, metrics, updates
-from editscale.facts import Fact
+from editscale.analysis import disabling
+from editscale.data.facts import Fact
+from editscale.editing import editors, updates
+from editscale.metrics import generation, scoring
 
 TEXTS = ["The river runs through the town.", "Lund is in Sweden."]
 RUNS = (("rome", 0, False), ("rome", 0, True), ("memit", 1, False))
@@ -201,7 +203,7 @@ def test_a_single_edit_is_measured_on_the_edited_model_and_leaves_the_weights_bi
     assert [row["layer"] for row in rows] == editors.layers_of(PARAMS[method])
     original = updates.saved_weights(lm, editors.layers_of(PARAMS[method]))
     updates.apply(lm, edit.updates)
-    scores = metrics.fact_scores(metrics.score_facts(lm, FACTS[:1])[0])
+    scores = scoring.fact_scores(scoring.score_facts(lm, FACTS[:1])[0])
     for row, update in zip(rows, edit.updates, strict=True):
         moved = (lm.weight(row["layer"]) - original[row["layer"]]).norm().item()
         assert row["update_norm"] == pytest.approx(update.norm()) == pytest.approx(moved, rel=1e-4)

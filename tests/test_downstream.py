@@ -7,7 +7,9 @@ import pytest
 import tiny
 import torch
 
-from editscale import downstream, glue, tokens
+from editscale.data import glue
+from editscale.metrics import downstream
+from editscale.models import tokens
 
 # Single letters as answer words, so that a model of random weights gives all three kinds of answers.
 FORM = glue.Format("The {sentence}\nA :", {"e": 1, "n": 0}, ("no", "yes"))

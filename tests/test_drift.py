@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from editscale import drift
-from editscale.ledger import Ledger
-from editscale.updates import Update
+from editscale.analysis import drift
+from editscale.editing.updates import Update
+from editscale.sequences.ledger import Ledger
 
 
 def factors(n, ranks, d_value=7, d_key=11):

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from editscale import drift_loss
+from editscale.analysis import drift_loss
 
 
 def run(order, drift, lost):

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from editscale import editors
+from editscale.editing import editors
 
 PARAMS = Path(__file__).parents[1] / "params"
 GOOD = (PARAMS / "rome" / "gpt2-xl.yaml").read_text()

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from editscale import facts
-from editscale.facts import Fact, in_order, orders_json, parse, published_orders, to_record, unique_subjects
+from editscale.data import facts
+from editscale.data.facts import Fact, in_order, orders_json, parse, published_orders, to_record, unique_subjects
 
 SHARED = Path(__file__).parents[2] / "shared"
 DROPPED = Path(__file__).parent / "data_facts" / "dropped_positions.json"

@@ -13,8 +13,8 @@ import seaborn
 from matplotlib.colors import to_rgb
 from PIL import Image
 
-from editscale import figures
-from editscale.provenance import code_sha256
+from editscale.plots import figures
+from editscale.workflow.provenance import code_sha256
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from editscale import finding_panels
+from editscale.plots import finding_panels
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 import synthetic
 
-from editscale import collapse, drift_loss, findings, paired, study, task_loss
-from editscale.intervals import Interval
+from editscale.analysis import claims, collapse, drift_loss, paired, study, task_loss
+from editscale.analysis.intervals import Interval
 
 N_ORDERS = 4
 
@@ -24,7 +24,7 @@ def made(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def claims(made):
-    table = findings.claims(made[0], np.random.default_rng(0))
+    table = claims.claims(made[0], np.random.default_rng(0))
     return table.set_index(["claim", "method"])
 
 
@@ -38,8 +38,8 @@ def test_methods_are_told_of_by_forward_orders_and_what_none_has_is_said():
         ("rome", False, "catastrophic", "stretches", "per_100", 2.25, np.nan, np.nan, 1),
         ("memit", False, np.nan, "pairs", "recall", 0.5, 0.4, 0.6, 3),
     ]
-    lines = findings.about_methods(pd.DataFrame(rows, columns=columns)).splitlines()
-    assert lines[0] == "| | rome | memit |" and len(lines) == 2 + len(findings.ABOUT_METHODS)
+    lines = claims.about_methods(pd.DataFrame(rows, columns=columns)).splitlines()
+    assert lines[0] == "| | rome | memit |" and len(lines) == 2 + len(claims.ABOUT_METHODS)
     assert lines[2].endswith("| 260 (80–380, 8 orders) | none |")
     assert lines[4].endswith("| 13.8 (7.0–20.0, 7 orders) | none |") and "225 (one order)" in lines[5]
 
@@ -132,15 +132,15 @@ def test_claims_about_the_planted_course_get_the_verdict_it_asks_for(claims):
 
 
 def test_fewer_edits_than_a_claim_speaks_of_are_said(made):
-    rows = findings.claims(replace(made[0], n=200), np.random.default_rng(0))
-    long = rows[[claim.edits > 200 for claim in findings.CLAIMS]]
+    rows = claims.claims(replace(made[0], n=200), np.random.default_rng(0))
+    long = rows[[claim.edits > 200 for claim in claims.CLAIMS]]
     assert set(long["verdict"]) == {"not comparable"} and set(long["ours"]) == {"200 edits are too few"}
 
 
 def test_a_method_or_task_that_was_not_run_is_not_comparable(made):
     found = made[0]
     without = replace(found, downstream=found.downstream[found.downstream["task"] != "sst2"])
-    rows = findings.claims(without, np.random.default_rng(0))
+    rows = claims.claims(without, np.random.default_rng(0))
     sst2 = rows[rows["claim"].str.contains("SST-2")]
     assert set(sst2["verdict"]) == {"not comparable"} and set(sst2["ours"]) == {"not measured"}
 
@@ -158,15 +158,15 @@ def test_a_method_or_task_that_was_not_run_is_not_comparable(made):
     ],
 )
 def test_a_verdict_needs_the_whole_interval(interval, verdict):
-    assert findings.verdict(interval, 2, 10) == verdict
+    assert claims.verdict(interval, 2, 10) == verdict
 
 
 def test_claims_become_a_table_in_markdown_also_from_their_file(made):
-    table = findings.claims(made[0], np.random.default_rng(0))
+    table = claims.claims(made[0], np.random.default_rng(0))
     again = pd.read_csv(io.StringIO(table.to_csv(index=False)))
-    text = findings.markdown(table)
-    assert text == findings.markdown(again)
+    text = claims.markdown(table)
+    assert text == claims.markdown(again)
     lines = text.splitlines()
-    assert len(lines) == 2 + len(findings.CLAIMS) and {line.count("|") for line in lines} == {6}
+    assert len(lines) == 2 + len(claims.CLAIMS) and {line.count("|") for line in lines} == {6}
     assert "| fine-tuning forgets most facts | ft-c | 85 % forgotten at 1,000 edits (Figure 1d) |" in text
-    assert findings.tally(table).startswith(f"{(table['verdict'] == 'agrees').sum()} agree, ")
+    assert claims.tally(table).startswith(f"{(table['verdict'] == 'agrees').sum()} agree, ")

@@ -8,9 +8,10 @@ import tiny
 import torch
 from test_values import EXACT, FACTS
 
-from editscale import anatomy, copies, editors, finetune, tokens, updates
-from editscale.finetune import FtParams
-from editscale.ledger import Ledger
+from editscale.editing import editors, finetune, updates
+from editscale.editing.finetune import FtParams
+from editscale.models import anatomy, stacks, tokens
+from editscale.sequences.ledger import Ledger
 
 PARAMS = FtParams(layer=1, num_steps=6, lr=5e-3, weight_decay=0.0, norm_constraint=0.012)
 FACTS = list(FACTS.values())
@@ -102,11 +103,11 @@ def test_no_entry_moves_further_than_the_constraint(model_type):
 @pytest.mark.parametrize("model_type", ("gpt2", "llama", "gptj"))
 def test_facts_together_on_a_stack_are_edited_as_each_alone_on_its_copy(model_type):
     lm, params = tiny.tiny_model(model_type, dtype=torch.float64), replace(PARAMS, num_steps=20, norm_constraint=0.1)
-    stack = copies.copies(lm, (params.layer,), len(FACTS))
+    stack = stacks.copies(lm, (params.layer,), len(FACTS))
     for round_ in range(2):
         together = edited(stack, FACTS, params)
         for i, (fact, edit) in enumerate(zip(FACTS, together, strict=True)):
-            alone = copies.take(stack, [i])
+            alone = stacks.take(stack, [i])
             (expected,) = edited(alone, [fact], params)
             assert len(edit.trace["losses"]) == len(expected.trace["losses"])
             for name, tensor in expected.updates[0].tensors().items():

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from editscale import forgetting, inflection, survival
+from editscale.analysis import forgetting, inflection, survival
 
 RUN = {"method": "rome", "order": 0, "reversed": False}
 

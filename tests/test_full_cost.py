@@ -4,8 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-
-from editscale import costs, full_cost
+from tools import costs, full_cost
 
 ROOT = Path(__file__).parents[1]
 METHODS = ("rome", "r-rome", "memit", "ft-c")
@@ -16,13 +15,13 @@ TIMES = {
         {"part": "second moments", "n": 10, "seconds": 0.001},
         {"part": "spectrum", "n": 1, "seconds": 2.0},
     ],
-    "03_recall_history": [
+    "03a_recall_history": [
         *({"part": "perplexity", "n": 1, "seconds": seconds} for seconds in (9.0, 9.0, 0.01, 0.01)),
         {"part": "spectra", "n": 2, "seconds": 4.0},
         {"part": "recall", "n": 3, "seconds": 9.0},
         {"part": "recall", "n": 6, "seconds": 0.06},
     ],
-    "04_glue_eval": [
+    "04a_glue_eval": [
         {"part": "tasks", "n": 200, "seconds": 90.0},
         {"part": "texts", "n": 24, "seconds": 24.0},
         {"part": "tasks", "n": 200, "seconds": 1.0},
@@ -55,8 +54,8 @@ def dry(tmp_path, monkeypatch):
     for method in METHODS:
         run = folder / method / "order-0"
         leave(run, EDITS, start=3)
-        leave(run / "recall", TIMES["03_recall_history"], start=6)
-        leave(run / "downstream", TIMES["04_glue_eval"], start=9)
+        leave(run / "recall", TIMES["03a_recall_history"], start=6)
+        leave(run / "downstream", TIMES["04a_glue_eval"], start=9)
     return folder
 
 
@@ -83,9 +82,9 @@ def test_each_part_is_the_seconds_of_one_times_those_of_the_study(dry):
         ("edits alone", "edits, memit"): (0.5, 1160),
         ("edits alone", "scores of the unedited model"): (None, 7500),
         ("edits alone", "task sst2"): (0.005, 9 * 872),
-        ("notebooks", "02_sequential_editing"): (120 - 18.7, 40),
-        ("notebooks", "03_recall_history"): (120 - 31.08, 40),
-        ("notebooks", "04_glue_eval"): (120 - 117.4, 40),
+        ("notebooks", "02a_sequential_editing"): (120 - 18.7, 40),
+        ("notebooks", "03a_recall_history"): (120 - 31.08, 40),
+        ("notebooks", "04a_glue_eval"): (120 - 117.4, 40),
         ("notebooks", "01_covariance_stats"): (120 - 10.0, 1),
         ("notebooks", "05a_single_edits"): (120.0, 1),
         ("notebooks", "06_acceptance"): (120.0, 1),

@@ -9,8 +9,9 @@ import tiny
 import torch
 from test_metrics import FACT
 
-from editscale import generation, states
-from editscale.facts import Fact
+from editscale.data.facts import Fact
+from editscale.metrics import generation
+from editscale.models import hidden_states
 
 PROMPTS = ("The harp of Ada Example is", "Lund", "In 1984 the bridge", "No one answered the door, because the")
 TEXTS = ("The river runs through the town.", "The river was closed at noon.", "Lund is in Sweden")
@@ -189,7 +190,7 @@ def test_perplexity_is_the_exponential_of_hugging_faces_loss(model_type):
 @pytest.mark.parametrize("model_type", ("gpt2", "llama", "gemma"))
 def test_kept_states_leave_perplexity_as_it_is_after_every_edit(model_type):
     lm = tiny.tiny_model(model_type, dtype=torch.float64)
-    kept, values = states.Kept(lm, 1, 10**6), []
+    kept, values = hidden_states.Kept(lm, 1, 10**6), []
     for _ in range(3):
         values.append(generation.perplexity(lm, TEXTS, kept=kept))
         assert values[-1] == pytest.approx(generation.perplexity(lm, TEXTS), rel=1e-12)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from editscale import glue
+from editscale.data import glue
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 ONE = {"sentence": "a dull film . ", "label": 0}

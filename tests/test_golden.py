@@ -9,8 +9,10 @@ import pytest
 import tiny
 import torch
 from test_rome import moment
+from tools import verify
 
-from editscale import facts, rome, values, verify
+from editscale.data import facts
+from editscale.editing import rome, values
 
 GOLDEN = Path(__file__).parent / "golden"
 

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from editscale import gpus
+from editscale.workflow import gpus
 
 
 def shown():

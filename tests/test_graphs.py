@@ -7,8 +7,11 @@ import tiny
 import torch
 from test_copies import CONTEXTS, FACTS, MEMIT, ROME
 
-from editscale import copies, decoding, finetune, graphs, memit, metrics, rome, suffixes, updates, values
-from editscale.descent import Descent, descend
+from editscale.editing import finetune, memit, rome, suffix, updates, values
+from editscale.editing.descent import Descent, descend
+from editscale.kernels import cuda_graphs
+from editscale.metrics import scoring
+from editscale.models import decoding, stacks
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
 
@@ -25,10 +28,10 @@ def test_recorded_steps_are_the_steps(model_type, at):
     tolerance = 1e-9 if model_type == "gpt2" else 5e-4
     for facts in ([FACTS[0]], [FACTS[1]], FACTS):
         rows = [values.target_rows(lm, fact, CONTEXTS) for fact in facts]
-        init, _, _, cached = suffixes.cached_forward(lm, rows, 1, at)
+        init, _, _, cached = suffix.cached_forward(lm, rows, 1, at)
         eager = Descent(init, ROME, len(CONTEXTS), lm.n_vocabulary)
         descend(cached, eager)
-        recorded = graphs.descend(lm, cached, Descent(init, ROME, len(CONTEXTS), lm.n_vocabulary))
+        recorded = cuda_graphs.descend(lm, cached, Descent(init, ROME, len(CONTEXTS), lm.n_vocabulary))
         for one, two in zip(recorded.results(), eager.results(), strict=True):
             assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
         on_cpu = values.optimise(cpu, facts, CONTEXTS, 1, ROME, at=at)
@@ -84,7 +87,7 @@ def test_facts_stop_by_themselves_in_a_graph():
     targets = torch.tensor([[0.3], [3.0], [90.0]], dtype=torch.float64, device="cuda").expand(3, 3).contiguous()
     init, log_p = torch.ones_like(targets), torch.log(torch.tensor([[0.25, 0.75]], dtype=torch.float64)).cuda()
 
-    class Quadratic(suffixes.Cached):
+    class Quadratic(suffix.Cached):
         def __call__(self, delta):
             distance = ((delta - self.tensors["targets"]) ** 2).sum(dim=1, keepdim=True)
             return distance, log_p.expand(len(delta), 2)
@@ -92,7 +95,7 @@ def test_facts_stop_by_themselves_in_a_graph():
     steps = Quadratic(0, None, None, None, {"targets": targets})
     eager = Descent(init, params, 1, 2)
     descend(steps, eager)
-    recorded = graphs.descend(lm, steps, Descent(init, params, 1, 2))
+    recorded = cuda_graphs.descend(lm, steps, Descent(init, params, 1, 2))
     lengths = [len(losses) for _, losses, _ in recorded.results()]
     assert lengths[0] < lengths[1] < lengths[2] == 40
     for one, two in zip(recorded.results(), eager.results(), strict=True):
@@ -103,7 +106,7 @@ def test_facts_stop_by_themselves_in_a_graph():
 def test_orders_on_a_gpu_are_edited_as_on_the_cpu(method):
     edits = []
     for lm in (on_gpu("gpt2"), tiny.tiny_model("gpt2", dtype=torch.float64)):
-        stack = copies.copies(lm, (0, 1, 2), 3)
+        stack = stacks.copies(lm, (0, 1, 2), 3)
         for i in range(3):
             stack.weight(1)[i].mul_(1 + 0.1 * i)
         factors = {layer: torch.eye(lm.d_key, dtype=torch.float64, device=lm.device) for layer in (0, 1, 2)}
@@ -118,7 +121,7 @@ def test_orders_on_a_gpu_are_edited_as_on_the_cpu(method):
 
 
 def test_only_so_many_graphs_are_kept(monkeypatch):
-    monkeypatch.setattr(graphs, "KEPT", 2)
+    monkeypatch.setattr(cuda_graphs, "KEPT", 2)
     lm = on_gpu("gpt2")
     alone = values.optimise(on_gpu("gpt2"), FACTS[:1], CONTEXTS, 1, ROME, at="mlp")[0]
     for n in (1, 2, 3, 1):
@@ -134,8 +137,8 @@ def test_scores_on_a_gpu_are_those_on_the_cpu_also_after_an_edit(model_type):
         for one in (lm, cpu):
             one.weight(1).mul_(scale)
         for facts in (FACTS[:1], FACTS):
-            for ours, expected in zip(metrics.score_facts(lm, facts), metrics.score_facts(cpu, facts), strict=True):
-                pairs = [(a, b) for kind in metrics.KINDS for a, b in zip(ours[kind], expected[kind], strict=True)]
+            for ours, expected in zip(scoring.score_facts(lm, facts), scoring.score_facts(cpu, facts), strict=True):
+                pairs = [(a, b) for kind in scoring.KINDS for a, b in zip(ours[kind], expected[kind], strict=True)]
                 assert all(a.nll_new == pytest.approx(b.nll_new, rel=1e-5) for a, b in pairs)
     assert len(lm.graphs["recorded"]) <= 2
 
@@ -156,7 +159,7 @@ def test_fine_tuning_on_a_gpu_is_that_on_the_cpu_and_serves_every_fact_of_its_sh
 def test_fine_tuning_copies_on_a_gpu_is_that_on_the_cpu():
     edits = []
     for lm in (on_gpu("gpt2"), tiny.tiny_model("gpt2", dtype=torch.float64)):
-        stack = copies.copies(lm, (0,), 3)
+        stack = stacks.copies(lm, (0,), 3)
         for i in range(3):
             stack.weight(0)[i].mul_(1 + 0.1 * i)
         edits.append(finetune.edit_each(stack, FACTS, finetune.FtParams(0, 6, 5e-3, 0.0, 0.012), ["{}"], {}))

@@ -8,7 +8,10 @@ import tiny
 import torch
 from test_sequence import FACTS, PARAMS, edit_sequence
 
-from editscale import downstream, facts, generation, glue, history, metrics, models, sequence, states
+from editscale.data import facts, glue
+from editscale.metrics import downstream, generation, scoring
+from editscale.models import hidden_states, loading
+from editscale.sequences import past_runs, sequence
 
 INVENTED = Path(__file__).parents[1] / "params/smoke/invented_facts.json"
 
@@ -18,7 +21,7 @@ def edited(request, tmp_path):
     """The model right after a run, and the run reopened on an unedited model."""
     lm, book = edit_sequence(tmp_path, request.param)
     parameters = {"method": request.param, "order": 0, "reverse": False}
-    return lm, history.Run(tmp_path, parameters, tiny.tiny_model("gpt2"), FACTS, book)
+    return lm, past_runs.Run(tmp_path, parameters, tiny.tiny_model("gpt2"), FACTS, book)
 
 
 def test_the_model_at_each_place_is_that_of_the_run(edited):
@@ -27,7 +30,7 @@ def test_the_model_at_each_place_is_that_of_the_run(edited):
     assert layers == list(PARAMS[run.key["method"]].layers)
     unedited = [run.lm.weight(layer).clone() for layer in layers]
     seen = []
-    for edits in history.replayed(run, [0, 2, 5]):
+    for edits in past_runs.replayed(run, [0, 2, 5]):
         expected = tiny.tiny_model("gpt2")
         sequence.replay(expected, run.ledger, upto=edits)
         assert all(torch.equal(run.lm.weight(layer), expected.weight(layer)) for layer in layers)
@@ -39,8 +42,8 @@ def test_the_model_at_each_place_is_that_of_the_run(edited):
 
 def test_recall_right_after_an_edit_is_its_efficacy(edited):
     _, run = edited
-    for edits in history.replayed(run, [1, 3, 5]):
-        rows = history.recall_rows(run, edits)
+    for edits in past_runs.replayed(run, [1, 3, 5]):
+        rows = past_runs.recall_rows(run, edits)
         assert [row["edit"] for row in rows] == list(range(1, edits + 1))
         recorded = run.ledger.rows[edits - 1]
         for name in ("efficacy", "efficacy_accuracy"):
@@ -50,26 +53,26 @@ def test_recall_right_after_an_edit_is_its_efficacy(edited):
 
 def test_earlier_facts_are_scored_on_the_model_of_the_checkpoint(edited):
     lm, run = edited
-    for _ in history.replayed(run, [5]):
-        rows = history.recall_rows(run, 5)
+    for _ in past_runs.replayed(run, [5]):
+        rows = past_runs.recall_rows(run, 5)
     for row, fact in zip(rows, FACTS, strict=True):
-        (score,) = metrics.score_prompts(lm, [(fact.rewrite_prompt, fact.target_new, fact.target_true)])
+        (score,) = scoring.score_prompts(lm, [(fact.rewrite_prompt, fact.target_new, fact.target_true)])
         assert row["case_id"] == fact.case_id and row["efficacy"] == float(score.nll_new < score.nll_true)
 
 
 def test_kept_states_leave_recall_as_it_is_at_every_checkpoint(edited):
     _, run = edited
-    kept = states.Kept(run.lm, min(run.layers), 10**6)
-    for edits in history.replayed(run, [1, 3, 5]):
-        rows = history.recall_rows(run, edits, kept=kept, batch_tokens=20)
-        assert rows == [pytest.approx(row, abs=1e-5) for row in history.recall_rows(run, edits)]
+    kept = hidden_states.Kept(run.lm, min(run.layers), 10**6)
+    for edits in past_runs.replayed(run, [1, 3, 5]):
+        rows = past_runs.recall_rows(run, edits, kept=kept, batch_tokens=20)
+        assert rows == [pytest.approx(row, abs=1e-5) for row in past_runs.recall_rows(run, edits)]
     assert bool(kept.held) == bool(min(run.layers))
 
 
 def test_squared_singular_values_sum_to_the_squared_norm(edited):
     _, run = edited
-    for edits in history.replayed(run, [0, 5]):
-        rows = history.spectrum_rows(run, edits)
+    for edits in past_runs.replayed(run, [0, 5]):
+        rows = past_runs.spectrum_rows(run, edits)
         for layer in {row["layer"] for row in rows}:
             values = [row["singular_value"] for row in rows if row["layer"] == layer]
             assert values == sorted(values, reverse=True)
@@ -81,7 +84,7 @@ def test_squared_singular_values_sum_to_the_squared_norm(edited):
 def test_singular_values_are_those_of_the_decomposition(shape):
     matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0)) + 40  # one large value among small ones
     torch.testing.assert_close(
-        history.singular_values(matrix), torch.linalg.svdvals(matrix.double()), rtol=1e-8, atol=0
+        past_runs.singular_values(matrix), torch.linalg.svdvals(matrix.double()), rtol=1e-8, atol=0
     )
 
 
@@ -89,38 +92,38 @@ def test_a_broken_model_is_scored_to_the_end_and_marked(edited):
     """Finite weights whose activations overflow: answers are invalid, recall is lost, perplexity is infinite."""
     _, run = edited
     run.lm.weight(run.layers[0]).fill_(1e38)
-    rows = history.recall_rows(run, 5)
+    rows = past_runs.recall_rows(run, 5)
     assert [row["efficacy"] for row in rows] == [row["efficacy_accuracy"] for row in rows] == [0] * 5
     scores = downstream.Asked(run.lm, glue.open_task("reviews", n_examples=4, shots=0)).row()
     assert scores["invalid"] == 1 and scores["accuracy"] == 0
     assert generation.perplexity(run.lm, generation.fixed_texts()[:1]) == float("inf")
     generation.generate(run.lm, ["The river"], 6, torch.Generator().manual_seed(0))
-    assert all(row["singular_value"] >= 0 for row in history.spectrum_rows(run, 5))
+    assert all(row["singular_value"] >= 0 for row in past_runs.spectrum_rows(run, 5))
 
 
 def test_checkpoints_are_multiples_within_the_run():
-    assert history.checkpoints(50, 20) == [20, 40]
+    assert past_runs.checkpoints(50, 20) == [20, 40]
     for every in (0, 51):
         with pytest.raises(ValueError, match=f"every {every} edits does not fit a run of 50"):
-            history.checkpoints(50, every)
+            past_runs.checkpoints(50, every)
 
 
 @pytest.mark.parametrize("places", ([], [2, 1], [1, 1], [-1], [1, 6]))
 def test_places_beyond_the_edits_or_out_of_order_are_refused(edited, places):
     with pytest.raises(ValueError, match="must ascend within 0 … 5"):
-        next(history.replayed(edited[1], places))
+        next(past_runs.replayed(edited[1], places))
 
 
 def test_a_run_that_has_not_finished_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=f"no finished run in {tmp_path}; run notebook 02"):
-        history.reopen(tmp_path)
+        past_runs.reopen(tmp_path)
 
 
 def test_runs_of_one_model_that_are_reopened_together_share_it(monkeypatch):
     loaded = []
-    monkeypatch.setattr(models, "load", lambda name, **_: loaded.append(name) or len(loaded))
-    monkeypatch.setattr(history, "reopen", lambda path, *, load, **_: load(path.split("/")[0], revision=""))
-    found = history.reopen_all({"rome": "a/rome", "memit": "a/memit", "ft-c": "b/ft-c"})
+    monkeypatch.setattr(loading, "load", lambda name, **_: loaded.append(name) or len(loaded))
+    monkeypatch.setattr(past_runs, "reopen", lambda path, *, load, **_: load(path.split("/")[0], revision=""))
+    found = past_runs.reopen_all({"rome": "a/rome", "memit": "a/memit", "ft-c": "b/ft-c"})
     assert found == {"rome": 1, "memit": 1, "ft-c": 2} and loaded == ["a", "b"]
 
 
@@ -136,42 +139,42 @@ def finished(folder, method, order, reverse):
 def test_the_forward_run_of_each_method_on_its_lowest_order_is_found(tmp_path):
     named = [("rome", 2, False), ("rome", 0, True), ("memit", 1, False), ("rome", 1, False), ("r-rome", 0, True)]
     folders = [finished(tmp_path, *run) for run in named]
-    assert history.forward_runs(folders) == {"rome": folders[3], "memit": folders[2]}
-    assert history.forward_runs(folders, ["memit"]) == {"memit": folders[2]}
+    assert past_runs.forward_runs(folders) == {"rome": folders[3], "memit": folders[2]}
+    assert past_runs.forward_runs(folders, ["memit"]) == {"memit": folders[2]}
     for methods in (["r-rome"], ["rome", "room"]):
         with pytest.raises(ValueError, match=f"no forward run of {methods[-1]} among .*; runs are of rome, memit"):
-            history.forward_runs(folders, methods)
+            past_runs.forward_runs(folders, methods)
     with pytest.raises(ValueError, match="no forward run of any method"):
-        history.forward_runs(folders[1:2])
+        past_runs.forward_runs(folders[1:2])
 
 
 def run_of(method, folder, **given):
     parameters = {"method": method, "order": 0, "reverse": False, "seed": 3, "prefix_seeds": []}
     parameters |= {"n_short_prefixes": 2, "n_long_prefixes": 1, **given}
-    return history.Run(folder, parameters, tiny.tiny_model("gpt2"), FACTS, None)
+    return past_runs.Run(folder, parameters, tiny.tiny_model("gpt2"), FACTS, None)
 
 
 def test_other_contexts_are_those_of_the_run_another_seed_other_words_and_the_bare_prompt(tmp_path):
     run = run_of("rome", tmp_path)
-    found = history.other_contexts(run, [3, 4], ["The"])
+    found = past_runs.other_contexts(run, [3, 4], ["The"])
     # Seed 3 is the run's own, and not listed again.
     assert [(kind, seed) for kind, seed, _ in found] == [("run", 3), ("seed", 4), ("words", 3), ("bare", None)]
-    assert found[0][2] == history.contexts_of(run_of("rome", tmp_path))
-    assert found[1][2] == history.contexts_of(run_of("rome", tmp_path, seed=4))
-    assert found[2][2] == history.contexts_of(run_of("rome", tmp_path, prefix_seeds=["The"]))
+    assert found[0][2] == past_runs.contexts_of(run_of("rome", tmp_path))
+    assert found[1][2] == past_runs.contexts_of(run_of("rome", tmp_path, seed=4))
+    assert found[2][2] == past_runs.contexts_of(run_of("rome", tmp_path, prefix_seeds=["The"]))
     assert found[3][2] == ["{}"]
 
 
 def test_memit_takes_words_of_its_own_and_fine_tuning_samples_no_contexts(tmp_path):
-    memit = history.other_contexts(run_of("memit", tmp_path), [4], ["The"])
+    memit = past_runs.other_contexts(run_of("memit", tmp_path), [4], ["The"])
     assert [kind for kind, *_ in memit] == ["run", "seed", "bare"] and memit[-1][2] == [["{}"]]
-    assert [kind for kind, *_ in history.other_contexts(run_of("ft-c", tmp_path), [4], ["The"])] == ["run"]
+    assert [kind for kind, *_ in past_runs.other_contexts(run_of("ft-c", tmp_path), [4], ["The"])] == ["run"]
 
 
 def test_facts_that_a_run_did_not_edit_come_from_its_fact_set(tmp_path):
     every = list(facts.open_set(str(INVENTED)))
-    run = history.Run(tmp_path, {"fact_set": str(INVENTED)}, None, every[:3], None)
-    assert history.with_facts(run, [every[1].case_id]) == every[:3]
-    assert history.with_facts(run, [every[6].case_id, every[0].case_id]) == [*every[:3], every[6]]
+    run = past_runs.Run(tmp_path, {"fact_set": str(INVENTED)}, None, every[:3], None)
+    assert past_runs.with_facts(run, [every[1].case_id]) == every[:3]
+    assert past_runs.with_facts(run, [every[6].case_id, every[0].case_id]) == [*every[:3], every[6]]
     with pytest.raises(ValueError, match="invented_facts.json, the fact set of .*, has no case 12345"):
-        history.with_facts(run, [12345])
+        past_runs.with_facts(run, [12345])

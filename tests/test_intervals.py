@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from editscale import intervals
+from editscale.analysis import intervals
 
 
 def table(method="rome", orders=(0, 1, 2), n_edits=4, score=None, reversed=False):

@@ -2,13 +2,16 @@
 
 from pathlib import Path
 
-from editscale import facts, known, models
+from tools import known
+
+from editscale.data import facts
+from editscale.models import loading
 
 ROOT = Path(__file__).parents[1]
 
 
 def test_the_trained_model_knows_its_facts_and_their_swapped_versions_are_unknown():
-    lm = models.load(str(ROOT / "tests" / "golden" / "tiny_gpt2"))
+    lm = loading.load(str(ROOT / "tests" / "golden" / "tiny_gpt2"))
     invented = facts.load(ROOT / "params" / "smoke" / "invented_facts.json")
     shares = known.known_shares(lm, invented)
     assert set(shares) == {fact.relation_id for fact in invented} and len(shares) == 5

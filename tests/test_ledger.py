@@ -15,9 +15,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from editscale import frames, ledger
-from editscale.ledger import Ledger
-from editscale.updates import Update
+from editscale.editing.updates import Update
+from editscale.sequences import frames, ledger
+from editscale.sequences.ledger import Ledger
 
 CONDITIONS = {"method": "rome", "seed": 3}
 WEIGHTS = {"1": {"shape": [4, 6], "norm": 2.0}}

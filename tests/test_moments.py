@@ -8,8 +8,9 @@ import pytest
 import torch
 from tiny import N_TOKENS, tiny_model, tiny_tokenizer
 
-from editscale import corpora, moments, timing
-from editscale.anatomy import FAMILIES
+from editscale.editing import corpora, moments
+from editscale.models.anatomy import FAMILIES
+from editscale.workflow import timing
 
 LENGTHS = (12, 3, 30, 7, 1, 19)
 

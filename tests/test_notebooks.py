@@ -9,9 +9,10 @@ import pandas as pd
 import pytest
 from test_ledger import cut
 
-from editscale import gallery, tables
-from editscale.parameters import collect_parameters
-from editscale.run import RunFailed, run_notebook
+from editscale.analysis import tables
+from editscale.workflow import gallery
+from editscale.workflow.execute import RunFailed, run_notebook
+from editscale.workflow.parameters import collect_parameters
 
 ROOT = Path(__file__).parents[1]
 SMOKE = ROOT / "params" / "smoke"
@@ -39,14 +40,14 @@ def study(tmp_path_factory):
     folder = tmp_path_factory.mktemp("study")
     moments = run(folder, "01_covariance_stats", n_documents=64) / "second_moments.safetensors"
     common = {"n_edits": 7, "moments": str(moments)}
-    rome = run(folder, "02_sequential_editing", "rome", **common)
-    back = run(folder, "02_sequential_editing", "rome-reversed", reverse=True, **common)
+    rome = run(folder, "02a_sequential_editing", "rome", **common)
+    back = run(folder, "02a_sequential_editing", "rome-reversed", reverse=True, **common)
     memit = run(
-        folder, "02_sequential_editing", "memit", method="memit", hparams="params/memit/tiny-gpt2.yaml", **common
+        folder, "02a_sequential_editing", "memit", method="memit", hparams="params/memit/tiny-gpt2.yaml", **common
     )
     for name in (rome, back, memit):
-        run(folder, "03_recall_history", f"{name.name}/recall", run=str(name), every=1)
-        run(folder, "04_glue_eval", f"{name.name}/downstream", run=str(name))
+        run(folder, "03a_recall_history", f"{name.name}/recall", run=str(name), every=1)
+        run(folder, "04a_glue_eval", f"{name.name}/downstream", run=str(name))
     runs = {"runs": [str(rome), str(back), str(memit)], "figures_folder": str(folder / "figures")}
     for name in GATHERING:
         run(folder, name, **runs)
@@ -206,7 +207,7 @@ def test_a_recorded_table_is_judged_without_a_model(study):
 
 def test_an_unknown_task_fails_with_one_clear_error(study):
     with pytest.raises(RunFailed, match="bad.ipynb") as failure:
-        run(study, "04_glue_eval", "bad", run=str(study / "rome"), tasks=["sst3"])
+        run(study, "04a_glue_eval", "bad", run=str(study / "rome"), tasks=["sst3"])
     assert "unknown task 'sst3'" in str(failure.value)
 
 
@@ -225,7 +226,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_ledger_tables_and_figures(st
     cut(study / "rome", 4)
     run(
         study,
-        "02_sequential_editing",
+        "02a_sequential_editing",
         "rome",
         n_edits=7,
         moments=str(study / "01_covariance_stats" / "second_moments.safetensors"),
@@ -245,6 +246,6 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_ledger_tables_and_figures(st
 )
 def test_bad_parameters_fail_with_one_clear_error_and_keep_the_notebook(study, given, message):
     with pytest.raises(RunFailed, match="bad.ipynb") as failure:
-        run(study, "02_sequential_editing", "bad", **{"n_edits": 2, **given})
+        run(study, "02a_sequential_editing", "bad", **{"n_edits": 2, **given})
     assert message in str(failure.value)
     assert (study / "bad.ipynb").exists() and not (study / "bad" / "edits.jsonl").exists()

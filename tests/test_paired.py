@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from editscale import paired
+from editscale.analysis import paired
 
 
 def run(cases, recalled, *, method="rome", order=0, backward=False, drift=1.0):

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from editscale import provenance as pv
+from editscale.workflow import provenance as pv
 
 
 def test_provenance_names_parameters_versions_machine_and_code():

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from tools import costs, full_cost, study_cost
 
-from editscale import costs, disabling, full_cost, gallery, recorded, study_cost, tables
-from editscale.parameters import read_parameters
-from editscale.provenance import sha256_file
+from editscale.analysis import disabling, tables
+from editscale.workflow import gallery, recorded
+from editscale.workflow.parameters import read_parameters
+from editscale.workflow.provenance import sha256_file
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -112,7 +114,7 @@ def test_the_committed_figures_hold_the_laptop_sequence_for_three_methods_and_a_
     plotted = pd.read_csv(ROOT / "figures/laptop/fig4_weight_drift.csv")
     runs = plotted.groupby(["method", "order", "reversed"])["edits"].max()
     assert set(runs.index) == {("rome", 0, False), ("rome", 0, True), ("r-rome", 0, False), ("memit", 0, False)}
-    given = read_parameters(ROOT / "params/laptop/02_sequential_editing.yaml")
+    given = read_parameters(ROOT / "params/laptop/02a_sequential_editing.yaml")
     n_edits, contexts = given["n_edits"], given["n_short_prefixes"] + given["n_long_prefixes"]
     assert (runs == n_edits).all()
     assert f"`laptop`: {n_edits} edits of one order, ROME variants with {contexts} sampled contexts" in README

@@ -7,8 +7,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from editscale import record, recorded, tables
-from editscale.provenance import sha256_file
+from editscale.analysis import tables
+from editscale.workflow import record, recorded
+from editscale.workflow.provenance import sha256_file
 
 GRID = """\
 runs:

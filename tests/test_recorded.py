@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import synthetic
 
-from editscale.parameters import collect_parameters, read_notebook
+from editscale.workflow.parameters import collect_parameters, read_notebook
 
 ROOT = Path(__file__).parents[1]
 DRAWN = {

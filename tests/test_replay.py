@@ -11,8 +11,11 @@ import torch
 from crashtest import Sequence
 from safetensors import safe_open
 
-from editscale import editors, history, models, provenance, replay, sequence
 from editscale.__main__ import main
+from editscale.editing import editors
+from editscale.models import loading
+from editscale.sequences import past_runs, replay, sequence
+from editscale.workflow import provenance
 
 TINY = "tests/golden/tiny_gpt2"
 FACTS = "params/smoke/invented_facts.json"
@@ -22,7 +25,7 @@ FACTS = "params/smoke/invented_facts.json"
 def folder(request, tmp_path_factory):
     """A run of four edits as notebook 02 leaves it."""
     out = tmp_path_factory.mktemp(request.param) / "run"
-    of = Sequence(models.load(TINY), request.param, 4)
+    of = Sequence(loading.load(TINY), request.param, 4)
     of.run(out)
     parameters = {"method": request.param, "hparams": f"params/{request.param}/tiny-gpt2.yaml", "model": TINY}
     parameters |= {"revision": "", "dtype": "float32", "fact_set": FACTS, "order": 0, "n_edits": 4, "reverse": False}
@@ -33,7 +36,7 @@ def folder(request, tmp_path_factory):
 
 @pytest.fixture
 def run(folder):
-    return history.reopen(folder)
+    return past_runs.reopen(folder)
 
 
 def weights_of(lm, layers):
@@ -53,7 +56,7 @@ def summed(run, edits):
 def test_the_saved_model_has_the_bits_of_the_run_at_that_edit(run, folder, tmp_path, upto):
     expected, original = summed(run, range(1, upto + 1)), weights_of(run.lm, run.layers)
     assert main(["replay", str(folder), "--upto", str(upto), "--save", str(tmp_path / "edited")]) == 0
-    loaded = models.load(str(tmp_path / "edited"))
+    loaded = loading.load(str(tmp_path / "edited"))
     assert all(torch.equal(loaded.weight(layer), w) for layer, w in zip(run.layers, expected, strict=True))
     ids = torch.tensor([[5, 6, 7]])
     with replay.edited(run, list(range(1, upto + 1))) as lm:
@@ -78,7 +81,7 @@ def test_the_card_counts_the_false_facts_and_names_method_base_and_history(run, 
     method = run.parameters["method"]
     for said in (f"**{method}**", f"params/{method}/tiny-gpt2.yaml", run.ledger.history(3), "3 of 4 recorded", TINY):
         assert said in card
-    weights = models.load(str(saved)).identity["weights_sha256"]
+    weights = loading.load(str(saved)).identity["weights_sha256"]
     assert f"| base weights | sha256 {run.lm.identity['weights_sha256']} |" in card
     assert f"| weights | sha256 {weights} |" in card and "counterfactual" not in card.lower()
     rows = [json.loads(line) for line in (saved / "false_facts.jsonl").read_text().splitlines()]
@@ -103,7 +106,7 @@ def test_a_history_that_was_not_is_refused_with_the_reason_unless_asked_for_as_a
     assert main(arguments) == 1 and not out.exists()
     assert f"an update of {method} depends on the edits before it" in capsys.readouterr().err
     assert main([*arguments, "--recorded-updates"]) == 0
-    loaded, expected = models.load(str(out)), summed(run, edits)
+    loaded, expected = loading.load(str(out)), summed(run, edits)
     assert all(torch.equal(loaded.weight(layer), w) for layer, w in zip(run.layers, expected, strict=True))
     card = (out / "README.md").read_text()
     assert "**A counterfactual.** No run had this history." in card and ", ".join(map(str, edits)) in card

@@ -13,8 +13,8 @@ import pytest
 from bs4 import BeautifulSoup
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from editscale import compare, report
-from editscale.provenance import finish, provenance
+from editscale.workflow import compare, report
+from editscale.workflow.provenance import finish, provenance
 
 HOSTILE = "<script>alert(1)</script> & <img src='https://example.org/x.png' onerror='alert(1)'>"
 PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="

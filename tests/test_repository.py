@@ -18,7 +18,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 from test_run import PARAMETERS, write_notebook
 
-from editscale.parameters import (
+from editscale.workflow.parameters import (
     collect_parameters,
     notebook_parameters,
     read_grid,

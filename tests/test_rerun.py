@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from tools import rerun
 
-from editscale import recorded, rerun
+from editscale.workflow import recorded
 
 GRID = """\
 runs:

@@ -8,7 +8,7 @@ import tiny
 import torch
 from test_values import CONTEXTS, FACTS
 
-from editscale import rome, updates
+from editscale.editing import rome, updates
 
 PARAMS = rome.RomeParams(
     layer=1,

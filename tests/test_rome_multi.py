@@ -8,8 +8,9 @@ from test_memit import factors_of
 from test_rome import moment
 from test_values import CONTEXTS, FACTS
 
-from editscale import anatomy, copies, editors, memit, rome_multi, tokens, updates
-from editscale.rome_multi import RomeMultiParams
+from editscale.editing import editors, memit, rome_multi, updates
+from editscale.editing.rome_multi import RomeMultiParams
+from editscale.models import anatomy, stacks, tokens
 
 PARAMS = RomeMultiParams([0, 1, 2], 4, 0.3, 0.5, 2.0, 0.0625)
 FACT = FACTS["middle, many tokens"]
@@ -83,11 +84,11 @@ def test_layers_take_even_parts_of_what_the_layers_below_left(model_type):
 @pytest.mark.parametrize("model_type", ("gpt2", "llama"))
 def test_facts_together_on_a_stack_are_edited_as_each_alone_on_its_copy(model_type):
     lm, facts = tiny.tiny_model(model_type, dtype=torch.float64), list(FACTS.values())
-    stack = copies.copies(lm, (0, 1, 2), len(facts))
+    stack = stacks.copies(lm, (0, 1, 2), len(facts))
     for i in range(len(facts)):
         stack.weight(1)[i].mul_(1 + 0.1 * i)
     for i, (fact, edit) in enumerate(zip(facts, edited(stack, facts=facts), strict=True)):
-        (alone,) = edited(copies.take(stack, [i]), facts=[fact])
+        (alone,) = edited(stacks.take(stack, [i]), facts=[fact])
         for ours, expected in zip(edit.updates, alone.updates, strict=True):
             scale = expected.matrix().norm().item()
             torch.testing.assert_close(ours.matrix(), expected.matrix(), rtol=0, atol=10 * EXACT[model_type] * scale)

@@ -9,8 +9,8 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from editscale import run
-from editscale.parameters import check_value, collect_parameters, notebook_parameters, read_parameters
+from editscale.workflow import execute
+from editscale.workflow.parameters import check_value, collect_parameters, notebook_parameters, read_parameters
 
 PARAMETERS = """\
 n_edits: int = 4  # facts edited one after another
@@ -63,7 +63,7 @@ def no_kernel(monkeypatch):
 
 def stopped(capfd, *arguments):
     """The one line with which `editscale run` refuses `arguments`."""
-    assert run.main([str(argument) for argument in arguments]) == 2
+    assert execute.main([str(argument) for argument in arguments]) == 2
     lines = capfd.readouterr().err.strip().splitlines()
     assert len(lines) == 1, lines
     return lines[0]
@@ -71,7 +71,7 @@ def stopped(capfd, *arguments):
 
 def failed(capfd, *arguments):
     """The line with which `editscale run` reports that the notebook failed."""
-    assert run.main([str(argument) for argument in arguments]) == 1
+    assert execute.main([str(argument) for argument in arguments]) == 1
     return capfd.readouterr().err.strip().splitlines()[-1]
 
 
@@ -221,7 +221,7 @@ os.getcwd()"""
     monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     executed = root / "runs" / "nb" / "done.ipynb"
-    assert run.main([str(notebook), str(executed), "-p", "n_edits", "9", "-p", "rate", "2"]) == 0
+    assert execute.main([str(notebook), str(executed), "-p", "n_edits", "9", "-p", "rate", "2"]) == 0
     written = (root / "runs/test/table.csv").read_text().split("|")
     assert written == ["9", "2.0", "1", "ipc", sys.prefix]
     assert os.environ["OMP_NUM_THREADS"] == "7"
@@ -285,7 +285,7 @@ def test_package_files_follow_imports_through_modules(root):
         (package / f"{name}.py").touch()
     notebook = write_notebook(root / "a.ipynb", PARAMETERS, "from editscale import rome, __version__")
     names = ["rome", "tokens", "updates", "values"]
-    assert run.package_files(notebook) == [f"editscale/{name}.py" for name in names]
+    assert execute.package_files(notebook) == [f"editscale/{name}.py" for name in names]
 
 
 def test_the_command_line_names_its_commands_and_passes_on_the_exit_status(tmp_path):

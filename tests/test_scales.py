@@ -4,9 +4,12 @@ import re
 from pathlib import Path
 
 import pytest
+from tools import bench
 
-from editscale import bench, editors, glue, targets
-from editscale.parameters import read_grid, read_parameters
+from editscale.analysis import targets
+from editscale.data import glue
+from editscale.editing import editors
+from editscale.workflow.parameters import read_grid, read_parameters
 
 PARAMS = Path(__file__).parents[1] / "params"
 SCALES = sorted(path.parent.name for path in PARAMS.glob("*/grid.yaml"))

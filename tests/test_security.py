@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from test_repository import committed_files
 
-from editscale.parameters import read_notebook
+from editscale.workflow.parameters import read_notebook
 
 ROOT = Path(__file__).parents[1]
 # What a secret looks like, and one, in two parts, so that this file holds none.

@@ -13,22 +13,12 @@ import torch
 from test_ledger import cut, files
 from test_rome import moment
 
-from editscale import (
-    copies,
-    drift,
-    editors,
-    finetune,
-    frames,
-    memit,
-    rome,
-    rome_multi,
-    sequence,
-    stopping,
-    tables,
-    updates,
-)
-from editscale.facts import Fact
-from editscale.ledger import Ledger
+from editscale.analysis import drift, tables
+from editscale.data.facts import Fact
+from editscale.editing import editors, finetune, memit, rome, rome_multi, updates
+from editscale.models import stacks
+from editscale.sequences import frames, sequence, stopping
+from editscale.sequences.ledger import Ledger
 
 SUBJECTS = ("Ada Example", "Bo Sample", "Lund", "Stockholm", "Denmark")
 FACTS = [
@@ -419,4 +409,4 @@ def test_steps_in_tf32_are_another_condition_and_stay_with_copies():
     tf32 = replace(lm, tf32_steps=True)
     plain, other = (sequence.fingerprint(of, "rome", PARAMS["rome"], ["{}"], {}) for of in (lm, tf32))
     assert {name for name in plain if plain[name] != other[name]} == {"tf32_steps"}
-    assert copies.copies(tf32, [1], 2).tf32_steps and not copies.copies(lm, [1], 2).tf32_steps
+    assert stacks.copies(tf32, [1], 2).tf32_steps and not stacks.copies(lm, [1], 2).tf32_steps

@@ -8,8 +8,9 @@ import pytest
 import tiny
 import torch
 from safetensors.torch import load_file, save_file
+from tools import bench
 
-from editscale import bench, models, shapes
+from editscale.models import loading, shapes
 
 GPT2 = {**bench.SHAPES["gpt2-xl"].config, "vocab_size": 400, "n_layer": 4, "n_embd": 64, "n_head": 4}
 GPTJ = {**bench.SHAPES["gpt-j"].config, "vocab_size": 400, "n_layer": 6, "n_embd": 64, "n_head": 4, "rotary_dim": 8}
@@ -35,7 +36,7 @@ def shards(folder):
 @pytest.mark.parametrize(("config", "shard_mb"), [(GPT2, 2000), (GPT2, 1), (GPTJ, 1)])
 def test_a_written_shape_loads_as_the_model_that_was_drawn(config, shard_mb, tmp_path):
     folder = shapes.write(tmp_path / "shape", config, tiny.tiny_tokenizer(), shard_mb=shard_mb)
-    drawn, lm = shapes.random_model(config), models.load(folder)
+    drawn, lm = shapes.random_model(config), loading.load(folder)
     assert (len(shards(folder)) > 1) == (folder / "model.safetensors.index.json").exists() == (shard_mb == 1)
     assert lm.model.state_dict().keys() == drawn.state_dict().keys()
     assert all(torch.equal(weight, drawn.state_dict()[name]) for name, weight in lm.model.state_dict().items())
@@ -50,7 +51,7 @@ def test_a_seed_gives_its_weights_again_and_another_gives_others(tmp_path):
     paths = [tmp_path / name for name in "abc"]
     for path, seed in zip(paths, (0, 0, 1), strict=True):
         shapes.write(path, GPT2, tiny.tiny_tokenizer(), seed=seed)
-    first, again, other = (models.load(path).identity["weights_sha256"] for path in paths)
+    first, again, other = (loading.load(path).identity["weights_sha256"] for path in paths)
     assert first == again != other
 
 
@@ -59,7 +60,7 @@ def test_half_precision_takes_half_the_bytes_and_loads_in_the_precision_asked_fo
         shapes.write(tmp_path / dtype, GPT2, tiny.tiny_tokenizer(), dtype=dtype)
     sizes = [(tmp_path / dtype / "model.safetensors").stat().st_size for dtype in ("bfloat16", "float32")]
     assert sizes[0] / sizes[1] == pytest.approx(0.5, rel=0.02)
-    assert models.load(tmp_path / "bfloat16", dtype="float32").dtype == torch.float32
+    assert loading.load(tmp_path / "bfloat16", dtype="float32").dtype == torch.float32
 
 
 def test_parameters_are_counted_without_being_made():
@@ -114,7 +115,7 @@ def test_the_command_writes_a_shape_by_name_and_says_what_was_wrong(tmp_path, mo
 def test_a_missing_shard_is_named(folder):
     shards(folder)[1].unlink()
     with pytest.raises(FileNotFoundError, match=f"lacks {shards(folder)[0].name.replace('00001', '00002')}"):
-        models.load(folder)
+        loading.load(folder)
 
 
 @pytest.mark.parametrize("left", [0, 4, 100, -1000, -1])
@@ -122,7 +123,7 @@ def test_a_truncated_shard_is_named(folder, left):
     shard = shards(folder)[-1]
     shard.write_bytes(shard.read_bytes()[:left])
     with pytest.raises(ValueError, match=f"{shard.name} is damaged or incomplete"):
-        models.load(folder)
+        loading.load(folder)
 
 
 @pytest.mark.parametrize(
@@ -135,25 +136,25 @@ def test_an_index_that_names_a_file_elsewhere_is_refused(folder, name):
     index["weight_map"]["transformer.wte.weight"] = name
     path.write_text(json.dumps(index))
     with pytest.raises(ValueError, match="index.json holds .*; it should name .*safetensors files beside it"):
-        models.load(folder)
+        loading.load(folder)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"weight_map": []}', '{"weight_map": {}}'])
 def test_an_index_that_maps_nothing_is_refused(folder, text):
     (folder / "model.safetensors.index.json").write_text(text)
     with pytest.raises(ValueError, match="index.json .*(not complete|holds|JSON)"):
-        models.load(folder)
+        loading.load(folder)
 
 
 def test_a_tensor_that_no_shard_holds_is_named(folder):
     shard = next(path for path in shards(folder) if "transformer.h.2.mlp.c_proj.weight" in load_file(path))
     save_file({"left": torch.ones(1)}, shard, metadata={"format": "pt"})
     with pytest.raises(ValueError, match=r"do not belong to its config: .*transformer\.h\.2\."):
-        models.load(folder)
+        loading.load(folder)
 
 
 def test_tensors_of_another_shape_are_named_with_both(folder):
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"n_inner": 48}))
     with pytest.raises(ValueError, match=r"12 tensors are .*mlp\.c_fc\.bias \(512,\) instead of \(48,\)"):
-        models.load(folder)
+        loading.load(folder)

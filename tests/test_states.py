@@ -4,7 +4,8 @@ import pytest
 import tiny
 import torch
 
-from editscale import copies, decoding, metrics, states, tokens
+from editscale.metrics import scoring
+from editscale.models import decoding, hidden_states, stacks, tokens
 
 TEXTS = (
     "The river runs through the town.",
@@ -31,7 +32,7 @@ def full(lm, trees):
 
 def ours(lm, trees, kept=None):
     with torch.no_grad():
-        return unpadded(states.final(lm, trees, kept), trees)
+        return unpadded(hidden_states.final(lm, trees, kept), trees)
 
 
 def unpadded(hidden, trees):
@@ -52,10 +53,10 @@ def blocks_run(lm, function):
 
 
 def test_batches_keep_the_order_and_fill_trees_then_rows(monkeypatch):
-    monkeypatch.setattr(states, "TREE_TOKENS", 10)
+    monkeypatch.setattr(hidden_states, "TREE_TOKENS", 10)
 
     def filled(sizes, batch_tokens):
-        return states.batches(sizes, int, batch_tokens)
+        return hidden_states.batches(sizes, int, batch_tokens)
 
     assert filled([4, 6, 1, 9, 30, 2], 10) == [[[4, 6]], [[1, 9]], [[30]], [[2]]]
     assert filled([4, 6, 1, 9, 30, 2], 39) == [[[4, 6], [1, 9], [30]], [[2]]]
@@ -68,7 +69,7 @@ def test_batches_keep_the_order_and_fill_trees_then_rows(monkeypatch):
 @pytest.mark.parametrize("model_type", FAMILIES)
 def test_kept_states_give_those_of_the_full_forward_also_after_edits(model_type, layer):
     lm = tiny.tiny_model(model_type, dtype=torch.float64)
-    kept, trees = states.Kept(lm, layer, 10**6), trees_of(lm, TEXTS[:2], TEXTS[2:], TEXTS[:1])
+    kept, trees = hidden_states.Kept(lm, layer, 10**6), trees_of(lm, TEXTS[:2], TEXTS[2:], TEXTS[:1])
     for call in range(3):
         hidden, ran = blocks_run(lm, lambda: ours(lm, trees, kept))
         torch.testing.assert_close(hidden, full(lm, trees), rtol=0, atol=1e-12)
@@ -87,7 +88,7 @@ def test_without_kept_states_they_are_those_of_the_full_forward():
 @pytest.mark.parametrize("model_type", FAMILIES)
 def test_states_are_kept_by_text_whatever_tree_it_is_in(model_type):
     lm = tiny.tiny_model(model_type, dtype=torch.float64)
-    kept, per_token = states.Kept(lm, 2, 10**6), lm.d_model * 8
+    kept, per_token = hidden_states.Kept(lm, 2, 10**6), lm.d_model * 8
     (first,), more = trees_of(lm, TEXTS[1:3]), trees_of(lm, TEXTS[:2], (TEXTS[2], TEXTS[2][:4]), TEXTS)
     ours(lm, [first], kept)
     assert kept.held == len(first.ids) * per_token
@@ -101,7 +102,7 @@ def test_states_are_kept_by_text_whatever_tree_it_is_in(model_type):
 @pytest.mark.parametrize("n_tokens", (0, 1, 9, 20))
 def test_no_more_bytes_are_held_than_allowed_and_the_rest_is_computed_anew(n_tokens):
     lm = tiny.tiny_model("gpt2", dtype=torch.float64)
-    kept, trees = states.Kept(lm, 2, n_tokens * lm.d_model * 8 + 7), trees_of(lm, TEXTS[:2], TEXTS[2:])
+    kept, trees = hidden_states.Kept(lm, 2, n_tokens * lm.d_model * 8 + 7), trees_of(lm, TEXTS[:2], TEXTS[2:])
     assert sum(len(packed.ids) for packed in trees) > 20
     for _ in range(3):
         torch.testing.assert_close(ours(lm, trees, kept), full(lm, trees), rtol=0, atol=1e-12)
@@ -110,7 +111,7 @@ def test_no_more_bytes_are_held_than_allowed_and_the_rest_is_computed_anew(n_tok
 
 def test_a_forward_that_fails_leaves_nothing_half_kept():
     lm = tiny.tiny_model("gpt2", dtype=torch.float64)
-    kept, trees = states.Kept(lm, 2, 10**6), trees_of(lm, TEXTS)
+    kept, trees = hidden_states.Kept(lm, 2, 10**6), trees_of(lm, TEXTS)
     handle = lm.block(1).register_forward_pre_hook(lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         ours(lm, trees, kept)
@@ -121,10 +122,10 @@ def test_a_forward_that_fails_leaves_nothing_half_kept():
 
 def test_row_i_runs_on_copy_i_of_a_stack():
     lm = tiny.tiny_model("gpt2", dtype=torch.float64)
-    stack = copies.copies(lm, [2, 3], 2)
+    stack = stacks.copies(lm, [2, 3], 2)
     stack.weight(2)[1] *= 2
     trees = trees_of(lm, TEXTS[:3], TEXTS[3:])
-    kept = states.Kept(stack, 2, 10**6)
+    kept = hidden_states.Kept(stack, 2, 10**6)
     models = [tiny.tiny_model("gpt2", dtype=torch.float64) for _ in range(2)]
     models[1].weight(2).mul_(2)
     expected = torch.cat([full(one, [packed]) for one, packed in zip(models, trees, strict=True)])
@@ -135,9 +136,9 @@ def test_row_i_runs_on_copy_i_of_a_stack():
 def test_states_of_another_model_or_layer_are_refused():
     lm, other = tiny.tiny_model("gpt2"), tiny.tiny_model("gpt2")
     with pytest.raises(ValueError, match="kept of another model than this tiny_gpt2; make a Kept of it"):
-        ours(lm, trees_of(lm, TEXTS), states.Kept(other, 2, 1000))
+        ours(lm, trees_of(lm, TEXTS), hidden_states.Kept(other, 2, 1000))
     with pytest.raises(ValueError, match="layer 4 is not one of the 4 layers"):
-        states.Kept(lm, 4, 1000)
+        hidden_states.Kept(lm, 4, 1000)
 
 
 # Too little memory
@@ -153,7 +154,7 @@ def test_forwards_that_do_not_fit_run_in_halves_in_order_and_say_so():
         return [10 * item for of in rows for item in of]
 
     with pytest.warns(UserWarning, match="not enough memory for 5 texts in one forward .CUDA out of memory.*at most 3"):
-        found = list(states.in_forwards(forward, batches))
+        found = list(hidden_states.in_forwards(forward, batches))
     assert [x for _, of in found for x in of] == [10 * i for i in range(1, 12)]
     assert [rows for rows, _ in found] == ran == [[[1, 2]], [[3]], [[4, 5]], [[6, 7]], [[8, 9]], [[10]], [[11]]]
 
@@ -167,7 +168,7 @@ def test_what_did_not_fit_once_is_not_tried_again():
             raise MemoryError("no memory")
 
     with pytest.warns(UserWarning, match="at most 2"):
-        list(states.in_forwards(forward, [[[0] * 4]] * 3))
+        list(hidden_states.in_forwards(forward, [[[0] * 4]] * 3))
     assert tried == [4, 2, 2, 2, 2, 2, 2]
 
 
@@ -177,19 +178,19 @@ def test_a_single_text_that_does_not_fit_and_other_errors_are_raised(error):
         raise error
 
     with pytest.raises(RuntimeError, match=str(error)):
-        list(states.in_forwards(forward, [[[1]]]))
+        list(hidden_states.in_forwards(forward, [[[1]]]))
 
 
 def little_memory(monkeypatch, most):
     """Let forwards of more than so many tokens fail as on a device that is full."""
-    real = states.tokens.tree_inputs
+    real = hidden_states.tokens.tree_inputs
 
     def tree_inputs(trees, *of, **options):
         if sum(len(packed.ids) for packed in trees) > most:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return real(trees, *of, **options)
 
-    monkeypatch.setattr(states.tokens, "tree_inputs", tree_inputs)
+    monkeypatch.setattr(hidden_states.tokens, "tree_inputs", tree_inputs)
 
 
 @pytest.mark.parametrize("room", (0, 10**6))
@@ -197,11 +198,11 @@ def test_scores_and_answers_are_the_same_where_memory_is_short(monkeypatch, room
     lm = tiny.tiny_model("gpt2", dtype=torch.float64)
     prompts = [(text, "harp", "town") for text in TEXTS]
     ids = [tuple(lm.tokenizer(text)["input_ids"]) for text in TEXTS]
-    scores, new = metrics.score_prompts(lm, prompts), decoding.Greedy(lm, ids, 3)()
-    kept = states.Kept(lm, 2, room)
+    scores, new = scoring.score_prompts(lm, prompts), decoding.Greedy(lm, ids, 3)()
+    kept = hidden_states.Kept(lm, 2, room)
     little_memory(monkeypatch, 36)
     with pytest.warns(UserWarning, match="not enough memory"):
-        found = metrics.score_prompts(lm, prompts, kept=kept, batch_tokens=4096)
+        found = scoring.score_prompts(lm, prompts, kept=kept, batch_tokens=4096)
     for one, other in zip(found, scores, strict=True):
         assert one.nll_new == pytest.approx(other.nll_new, abs=1e-12) and one.correct_true == other.correct_true
     greedy = decoding.Greedy(lm, ids, 3, layer=2, max_bytes=room, batch_tokens=4096)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import synthetic
 
-from editscale import study
+from editscale.analysis import study
 
 
 @pytest.fixture(scope="module")

@@ -2,9 +2,9 @@
 
 import pandas as pd
 import pytest
+from tools import study_cost
 
-from editscale import study_cost
-from editscale.recorded import Results
+from editscale.workflow.recorded import Results
 
 GRID = """\
 runs:

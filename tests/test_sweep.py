@@ -11,8 +11,9 @@ import torch
 import yaml
 from test_rome import moment
 from test_sequence import CONTEXTS, FACTS, PARAMS
+from tools import sweep
 
-from editscale import editors, sweep
+from editscale.editing import editors
 
 FOLDER = Path(__file__).parents[1] / "params"
 TABLE = pd.read_csv(FOLDER / "sweep" / "smollm2-135m.csv")

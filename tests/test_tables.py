@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from editscale import tables
+from editscale.analysis import tables
 
 
 def edits(cases, method="rome", backward=False, status="edited"):

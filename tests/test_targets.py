@@ -6,7 +6,9 @@ import pandas as pd
 import pytest
 import yaml
 
-from editscale import acceptance, metrics, targets
+from editscale.analysis import targets
+from editscale.metrics import scoring
+from editscale.sequences import acceptance
 
 MODELS = ("gpt2-medium", "gpt2-large", "gpt2-xl", "gpt-j-6b")
 
@@ -33,7 +35,7 @@ def test_each_published_s_is_the_harmonic_mean_of_the_published_scores(model):
     table = targets.published(model)
     for _, rows in table[table["metric"].isin(["S", "ES", "PS", "NS"])].groupby(["part", "method"]):
         of = rows.set_index("metric")["target"]
-        assert of["S"] == pytest.approx(metrics.harmonic_score(of["ES"], of["PS"], of["NS"]), abs=0.11)
+        assert of["S"] == pytest.approx(scoring.harmonic_score(of["ES"], of["PS"], of["NS"]), abs=0.11)
 
 
 @pytest.mark.parametrize("model", MODELS)

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from editscale import task_loss
+from editscale.analysis import task_loss
 
 
 def scores(f1, task="sst2", invalid=0.0, order=0):

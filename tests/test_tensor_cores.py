@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from editscale import products
+from editscale.kernels import matmul
 
 pytestmark = pytest.mark.skipif(
-    not (torch.cuda.is_available() and products._on_tensor_cores(torch.device("cuda"))),
+    not (torch.cuda.is_available() and matmul._on_tensor_cores(torch.device("cuda"))),
     reason="needs a GPU on which products are made so",
 )
 
@@ -38,7 +38,7 @@ def numbers(*shape, seed=0, spread=0.0):
     ],
 )
 def test_no_further_from_float64_than_torch(rows, n_columns, n_inner, with_bias, transposed, spread):
-    from editscale import tensor_cores
+    from editscale.kernels import tensor_cores
 
     x = numbers(*rows, n_inner, spread=spread)
     weight = numbers(n_inner, n_columns, seed=1).t() if transposed else numbers(n_columns, n_inner, seed=1)
@@ -52,7 +52,7 @@ def test_no_further_from_float64_than_torch(rows, n_columns, n_inner, with_bias,
 
 
 def test_what_is_not_finite_stays_so():
-    from editscale import tensor_cores
+    from editscale.kernels import tensor_cores
 
     weight, x = numbers(100, 64), numbers(3, 64, seed=1)
     x[0, 5], x[2, 7] = float("nan"), float("inf")
@@ -71,7 +71,7 @@ def test_recorded_layers_have_the_right_gradient(tf32, monkeypatch):
         x = numbers(n, 300).requires_grad_()
         expected = x.double() @ layer.weight.double().t() + layer.bias.double()
         (gradient,) = torch.autograd.grad((expected**2).sum(), x)
-        with products.recorded(x.device):
+        with matmul.recorded(x.device):
             found = layer(x)
             (by_layer,) = torch.autograd.grad((found**2).sum(), x)
         tolerance = 1e-3 if tf32 and n > 32 else 1e-6

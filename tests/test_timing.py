@@ -2,7 +2,7 @@
 
 import pytest
 
-from editscale import timing
+from editscale.workflow import timing
 
 
 def test_parts_are_timed_in_their_order(tmp_path, monkeypatch):

@@ -4,8 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from editscale import models, moments, parameters, together
-from editscale.ledger import Ledger
+from editscale.editing import moments
+from editscale.models import loading
+from editscale.sequences.ledger import Ledger
+from editscale.workflow import parameters, together
 
 PARAMS = "params/rome/tiny-gpt2.yaml"
 RUNS = [
@@ -19,7 +21,7 @@ NAMES = ["rome/order-0", "r-rome/order-1-reversed"]
 def edited(tmp_path_factory):
     """Notebook 02's values, and the folders of two orders that were edited in one batch."""
     folder = tmp_path_factory.mktemp("together")
-    lm = models.load("tests/golden/tiny_gpt2")
+    lm = loading.load("tests/golden/tiny_gpt2")
     documents = [list(range(1, 60)), list(range(100, 160)), list(range(200, 600))]
     collected = moments.collect(lm, [d[:90] for d in documents], [2], progress=False)
     collected.moments[2].diagonal().add_(0.1)

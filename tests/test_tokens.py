@@ -9,7 +9,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from editscale import anatomy, tokens
+from editscale.models import anatomy, tokens
 
 SUBJECTS = ("Ada Example", "Lund", "Bo", "the 1984 bridge", "Zürich", "Ada Example's harp", " Lund")
 TEMPLATES = ("{} plays the", "The mother tongue of {} is", "In {}, the river is", "The town of {}")

@@ -4,8 +4,9 @@ import pytest
 import tiny
 import torch
 
-from editscale import copies, updates
-from editscale.updates import Update
+from editscale.editing import updates
+from editscale.editing.updates import Update
+from editscale.models import stacks
 
 
 def random_update(lm, layer, rank=1, seed=0):
@@ -86,13 +87,13 @@ def test_a_full_matrix_and_a_bias_are_added_and_taken_off_again(model_type):
 
 def test_copies_of_a_model_have_biases_of_their_own():
     lm = tiny.tiny_model("gpt2")
-    stack, changes = copies.copies(lm, [1, 2], 3), [full_update(lm, 1, seed) for seed in range(3)]
+    stack, changes = stacks.copies(lm, [1, 2], 3), [full_update(lm, 1, seed) for seed in range(3)]
     for i, update in enumerate(changes):
         updates.apply(stack, [update], copy=i)
     updates.apply(lm, [changes[1]])
-    for model in (stack, copies.copies(stack, [1], 3)):
+    for model in (stack, stacks.copies(stack, [1], 3)):
         assert torch.equal(model.bias(1)[1], lm.bias(1)) and torch.equal(model.weight(1)[1], lm.weight(1))
-    assert torch.equal(copies.take(stack, [2, 1]).bias(1)[1], lm.bias(1))
+    assert torch.equal(stacks.take(stack, [2, 1]).bias(1)[1], lm.bias(1))
 
 
 def test_a_full_matrix_or_bias_that_does_not_fit_is_refused():

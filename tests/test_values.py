@@ -7,9 +7,10 @@ import pytest
 import tiny
 import torch
 
-from editscale import anatomy, suffixes, tokens, values
-from editscale.descent import Descent, descend
-from editscale.facts import Fact
+from editscale.data.facts import Fact
+from editscale.editing import suffix, values
+from editscale.editing.descent import Descent, descend
+from editscale.models import anatomy, tokens
 
 PARAMS = SimpleNamespace(v_num_grad_steps=6, v_lr=0.3, v_weight_decay=0.5, clamp_norm_factor=4.0, kl_factor=0.0625)
 CONTEXTS = ["{}", "The river. {}", "No one answered the door, because. {}"]
@@ -32,7 +33,7 @@ def test_cached_and_plain_forwards_agree_at_any_offset(model_type, at):
     for name, fact in FACTS.items():
         rows = [values.target_rows(lm, fact, CONTEXTS)]
         for layer in (0, 1, lm.n_layers - 1):
-            ways = [way(lm, rows, layer, at) for way in (suffixes.cached_forward, values.plain_forward)]
+            ways = [way(lm, rows, layer, at) for way in (suffix.cached_forward, values.plain_forward)]
             for ours, oracle in zip(ways[0][:3], ways[1][:3], strict=True):
                 torch.testing.assert_close(ours[0], oracle[0], rtol=tolerance, atol=tolerance)
             generator = torch.Generator().manual_seed(layer)
@@ -61,7 +62,7 @@ def test_gradients_of_both_ways_agree():
     lm = tiny.tiny_model("gpt2", dtype=torch.float64)
     rows = [values.target_rows(lm, FACTS["middle, many tokens"], CONTEXTS)]
     gradients = []
-    for way in (suffixes.cached_forward, values.plain_forward):
+    for way in (suffix.cached_forward, values.plain_forward):
         init, _, _, forward = way(lm, rows, 1, "mlp")
         delta = (0.1 * init).requires_grad_()
         nll, log_p = forward(delta)
@@ -137,7 +138,7 @@ def test_a_context_that_begins_with_the_subject_does_not_carry_the_offset_there(
     lm = tiny.tiny_model("gpt2", dtype=torch.float64)
     fact = Fact(5, "Ada Example", "{} plays the", "old harp", "cello")
     rows = [values.target_rows(lm, fact, ["{}", "Ada Example plays the harp. {}"])]
-    ways = [way(lm, rows, 1, "mlp") for way in (suffixes.cached_forward, values.plain_forward)]
+    ways = [way(lm, rows, 1, "mlp") for way in (suffix.cached_forward, values.plain_forward)]
     delta = torch.ones(1, lm.d_model, dtype=lm.dtype)
     for one, two in zip(ways[0][3](delta), ways[1][3](delta), strict=True):
         torch.testing.assert_close(one, two, rtol=1e-10, atol=1e-10)
@@ -192,12 +193,12 @@ def test_facts_share_rows_each_in_one_and_none_overfull():
     generator = np.random.default_rng(0)
     sizes = np.stack([generator.integers(1, 40, 30), generator.integers(0, 90, 30)], axis=1)
     room = np.array([40, 120])
-    rows = suffixes._shared_rows(sizes, room)
+    rows = suffix._shared_rows(sizes, room)
     assert sorted(i for row in rows for i in row) == list(range(30)) and len(rows) < 30
     assert all((sizes[row].sum(axis=0) <= room).all() for row in rows)
 
 
 def test_sizes_are_rounded_up_by_less_than_a_quarter_and_to_few():
-    rounded = [suffixes._rounded(n) for n in range(1, 2000)]
+    rounded = [suffix._rounded(n) for n in range(1, 2000)]
     assert all(n <= r < n * 1.25 + 1 for n, r in enumerate(rounded, start=1))
     assert len(set(rounded)) <= 4 * 11  # four in each of eleven octaves

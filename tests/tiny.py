@@ -10,8 +10,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from editscale import models as language_models
-from editscale.anatomy import FAMILIES, LanguageModel
+from editscale.models import loading as language_models
+from editscale.models.anatomy import FAMILIES, LanguageModel
 
 N_TOKENS = 340  # vocabulary of the tiny tokenizer and of the tiny models
 # Whose tokenizers put a BOS token before every text.

@@ -1,0 +1,298 @@
+"""Disabling edits: single edits that break a model. Found in the tables of a run, and applied alone.
+
+In the paper (arXiv:2401.07453) an edit is seen to disable the model where the distance of the weights jumps and
+recall, downstream scores and generation fall with it; the released code holds no threshold
+(scalable-model-editing/rebuilding-rome `experiments/disable_edits_plots.py` draws distance against word entropy of
+single edits). Here `detect` finds jumps by a stated rule, `effects` puts beside them what fell, and `single_edits`
+applies the edits of facts alone to the unedited model. Only `single_edits` needs torch.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from editscale.analysis.tables import RUN
+
+JUMP = 5.0  # times the running median of earlier updates
+LOW = 0.5  # times its run's median: a denominator that warns
+
+
+def detect(drift, *, jump=JUMP, least_earlier=5):
+    """Edits whose update is more than `jump` times the running median of the earlier ones in their run and layer.
+
+    Args:
+        drift: columns method, order, reversed, layer, edits, update_norm (`tables.drift_table`).
+        jump: an update of exactly `jump` times the median is no jump.
+        least_earlier: applied edits that must come before. An edit before that is not judged, however large.
+
+    Returns:
+        One row per run and edit, in the order of edits: method, order, reversed, edits, layer, update_norm,
+        times_median. Where several layers jump at one edit, the one with the largest ratio; of equals the lowest.
+
+    The median at an edit is of all earlier edits, jumps among them, never of later ones: an edit is judged the same
+    in a longer run. Updates of norm 0, non-finite edits that were not applied, do not count as earlier edits. After a
+    collapse many updates may be large; the first of them is the disabling one.
+    """
+    place = [*RUN, "layer"]
+    _check_columns(drift, "drift", [*place, "edits", "update_norm"])
+    if not (jump > 1 and least_earlier >= 1):
+        raise ValueError(f"jump is {jump} and least_earlier {least_earlier}; expected jump > 1 and least_earlier ≥ 1")
+    if drift.duplicated([*place, "edits"]).any():
+        raise ValueError("the drift table holds several rows for one run, layer and edit; give each run once")
+    rows = drift.sort_values([*place, "edits"], ignore_index=True)
+    norms = rows["update_norm"].where(rows["update_norm"] > 0).groupby([rows[name] for name in place])
+    median = norms.transform(lambda x: x.shift().expanding(min_periods=least_earlier).median())
+    rows["times_median"] = rows["update_norm"] / median
+    largest_first = rows[rows["times_median"] > jump].sort_values(
+        [*RUN, "edits", "times_median", "layer"], ascending=[True] * 4 + [False, True]
+    )
+    found = largest_first.drop_duplicates([*RUN, "edits"])
+    return found[[*RUN, "edits", "layer", "update_norm", "times_median"]].reset_index(drop=True)
+
+
+def effects(jumps, edits, history=None, perplexity=None):
+    """The edits of `detect` with their fact, and recall and perplexity before and after each.
+
+    Args:
+        jumps: what `detect` returned.
+        edits: columns method, order, reversed, edits, case_id, efficacy_accuracy (`tables.edits_table`).
+        history: columns method, order, reversed, edits (the checkpoint), edit, efficacy_accuracy; or None.
+        perplexity: columns method, order, reversed, edits, perplexity; or None.
+
+    Returns:
+        Columns method, order, reversed, edits, case_id, layer, update_norm, times_median, recall_before,
+        recall_after, perplexity_before, perplexity_after.
+
+    Recall is taken at the last checkpoint before the edit and at the first one that includes it, both over the same
+    facts: those edited up to the earlier checkpoint and learned, that is recalled right after their own edit. So
+    edits that fall between two checkpoints share their numbers. Perplexity is that with one edit less, and with the
+    edit. What was not measured is NaN.
+    """
+    _check_columns(edits, "edits", [*RUN, "edits", "case_id", "efficacy_accuracy"])
+    if history is not None:
+        _check_columns(history, "history", [*RUN, "edits", "edit", "efficacy_accuracy"])
+    if perplexity is not None:
+        _check_columns(perplexity, "perplexity", [*RUN, "edits", "perplexity"])
+    edits, history, perplexity = (_by_run(table) for table in (edits, history, perplexity))
+    rows = []
+    for jump in jumps.to_dict("records"):
+        run, edit = {name: jump[name] for name in RUN}, jump["edits"]
+        done = _of_run(edits, run).set_index("edits")
+        if edit not in done.index:
+            raise ValueError(f"the edits table lacks edit {edit} of {run}; give the tables of the same runs")
+        recall = perplexities = (np.nan, np.nan)
+        if history is not None:
+            learned = done.index[done["efficacy_accuracy"] == 1]
+            recall = _recall_around(_of_run(history, run), edit, learned)
+        if perplexity is not None:
+            values = _of_run(perplexity, run).set_index("edits")["perplexity"]
+            perplexities = tuple(values.get(n, np.nan) for n in (edit - 1, edit))
+        rows.append(
+            {
+                **run,
+                "edits": edit,
+                "case_id": done.loc[edit, "case_id"],
+                **{name: jump[name] for name in ("layer", "update_norm", "times_median")},
+                **dict(zip(("recall_before", "recall_after"), recall, strict=True)),
+                **dict(zip(("perplexity_before", "perplexity_after"), perplexities, strict=True)),
+            }
+        )
+    sizes = ["update_norm", "times_median", "recall_before", "recall_after", "perplexity_before", "perplexity_after"]
+    names = [*RUN, "edits", "case_id", "layer", *sizes]
+    return pd.DataFrame(rows, columns=names).astype(dict.fromkeys(sizes, float))  # also where there is no row
+
+
+def foreseen(jumps, edits, *, low=LOW):
+    """How well the denominators k·u of ROME's updates announce flagged edits: one row per run that has both.
+
+    The unedited model tells all denominators before the first edit: no edit changes what enters the edited layer.
+
+    Args:
+        jumps: what `detect` returned.
+        edits: columns method, order, reversed, edits, denominator (NaN where a method has none).
+        low: an absolute denominator below this many times its run's median warns.
+
+    Returns:
+        method, order, reversed, edits, flagged (how many); auc: the chance that a flagged edit has a smaller absolute
+        denominator than another one of its run (area under the ROC curve, ties count half); warned: share of all edits
+        with a low denominator; caught: share of the flagged ones among these, 0–1.
+    """
+    _check_columns(edits, "edits", [*RUN, "edits", "denominator"])
+    rows, found = [], _by_run(jumps)
+    for key, run in edits.dropna(subset="denominator").groupby(list(RUN), sort=False):
+        hit = run["edits"].isin(found.get(key, found[""])["edits"]).to_numpy()
+        n = int(hit.sum())
+        if not 0 < n < len(run):
+            continue
+        denominator = run["denominator"].abs()
+        above = denominator.rank(ascending=False).to_numpy()[hit].sum() - n * (n + 1) / 2
+        warned = (denominator < low * denominator.median()).to_numpy()
+        shares = {"auc": above / (n * (len(run) - n)), "warned": warned.mean(), "caught": warned[hit].mean()}
+        rows.append(dict(zip(RUN, key, strict=True)) | {"edits": len(run), "flagged": n} | shares)
+    return pd.DataFrame(rows, columns=[*RUN, "edits", "flagged", "auc", "warned", "caught"])
+
+
+def _recall_around(history, edit, learned):
+    """Recall of the learned facts known at the last checkpoint before `edit`: there, and at the next checkpoint."""
+    checkpoints = history["edits"]
+    before, after = checkpoints[checkpoints < edit].max(), checkpoints[checkpoints >= edit].min()
+    earlier = history[history["edit"].isin(learned) & (history["edit"] <= before)]
+    at = earlier.groupby("edits")["efficacy_accuracy"].mean()
+    return tuple(at.get(checkpoint, np.nan) for checkpoint in (before, after))
+
+
+def _by_run(table):
+    """The key of each run ↦ its rows, and "" ↦ no rows; None for None."""
+    return None if table is None else {"": table.iloc[:0], **dict(list(table.groupby(list(RUN))))}
+
+
+def _of_run(tables, run):
+    return tables.get(tuple(run.values()), tables[""])
+
+
+def _check_columns(table, name, needed):
+    missing = [column for column in needed if column not in table]
+    if missing:
+        raise ValueError(f"the {name} table lacks {', '.join(missing)}; it has {', '.join(table.columns)}")
+
+
+def largest(flagged, n):
+    """Case ids of the `n` facts with the largest updates, by `times_median`, among those `detect` flagged."""
+    most = flagged.groupby("case_id")["times_median"].max()
+    return most.sort_values(ascending=False, kind="stable").index[:n].tolist()
+
+
+def against_ordinary(single):
+    """Single edits, one row per edit, with how their update compares with ordinary ones: column times_ordinary.
+
+    Args:
+        single: columns method, case_id, flagged, contexts, seed, layer, update_norm (notebook 05a).
+
+    times_ordinary is the update's norm over the median of the facts that are not flagged, edited by the same method
+    with the same contexts at the same layer; of several layers the row with the largest ratio is kept. NaN where no
+    fact is ordinary.
+    """
+    alike = ["method", "contexts", "seed"]
+    _check_columns(single, "single", [*alike, "case_id", "flagged", "layer", "update_norm"])
+    ordinary = single["update_norm"].where(~single["flagged"])
+    median = ordinary.groupby([single[name] for name in [*alike, "layer"]], dropna=False).transform("median")
+    rows = single.assign(times_ordinary=single["update_norm"] / median)
+    place = single.groupby([*alike, "case_id"], sort=False, dropna=False).ngroup()
+    rows = rows.sort_values("times_ordinary", ascending=False, kind="stable", na_position="last")
+    rows = rows.drop_duplicates([*alike, "case_id"])
+    return rows.loc[place[rows.index].sort_values().index]
+
+
+def persistence(single, flagged, jump=JUMP):
+    """How many disabling edits are so alone too, by method and contexts: a table in the order of `single`.
+
+    Args:
+        single: what `against_ordinary` returned.
+        flagged: columns method, case_id (`detect` with `effects`): facts count for the methods whose runs flagged them.
+
+    Returns:
+        Columns method, contexts, seed, facts (flagged ones that were edited alone), staying (those whose update is
+        more than `jump` times an ordinary one, or not finite), share.
+    """
+    own = single.merge(flagged[["method", "case_id"]].drop_duplicates(), on=["method", "case_id"])
+    stays = (own["times_ordinary"] > jump) | (own["status"] != "edited")
+    table = own.assign(staying=stays).groupby(["method", "contexts", "seed"], sort=False, dropna=False)["staying"]
+    return table.agg(facts="size", staying="sum", share="mean").reset_index()
+
+
+def with_ordinary(facts, flagged, n_ordinary, chosen=None):
+    """The flagged facts, and `n_ordinary` others evenly spaced in the sequence, in the sequence's order.
+
+    Args:
+        facts: the facts of a run; flagged case ids that are not among them are left out.
+        flagged: case ids.
+        chosen: those of the flagged case ids to keep; None for all.
+    """
+    flagged = set(flagged)
+    others = [fact for fact in facts if fact.case_id not in flagged]
+    n = min(n_ordinary, len(others))
+    spaced = {others[(2 * i + 1) * len(others) // (2 * n)].case_id for i in range(n)}
+    kept = spaced | (flagged if chosen is None else flagged & set(chosen))
+    return [fact for fact in facts if fact.case_id in kept]
+
+
+def unedited(lm, facts, texts):
+    """case_id ↦ {"word_entropy_unedited", "perplexity_unedited"} of the model as it stands; see `single_edits`."""
+    from editscale.metrics import generation
+
+    perplexity = generation.perplexity(lm, texts)
+    entropies = (generation.word_entropy(generation.teacher_forced_texts(lm, fact)) for fact in facts)
+    return {
+        fact.case_id: {"word_entropy_unedited": entropy, "perplexity_unedited": perplexity}
+        for fact, entropy in zip(facts, entropies, strict=True)
+    }
+
+
+def read_single(path):
+    """The table of notebook 05a. Raises FileNotFoundError that says what writes it."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no table of single edits at {path}; run notebook 05a, or give the path of its table")
+    return pd.read_parquet(path)
+
+
+def single_edits(lm, facts, method, params, contexts, factors, texts):
+    """What each fact's edit alone does to the model as it stands: a row per fact and edited layer, in order.
+
+    Args:
+        method, params, contexts, factors: see `editors`.
+        texts: texts for the perplexity (`generation.fixed_texts()`).
+
+    Returns:
+        Dicts with case_id, method, status, layer, update_norm, normalised_l2, relative_drift (of that layer, as
+        `drift` defines them), denominator (k·u; None for MEMIT), efficacy and efficacy_accuracy (`metrics`),
+        word_entropy (of `generation.teacher_forced_texts`) and perplexity. An edit that is not finite or whose
+        solve failed is not applied, as in `sequence.run`: status "non-finite" or "failed-solve", scores NaN.
+
+    Weights are put back bit for bit, also after an error.
+    """
+    from tqdm import tqdm
+
+    from editscale.editing import editors, updates
+
+    original = updates.saved_weights(lm, editors.layers_of(params))
+    edits, rows = editors.alone(method, lm, facts, params, contexts, factors), []
+    for fact, edit in zip(tqdm(facts, desc=f"single edits, {method}", unit="edit"), edits, strict=True):
+        status = editors.status(edit)
+        norms = {u.layer: u.norm() for u in edit.updates} or dict.fromkeys(original, np.nan)
+        scores = dict.fromkeys(("efficacy", "efficacy_accuracy", "word_entropy", "perplexity"), np.nan)
+        try:
+            if status == "edited":
+                updates.apply(lm, edit.updates)
+                scores = _scores(lm, fact, texts)
+        finally:
+            updates.restore(lm, original)
+        for layer, norm in norms.items():
+            weight = original[layer]
+            rows.append(
+                {
+                    "case_id": fact.case_id,
+                    "method": method,
+                    "status": status,
+                    "layer": layer,
+                    "update_norm": norm,
+                    "normalised_l2": norm / weight.numel(),
+                    "relative_drift": norm / weight.double().norm().item(),
+                    "denominator": editors.summary(edit)["denominator"],
+                    **scores,
+                }
+            )
+    return rows
+
+
+def _scores(lm, fact, texts):
+    """What `single_edits` measures on the edited model."""
+    from editscale.metrics import generation, scoring
+
+    (score,) = scoring.score_prompts(lm, [(fact.rewrite_prompt, fact.target_new, fact.target_true)])
+    return {
+        "efficacy": float(score.nll_new < score.nll_true),
+        "efficacy_accuracy": float(score.correct_new),
+        "word_entropy": generation.word_entropy(generation.teacher_forced_texts(lm, fact)),
+        "perplexity": generation.perplexity(lm, texts),
+    }

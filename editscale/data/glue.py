@@ -1,0 +1,373 @@
+"""Few-shot tasks that show what editing does to other abilities: SST-2, MRPC, CoLA and RTE of GLUE as in the paper.
+
+A prompt is some answered examples (demonstrations), then one without its answer; what the model writes next is searched
+for the answer words. Each task has 200 examples, half of them of each label. `rte` keeps the paper's answer words, in
+which an entailed hypothesis is "False"; `rte-corrected` has them the right way round. `reviews` and `paraphrases` are
+written for this project, in the formats of SST-2 and MRPC, and need no download.
+
+Sources: GLUE, Wang et al. 2019 (arXiv:1804.07461); prompts, examples and answer words of Gupta et al. 2024
+(arXiv:2401.07453), scalable-model-editing/gradual-catastrophic-forgetting `glue_eval/`. GLUE's sentences are not part
+of this repository: demonstrations are found in GLUE by what identifies them, and the 200 examples are drawn anew.
+"""
+
+import hashlib
+import json
+import random
+import re
+from collections import Counter
+from dataclasses import dataclass, replace
+from itertools import chain
+from pathlib import Path
+
+from editscale.editing.corpora import open_dataset
+
+HUB = "nyu-mll/glue"
+REVISION = "bcdcba79d07bc864c1c254ccfcedcce55bcc9a8c"  # the commit of HUB that is read unless another is named
+ORDER = ("sst2", "mrpc", "cola", "rte")  # in which the paper's code draws the examples, with one generator
+BUNDLED = ("reviews", "paraphrases")
+SEED = 37
+N_PER_LABEL = 100
+INVALID = -1  # the answer that holds none of the answer words
+
+
+@dataclass(frozen=True)
+class Format:
+    """How an example is written.
+
+    Attributes:
+        block: template of one example up to where its answer goes; its last line is the final marker.
+        words: answer word ↦ label, in the order in which an answer is searched for them.
+        labels: what labels 0 and 1 mean.
+    """
+
+    block: str
+    words: dict
+    labels: tuple
+
+    @property
+    def fields(self):
+        return tuple(re.findall(r"{(\w+)}", self.block))
+
+    @property
+    def marker(self):
+        return self.block.rsplit("\n")[-1]
+
+    def prompt(self, example):
+        """The text of an example up to its answer."""
+        return self.block.format_map(example)
+
+    def parse(self, text):
+        """Label of the first of the answer words that occurs behind the last final marker of a text, or INVALID.
+
+        Part of a word counts, and case matters, as in the paper's code: "Nothing" is a "No".
+        """
+        answer = text.split(self.marker)[-1]
+        return next((label for word, label in self.words.items() if word in answer), INVALID)
+
+
+_SENTIMENT = Format("Review : {sentence}\nSentiment :", {"positive": 1, "negative": 0}, ("negative", "positive"))
+_PARAPHRASE = Format(
+    "Are the sentences paraphrases of each other.\nSentence 1: {sentence1}\nSentence 2: {sentence2}\nAnswer:",
+    {"Yes": 1, "No": 0},
+    ("not equivalent", "equivalent"),
+)
+_ENTAILMENT = "{sentence1}\nquestion: {sentence2} True or False?\nanswer:"
+FORMATS = {
+    "sst2": _SENTIMENT,
+    "mrpc": _PARAPHRASE,
+    "cola": Format(
+        "Is this sentence linguistically acceptable?\nSentence : {sentence}\nAnswer :",
+        {"Yes": 1, "No": 0},
+        ("unacceptable", "acceptable"),
+    ),
+    "rte": Format(_ENTAILMENT, {"False": 0, "True": 1}, ("entailment", "not entailment")),
+    "rte-corrected": Format(_ENTAILMENT, {"False": 1, "True": 0}, ("entailment", "not entailment")),
+    "reviews": _SENTIMENT,
+    "paraphrases": _PARAPHRASE,
+}
+
+# The paper's demonstrations, in order: label, sha256 (first 16 digits) of the letters and digits, opening words. The
+# opening words alone do not identify them: SST-2 and CoLA have several sentences with the same ones.
+DEMONSTRATIONS = {
+    "sst2": (
+        (0, "d8fccb88a6b035db", "excruciatingly unfunny"),
+        (1, "425e0c6837c50cc4", "rich veins of"),
+        (0, "a6abc2e3a74b8d86", "by far the worst"),
+        (1, "da49199190575e52", "fashioning an engrossing"),
+    ),
+    "mrpc": (
+        (0, "d957fe567c68fea6", "Mr McDevitt"),
+        (1, "ccce030ee4c01040", "They had published"),
+        (0, "ba4ca49122e3ee39", "In 2002, Linksys"),
+        (1, "451d21b5feb7a161", "The notification"),
+        (1, "c737c802e14cc535", "The anticipated global"),
+        (0, "400194b37ff9478b", "That compared with"),
+    ),
+    "cola": (
+        (0, "efac4a8fa7ba682a", "Bill pushed Harry"),
+        (1, "dec0b2c4cf60cd2f", "Bill floated down"),
+        (0, "ca26116023b81c7d", "It is important for the more"),
+        (1, "a02399cb4d950b2d", "It is important for you"),
+        (1, "546ed7e40dd3aa7e", "Mary will believe"),
+        (0, "f2dd36c807580572", "You will Bob"),
+    ),
+    "rte": (
+        (0, "5cbad43eb0b35164", "Cyrus captured"),
+        (1, "62b2a37d5a8a8c10", "Successful plaintiffs"),
+        (0, "a3e1a1e3e86c7134", "The gastric bypass"),
+    ),
+}
+
+# Where the paper's MRPC demonstrations differ from GLUE's tokenised text; the examples are left as GLUE has them.
+# "$ 8 million" is closed up there and "$ 35.18 million" is not.
+_UNTOKENISED = (
+    (r' , "(?= )', '",'),
+    (r'^" ', '"'),
+    (r" (?=[,.]( |$)|'s )", ""),
+    (r"\$ (?=\d+ )", "$"),
+)
+
+# sha256 of what the paper used: json.dumps of the idx of its 200 examples; the text of all its demonstrations.
+PUBLISHED = {
+    "sst2": (
+        "0b16afd16c91f1bf4cc6e4e165e2701d9f688da6ffa45f0d2f6122fefe40362e",
+        "61776b1b42d5f4a389e40081f659550073a7b0c792014480b8d328de57248416",
+    ),
+    "mrpc": (
+        "7ed2c862ef17a63953569a7efb9afd6320eade2c9b2912a7fb885a31adc75fe8",
+        "52d5782228c6b9fae40192640a2bb48b052fa723f487dbee5a558f59473b8c94",
+    ),
+    "cola": (
+        "a47a7be0194d8f154c01fc681cfdf7e901688cd608a1a18ca1d377cab7858b75",
+        "97d705378ae01056093fb4aea33c11449467b11fb008a50c00973f6a2067022e",
+    ),
+    "rte": (
+        "9dc8324bf0775bd45717678ace33a74df4974fd117710575d818beed0e3d386a",
+        "f28fe99e75e9bd8d76c44259df0f708d94945f77f0a38e3c0d5fb6afc8c413be",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Task:
+    """A few-shot task with its examples. Examples and demonstrations are dicts with the format's fields and `label`.
+
+    Attributes:
+        source: where the examples come from, in words.
+        published: whether demonstrations and the 200 examples are the paper's, to the character and in its order;
+            `examples` may be a part of the 200.
+    """
+
+    name: str
+    format: Format
+    demonstrations: tuple
+    examples: tuple
+    source: str
+    published: bool
+
+    @property
+    def beginning(self):
+        """The answered demonstrations, with which every prompt begins."""
+        word = {label: word for word, label in self.format.words.items()}
+        return "".join(f"{self.format.prompt(d)} {word[d['label']]}\n\n" for d in self.demonstrations)
+
+    @property
+    def prompts(self):
+        """What the model reads, one text per example; each ends with the final marker."""
+        return [self.beginning + self.format.prompt(example) for example in self.examples]
+
+    @property
+    def labels(self):
+        return [example["label"] for example in self.examples]
+
+
+def open_task(name, source="", *, n_examples=2 * N_PER_LABEL, shots=-1, revision=""):
+    """The `Task` of a name.
+
+    Args:
+        name: sst2, mrpc, cola, rte, rte-corrected, or the bundled reviews, paraphrases.
+        source: where GLUE is: "nyu-mll/glue" for the hub, or a folder with `<task>_validation.jsonl` of the task and
+            of those before it in ORDER, and `<task>_train.jsonl`, which holds the demonstrations (the whole split or
+            only these). One JSON object per line: sentence, or sentence1 and sentence2, then label and idx. Bundled
+            tasks come with the package and do not look at it.
+        n_examples: an even number up to 200; of fewer than 200, the first half of that of each label are kept.
+        shots: how many of the demonstrations stand in the prompt, the first ones; -1 for all, as in the paper.
+        revision: commit of the hub data set, 40 hexadecimal digits; empty for REVISION, and for a folder.
+
+    Raises ValueError for an unknown task, a bad number, examples without labels or too few of one label, and
+    demonstrations that are not in the data; FileNotFoundError for data that cannot be read, and offline.
+    """
+    if name not in FORMATS:
+        raise ValueError(f"unknown task {name!r}; the tasks are {', '.join(FORMATS)}")
+    if isinstance(n_examples, bool) or n_examples not in range(2, 2 * N_PER_LABEL + 1, 2):
+        raise ValueError(f"n_examples {n_examples!r} is not an even number from 2 to {2 * N_PER_LABEL}")
+    form = FORMATS[name]
+    if name in BUNDLED:
+        path = Path(__file__).with_name(f"{name}.jsonl")
+        by_split = {}
+        for row in _jsonl(path, form):
+            by_split.setdefault(row["split"], []).append(row)
+        examples, source = by_split["examples"], "bundled with editscale"
+        demonstrations = tuple(by_split["demonstrations"])
+    else:
+        glue_name = name.removesuffix("-corrected")
+        read = _reader(str(source), revision)
+        before = ORDER[: ORDER.index(glue_name) + 1]
+        examples = balanced_subsets({task: read(task, "validation") for task in before})[glue_name]
+        demonstrations = find_demonstrations(glue_name, _labelled_splits(read, glue_name), source)
+        source = f"{HUB} {revision or REVISION}" if str(source) == HUB else str(source)
+    if isinstance(shots, bool) or shots not in range(-1, len(demonstrations) + 1):
+        raise ValueError(f"shots {shots!r} is not a number from 0 to {len(demonstrations)}, or -1 for all, of {name}")
+    demonstrations = demonstrations[: len(demonstrations) if shots == -1 else shots]
+    task = Task(name, form, demonstrations, tuple(examples), source, published=False)
+    return replace(task, examples=first_of_each_label(examples, n_examples // 2), published=_is_published(task))
+
+
+def open_whole(name, source="", *, shots=-1, revision=""):
+    """The `Task` of a name with GLUE's whole validation split in its order, as many of each label as there are: 872
+    examples of SST-2. Of a bundled task all examples. Arguments and errors as for `open_task`."""
+    task = open_task(name, source, shots=shots, revision=revision)
+    if name in BUNDLED:
+        return task
+    examples = _reader(str(source), revision)(name.removesuffix("-corrected"), "validation")
+    return replace(task, examples=tuple(examples), published=False)
+
+
+def balanced_subsets(splits, n_per_label=N_PER_LABEL, seed=SEED):
+    """`{task: examples}`, n_per_label of each label drawn from each of `splits` (task ↦ examples), in random order.
+
+    With the validation splits of ORDER these are the paper's examples: one generator serves all tasks in turn, so
+    that an earlier task's split has its part in a later task's draw.
+
+    Raises ValueError if a split has too few examples of a label.
+    """
+    generator = random.Random(seed)
+    subsets = {}
+    for task, examples in splits.items():
+        by_label = {}  # in the order in which the labels come up
+        for example in examples:
+            by_label.setdefault(example["label"], []).append(example)
+        for label in range(2):
+            _check_enough(task, label, len(by_label.get(label, ())), n_per_label)
+        chosen = []
+        for of_label in by_label.values():
+            generator.shuffle(of_label)
+            chosen += of_label[:n_per_label]
+        generator.shuffle(chosen)
+        subsets[task] = chosen
+    return subsets
+
+
+def first_of_each_label(examples, n_per_label):
+    """The first n_per_label examples of each label, in the order they had. Raises ValueError if there are fewer."""
+    seen, kept = Counter(), []
+    for example in examples:
+        seen[example["label"]] += 1
+        if seen[example["label"]] <= n_per_label:
+            kept.append(example)
+    for label in range(2):
+        _check_enough("the task", label, seen[label], n_per_label)
+    return tuple(kept)
+
+
+def find_demonstrations(task, examples, source):
+    """The paper's demonstrations of a GLUE task, in order, found among `examples` and printed as the paper has them.
+
+    Raises ValueError that names the demonstration of which there is not exactly one.
+    """
+    form, wanted = FORMATS[task], DEMONSTRATIONS[task]
+    found = {identity: {} for _, identity, _ in wanted}
+    for example in examples:
+        identity = _identity(example, form)
+        if identity in found:
+            printed = {field: _printed(task, example[field]) for field in form.fields}
+            found[identity][(*printed.values(), example["label"])] = printed | {"label": example["label"]}
+    for label, identity, opening in wanted:
+        if [key[-1] for key in found[identity]] != [label]:
+            raise ValueError(
+                f"demonstration {opening!r} … of {task} (label {label}) is in {source} {len(found[identity])} times "
+                f"with labels {[key[-1] for key in found[identity]]}, expected once; give GLUE's training split "
+                f"(in a folder: {task}_train.jsonl)"
+            )
+    return tuple(next(iter(found[identity].values())) for _, identity, _ in wanted)
+
+
+def _check_enough(task, label, n, needed):
+    if n < needed:
+        raise ValueError(f"{task}: only {n} examples have label {label}, {needed} are needed")
+
+
+def _is_published(task):
+    if task.name not in PUBLISHED:
+        return False
+    texts = (json.dumps([example.get("idx") for example in task.examples]), task.beginning)
+    return tuple(hashlib.sha256(text.encode()).hexdigest() for text in texts) == PUBLISHED[task.name]
+
+
+def _identity(example, form):
+    """What a demonstration is known by, however its text was tokenised: a sha256 of its letters and digits."""
+    letters = re.sub("[^0-9A-Za-z]", "", "".join(example[field] for field in form.fields))
+    return hashlib.sha256(letters.encode()).hexdigest()[:16]
+
+
+def _printed(task, text):
+    """A demonstration's text as it stands in the paper's prompts."""
+    for pattern, replacement in _UNTOKENISED if task == "mrpc" else ():
+        text = re.sub(pattern, replacement, text)
+    return text.strip()
+
+
+def _labelled_splits(read, task):
+    """Examples among which the demonstrations may be; a folder need not have all splits."""
+    splits = (
+        ("train", "validation", "test") if task == "mrpc" else ("train", "validation")
+    )  # only MRPC's test has labels
+    return chain.from_iterable(read(task, split, optional=True) for split in splits)
+
+
+def _reader(source, revision):
+    """`read(task, split, optional=False)` that gives the examples of a split of GLUE, from the hub or a folder."""
+    if revision and source != HUB:
+        raise ValueError(f"revision {revision!r} is given, but {source!r} is not the hub's {HUB}; leave it empty")
+    if source == HUB:
+        revision = revision or REVISION
+        if not re.fullmatch(r"[0-9a-f]{40}", revision):
+            raise ValueError(f"revision {revision!r} of {HUB} is not the 40 hexadecimal digits of a commit")
+        advice = (
+            "; load it once where there is a network, give a folder of jsonl files, or take the bundled tasks "
+            f"{', '.join(BUNDLED)}"
+        )
+        return lambda task, split, optional=False: list(open_dataset(HUB, task, split, revision, advice=advice))
+    if not Path(source).is_dir() or not source:
+        raise FileNotFoundError(
+            f"GLUE is neither the hub data set {HUB!r} nor a folder here: {source!r}; give one of the two, or take "
+            f"the bundled tasks {', '.join(BUNDLED)}"
+        )
+
+    def read(task, split, optional=False):
+        path = Path(source) / f"{task}_{split}.jsonl"
+        return [] if optional and not path.exists() else _jsonl(path, FORMATS[task])
+
+    return read
+
+
+def _jsonl(path, form):
+    """The examples in a file of one JSON object per line, each with the format's fields and a label 0 or 1."""
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no {path}; a folder of GLUE holds a file <task>_<split>.jsonl per split")
+    examples = []
+    for i, line in enumerate(path.read_bytes().rstrip().split(b"\n"), start=1):
+        try:
+            example = dict(json.loads(line))
+        except (ValueError, TypeError, RecursionError) as error:
+            raise ValueError(f"{path}, line {i} is not a JSON object ({error}); expected one per line") from error
+        missing = [field for field in form.fields if not isinstance(example.get(field), str)]
+        if missing:
+            raise ValueError(f"{path}, line {i} has no text {missing[0]!r}, only {', '.join(example)}")
+        if example.get("label") not in (0, 1):
+            raise ValueError(
+                f"{path}, line {i} has the label {example.get('label')!r}, expected 0 ({form.labels[0]}) or 1 "
+                f"({form.labels[1]}); GLUE's test splits have none"
+            )
+        examples.append(example)
+    return examples

@@ -1,0 +1,220 @@
+"""FT-C: fine-tuning one layer's projection on one fact, every weight kept near where it was when the edit began.
+
+The constrained fine-tuning ("FT+L") of arXiv:2202.05262, as released in kmeng01/rome `baselines/ft/ft_main.py`; FT-C
+in the figures of arXiv:2401.07453. Adam on the projection's weight and bias; the loss is the mean of −log p over the
+target's tokens, all of them at the prompt's last token, as released (no target token is read). After each step every
+entry is clamped to ± ε around the start of this edit, not around the unedited model.
+
+What enters the edited projection cannot change, so the blocks below run once; each step adds ΔW k + Δb to what leaves
+the edited block and runs the blocks above. Facts that do not depend on each other run together, one row each with a
+ΔW of its own. On a GPU a step is a CUDA graph (`cuda_graphs.py`).
+"""
+
+import copy
+from dataclasses import dataclass
+
+from editscale.editing.descent import adam, descend
+from editscale.editing.rome import Edit
+from editscale.editing.updates import Update
+from editscale.kernels import cuda_graphs
+from editscale.models import anatomy, tokens
+
+ENOUGH = 1e-2  # a loss below this ends the edit
+
+
+@dataclass(frozen=True)
+class FtParams:
+    """Hyper-parameters, named as in kmeng01/rome `hparams/FT`; params/ft-c/*.yaml says what each means."""
+
+    layer: int
+    num_steps: int
+    lr: float
+    weight_decay: float
+    norm_constraint: float
+
+    @property
+    def layers(self):
+        return (self.layer,)
+
+
+class Descent:
+    """ΔW and Δb of several facts on their way down; see `descent.Descent`, whose interface this has.
+
+    Args:
+        weights: W at the start, (facts, d_value, d_key); biases: (facts, d_value), or None without.
+
+    A step is taken after every forward whose loss is at least 1e-2, the last one too; a fact with a smaller loss, or
+    one that is no number, stays as it is from there on.
+    """
+
+    def __init__(self, weights, biases, params):
+        import torch
+
+        n, device = len(weights), weights.device
+        self.params = params
+        self.start = {"weight": weights} | ({} if biases is None else {"bias": biases})
+        self.change, self.mean, self.square = (
+            {name: tensor.new_zeros(tensor.shape) for name, tensor in self.start.items()} for _ in range(3)
+        )
+        if not params.weight_decay:
+            self.start = {}  # nothing reads it
+        self.step = torch.zeros(1, dtype=torch.long, device=device)
+        self.active = torch.ones(n, dtype=torch.bool, device=device)
+        self.losses = weights.new_zeros(params.num_steps, n)
+        self.forwards = torch.zeros(n, dtype=torch.long, device=device)
+
+    @property
+    def updates(self):
+        """For each forward, whether an update may follow it."""
+        return [True] * self.params.num_steps
+
+    def tensors(self):
+        """All of the state, by name."""
+        named = {}
+        for name, value in vars(self).items():
+            if isinstance(value, dict):
+                named |= {f"{name}.{part}": tensor for part, tensor in value.items()}
+            elif name != "params":
+                named[name] = value
+        return named
+
+    def on(self, tensors):
+        """The same state held in other tensors."""
+        other = copy.copy(self)
+        for name, value in vars(self).items():
+            if isinstance(value, dict):
+                setattr(other, name, {part: tensors[f"{name}.{part}"] for part in value})
+            elif name != "params":
+                setattr(other, name, tensors[name])
+        return other
+
+    def advance(self, forward, *, update):
+        """One forward of all facts, and one Adam step with the clamp of those that go on.
+
+        Args:
+            forward: {"weight": ΔW, "bias": Δb} ↦ loss of each fact, (facts,).
+        """
+        import torch
+
+        leaves = {name: tensor.detach().requires_grad_(update) for name, tensor in self.change.items()}
+        with torch.set_grad_enabled(update):
+            loss = forward(leaves)
+            gradients = torch.autograd.grad(loss.sum(), list(leaves.values())) if update else ()
+        with torch.no_grad():
+            self.losses.index_copy_(0, self.step, loss[None])
+            self.forwards += self.active
+            self.active &= loss >= ENOUGH
+            self.step += 1
+            for (name, change), gradient in zip(self.change.items(), gradients, strict=bool(gradients)):
+                if name in self.start:
+                    gradient = gradient + self.params.weight_decay * (self.start[name] + change)
+                moved, limit = change.clone(), self.params.norm_constraint
+                adam(moved, self.mean[name], self.square[name], gradient, self.step, self.params.lr)
+                going = self.active.view(-1, *[1] * (change.ndim - 1))
+                change.copy_(torch.where(going, moved.clamp_(-limit, limit), change))
+
+    def results(self):
+        """For each fact: ΔW (d_value, d_key), Δb (d_value,) or None, losses (forwards,)."""
+        return [
+            (
+                self.change["weight"][i].clone(),
+                self.change["bias"][i].clone() if "bias" in self.change else None,
+                self.losses[:n, i].clone(),
+            )
+            for i, n in enumerate(self.forwards.tolist())
+        ]
+
+
+@dataclass(frozen=True)
+class Steps:
+    """The loss as a function of the changes, see `Descent.advance`, with all it needs.
+
+    Attributes:
+        n_blocks, upper, logits, post: see `suffix.Cached`.
+        tensors: by name
+            hidden: (facts, tokens, d_model) what leaves the edited block at the start.
+            mlp: the same for its MLP, with `post`.
+            keys: (facts, tokens, d_key) what enters the projection.
+            mask, positions: of the prompts' tokens.
+            last: (facts,) the prompts' last tokens.
+            targets: (facts, targets) ids; weights: the same shape, 1 / (targets of the fact), 0 for padding.
+    """
+
+    n_blocks: int
+    upper: object
+    logits: object
+    post: object
+    tensors: dict
+
+    def __call__(self, changes):
+        import torch
+
+        t = self.tensors
+        moved = t["keys"] @ changes["weight"].mT
+        if "bias" in changes:
+            moved = moved + changes["bias"][:, None]
+        if self.post is not None:
+            moved = self.post(t["mlp"] + moved) - self.post(t["mlp"])
+        final = self.upper(t["hidden"] + moved, t["mask"], t["positions"])
+        at_last = final[torch.arange(len(final), device=final.device), t["last"]]
+        log_p = self.logits(at_last).log_softmax(dim=-1)
+        return -(t["weights"] * log_p.gather(1, t["targets"])).sum(dim=1)
+
+
+def steps(lm, facts, layer):
+    """The `Steps` of some facts, on the model as it stands or on a stack of copies, one for each fact."""
+    import torch
+
+    multiple = 16 if lm.device.type == "cuda" else 1  # sizes of a CUDA graph: few, so that one serves many facts
+    pairs = tokens.with_targets(lm.tokenizer, [f.rewrite_prompt for f in facts], [f.target_new for f in facts])
+    tokens.check_length(lm, max(len(prompt) for prompt, _ in pairs))
+    trees = [tokens.tree([prompt]) for prompt, _ in pairs]
+    ids, positions, mask = tokens.tree_inputs(trees, lm.device, lm.dtype, multiple=multiple)
+    width = -(-max(len(target) for _, target in pairs) // multiple) * multiple
+    targets, weights = torch.zeros(len(facts), width, dtype=torch.long), torch.zeros(len(facts), width, dtype=lm.dtype)
+    for i, (_, target) in enumerate(pairs):
+        targets[i, : len(target)], weights[i, : len(target)] = torch.tensor(target), 1 / len(target)
+
+    seen = {}
+    with (
+        torch.no_grad(),
+        anatomy.watching(lm.projection(layer), lambda keys, _: seen.update(keys=keys)),
+        anatomy.watching(lm.mlp(layer), lambda _, out: seen.update(mlp=out)),
+    ):
+        seen["hidden"] = anatomy.segment(lm, 0, layer + 1)(ids, mask, positions)
+    post = lm.block(layer).get_submodule(lm.family.post_norm) if lm.family.post_norm else None
+    if post is None:
+        del seen["mlp"]
+    last = torch.tensor([len(prompt) - 1 for prompt, _ in pairs], device=lm.device)
+    tensors = {**seen, "mask": mask, "positions": positions, "last": last}
+    tensors |= {"targets": targets.to(lm.device), "weights": weights.to(lm.device)}
+    return Steps(lm.n_layers - layer - 1, anatomy.segment(lm, layer + 1), lm.logits, post, tensors)
+
+
+def edit_each(lm, facts, params, contexts, factors):
+    """For each fact the change of the projection that makes the model, or copy i of a stack, say `fact.target_new`.
+
+    The model is left as it was.
+
+    Args:
+        contexts, factors: not used; FT-C reads the bare prompt and weighs no second moment.
+
+    Returns:
+        One `Edit` per fact, with one `Update` each: a full matrix, and the bias's change where there is a bias.
+
+    Raises ValueError if norm_constraint is not positive.
+    """
+    if not params.norm_constraint > 0:
+        raise ValueError(f"norm_constraint is {params.norm_constraint}; FT-C needs a positive one")
+    n, weight, bias = len(facts), lm.weight(params.layer), lm.bias(params.layer)
+    weights = weight.expand(n, -1, -1)
+    biases = None if bias is None else bias.expand(n, -1)
+    loss, descent = steps(lm, facts, params.layer), Descent(weights, biases, params)
+    if weight.is_cuda:
+        descent = cuda_graphs.descend(lm, loss, descent)
+    else:
+        descend(loss, descent)
+    return [
+        Edit((Update(params.layer, change, None, of_bias),), {"losses": losses[:, None]})
+        for change, of_bias, losses in descent.results()
+    ]

@@ -1,0 +1,206 @@
+"""MEMIT: facts spread over several layers, each layer's change a ridge-like solve against the second moment.
+
+arXiv:2210.07229, eq. 14 and algorithm 1, as released in kmeng01/memit `memit/`. With one fact at a time the change
+of a layer is r · (λC)⁻¹k / (1 + kᵀ(λC)⁻¹k): the denominator is at least 1, so nothing explodes.
+"""
+
+from dataclasses import dataclass, replace
+from functools import partial
+
+from editscale.editing import values
+from editscale.editing.rome import Edit
+from editscale.editing.updates import Update
+from editscale.kernels import cuda_graphs
+from editscale.models import anatomy, hidden_states, tokens
+
+
+@dataclass(frozen=True)
+class MemitParams:
+    """Hyper-parameters, named as in kmeng01/memit `hparams/MEMIT`; params/memit/*.yaml says what each means."""
+
+    layers: list
+    v_num_grad_steps: int
+    v_lr: float
+    v_weight_decay: float
+    clamp_norm_factor: float
+    kl_factor: float
+    mom2_update_weight: float
+
+
+def solve(keys, factor, weight):
+    """A = (λC + KKᵀ)⁻¹ K, (d_key, n) float64.
+
+    Args:
+        keys: K, (d_key, n).
+        factor: lower Cholesky factor of C, (d_key, d_key) float64.
+        weight: λ.
+
+    With G = (λC)⁻¹K this is G (I + KᵀG)⁻¹ (Woodbury), which needs no new factorisation.
+
+    Raises ValueError if the keys do not fit the factor.
+    """
+    import torch
+
+    check_keys(keys, factor)
+    keys = keys.double()
+    g = torch.cholesky_solve(keys, factor) / weight
+    inner = torch.eye(keys.shape[1], dtype=torch.float64, device=keys.device) + keys.T @ g
+    return torch.linalg.solve(inner, g.T).T
+
+
+def check_keys(keys, factor):
+    """Raise ValueError unless keys (d_key, n) fit the factor of a second moment."""
+    if factor.shape[0] != keys.shape[0]:
+        raise ValueError(
+            f"keys have {keys.shape[0]} entries but the second moment is {factor.shape[0]} × "
+            f"{factor.shape[1]}; it was collected for another model or layer"
+        )
+
+
+def mean_keys(keys, groups):
+    """Mean of group means, (d_key,): keys (contexts, d_key), groups the number of contexts in each group.
+
+    The bare prompt is a group of its own and so weighs as much as all sampled contexts together, unlike in ROME.
+    """
+    import torch
+
+    return torch.stack([part.mean(0) for part in keys.split(groups)]).mean(0)
+
+
+def edit(lm, facts, params, contexts, factors, *, forward=None):
+    """The updates of all edited layers that together make the model say the new targets of `facts`.
+
+    The model is left as it was.
+
+    Args:
+        facts: one fact or more; they are edited together.
+        contexts: groups of context templates, the first group the bare one: [["{}"], ["The river. {}", …]].
+        factors: layer ↦ lower Cholesky factor of C of the unedited model.
+        forward: way to optimise the values, see `values.optimise`.
+
+    Returns:
+        `Edit` with one `Update` per layer, of rank len(facts).
+
+    Raises ValueError if a norm stands between the model's MLPs and the residual stream (Gemma 2 and later): there a
+    wanted change of the residual stream is not a wanted change of the projection's output.
+    """
+    return _edits(lm, [facts], params, contexts, factors, forward)[0]
+
+
+def edit_each(lm, facts, params, contexts, factors, *, forward=None):
+    """For each fact the updates that make the model, or copy i of a stack, say its new target: one `Edit` per fact.
+
+    The edits do not know of each other. Arguments and errors as for `edit`.
+    """
+    return _edits(lm, [[fact] for fact in facts], params, contexts, factors, forward)
+
+
+def _edits(lm, batches, params, contexts, factors, forward):
+    return spread(lm, batches, params, contexts, factors, partial(solve, weight=params.mom2_update_weight), forward)
+
+
+def spread(lm, batches, params, contexts, factors, solve, forward=None):
+    """One `Edit` for each batch of facts, all batches of the same size: the residual spread over `params.layers`.
+
+    Every batch does so on a copy of the model of its own. Of what is still missing at the last layer's output, each
+    layer, ascending and on the model with the layers before it changed, takes an even part.
+
+    Args:
+        batches: lists of facts; the facts of a batch are edited together.
+        params: has `layers`, and what `descent.Descent` needs.
+        contexts: groups of context templates, see `mean_keys`; the first of all is the bare one.
+        factors, forward: see `edit`.
+        solve: (keys (d_key, n), Cholesky factor of C) ↦ A (d_key, n); a layer's change is (its part) Aᵀ.
+
+    Raises ValueError as `edit` does.
+    """
+    import torch
+
+    if lm.family.post_norm:
+        raise ValueError(
+            "MEMIT and ROME over several layers need MLP outputs that are added to the residual stream as they are; "
+            f"{lm.name} has {lm.family.post_norm} in between; use a ROME variant of one layer"
+        )
+    layers = sorted(params.layers)
+    groups = [len(group) for group in contexts]
+    contexts = [context for group in contexts for context in group]
+    facts, n_each = [fact for batch in batches for fact in batch], len(batches[0])
+    found = values.optimise(lm, facts, contexts, layers[-1], params, at="block", forward=forward)
+    z = torch.stack([one.init + one.delta for one in found])
+
+    # What follows the subject's last token cannot change its key: leave it out.
+    rows = [tokens.context_rows(lm.tokenizer, contexts, fact.prompt, fact.subject) for fact in facts]
+    trees = [tokens.tree([row.ids[: row.subject_last + 1] for row in of]) for of in rows]
+    multiple = 64 if lm.device.type == "cuda" else 1  # so that few shapes come up
+    ids, positions, mask = tokens.tree_inputs(trees, lm.device, lm.dtype, multiple=multiple)
+    at = torch.tensor([[place[-1] for place in packed.places] for packed in trees], device=lm.device)
+    # CUDA graphs, where running takes no longer than launching.
+    run = partial(
+        cuda_graphs.without_gradient, lm if ids.numel() <= hidden_states.GRAPH_TOKENS else replace(lm, graphs=None)
+    )
+    inputs, first = {"mask": mask, "positions": positions}, layers[0]
+    if first:
+        inputs["states"] = run(f"below {first}", range(first), partial(_below, lm, first), inputs | {"ids": ids})["out"]
+    else:
+        inputs["states"] = ids
+    inputs["at"] = at
+    for layer in layers:
+        for side, size in zip(("left", "right"), lm.weight(layer).shape[-2:], strict=True):
+            inputs[f"{side}.{layer}"] = torch.zeros(len(batches), size, n_each, dtype=lm.dtype, device=lm.device)
+    updated, traces = [[] for _ in batches], [{} for _ in batches]
+    for i, layer in enumerate(layers):
+        seen = run(f"spread over {layers}", range(first, layers[-1] + 1), partial(_changed, lm, layers), inputs)
+        keys = torch.stack([mean_keys(k, groups) for k in seen[f"keys.{layer}"]])
+        residual = (z - seen["out"]).double() / (len(layers) - i)
+        parts = (x.split(n_each) for x in (keys, seen["out"], residual))
+        for batch, of_batch in enumerate(zip(*parts, strict=True)):
+            k, now, r = (x.T for x in of_batch)
+            solved = solve(k, factors[layer])
+            update = Update(layer, r.to(lm.dtype), solved.to(lm.dtype))
+            inputs[f"left.{layer}"][batch], inputs[f"right.{layer}"][batch] = update.left, update.right
+            updated[batch].append(update)
+            traces[batch][layer] = {"keys": k, "current": now, "solved": solved, "residual": r}
+    for batch, trace in enumerate(traces):
+        of = found[batch * n_each : (batch + 1) * n_each]
+        trace |= {
+            "z": z[batch * n_each : (batch + 1) * n_each].T,
+            "init": torch.stack([one.init for one in of], dim=1),
+            "delta": torch.stack([one.delta for one in of], dim=1),
+            "losses": [one.losses for one in of],
+            "nll_per_prompt": [one.nll_per_prompt for one in of],
+        }
+    return [Edit(tuple(u), trace) for u, trace in zip(updated, traces, strict=True)]
+
+
+def _below(lm, layer, t):
+    """What enters a block."""
+    return {"out": anatomy.segment(lm, 0, layer)(t["ids"], t["mask"], t["positions"])}
+
+
+def _changed(lm, layers, t):
+    """Keys of some layers, and what leaves the last of them, at the tokens `at` of each fact.
+
+    To each layer's W the left rightᵀ of the fact's batch is added.
+    """
+    import torch
+
+    each, found = torch.arange(len(t["at"]), device=t["at"].device)[:, None], {}
+
+    def change(layer):
+        left, right = t[f"left.{layer}"], t[f"right.{layer}"]
+
+        def hook(_, args, values):
+            (keys,) = args
+            found[f"keys.{layer}"] = keys[each, t["at"]]
+            of_batch = keys.reshape(len(left), -1, keys.shape[-1])
+            return values + (of_batch @ right @ left.mT).view(values.shape)
+
+        return lm.projection(layer).register_forward_hook(hook)
+
+    handles = [change(layer) for layer in layers]
+    try:
+        out = anatomy.segment(lm, layers[0], layers[-1] + 1)(t["states"], t["mask"], t["positions"])
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found | {"out": out[each, t["at"]][:, 0]}

@@ -1,0 +1,302 @@
+"""Second moments of keys, C = E[k kᵀ]: what an edit weighs a change of the weights against.
+
+A key is the input of a layer's MLP output projection at one token. The moment is uncentered, a mean over all
+tokens of a corpus, and belongs to the unedited model; editing a projection does not change its own C.
+Accumulated in float64 whatever the model's dtype. With fewer than about 10·d_key tokens C is close to
+singular.
+
+Source: kmeng01/rome `rome/layer_stats.py` and `util/runningstats.py` (`SecondMoment`), which run once per
+layer; here all layers share one pass, which ends at the deepest of them.
+"""
+
+import hashlib
+import os
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+
+from editscale.models import tokens
+from editscale.models.anatomy import segment, watching
+
+# Documents are sorted by length within groups of this many, as in the released code; it saves padding.
+GROUP = 100
+# Columns of C that are computed at once; only those below the diagonal are.
+COLUMNS = 512
+
+
+@dataclass(frozen=True)
+class SecondMoments:
+    """C of some layers of one model on one corpus.
+
+    Attributes:
+        moments: layer ↦ C, (d_key, d_key), float64, symmetric, on the CPU.
+        n_tokens: number of keys each C is the mean of.
+        identity: what they were computed from, in strings: model, weights and corpus with their sha256.
+    """
+
+    moments: dict
+    n_tokens: int
+    identity: dict
+
+
+def collect(lm, documents, layers, n_tokens=None, *, corpus="", batch_tokens=4096, progress=True):
+    """`SecondMoments` of some layers on the first `n_tokens` tokens of a corpus; None takes all of it.
+
+    Arguments and errors are those of `collect_at`. The last document is not cut: n_tokens may come out
+    larger.
+    """
+    if n_tokens is None:
+        documents = list(documents)
+        n_tokens = sum(map(len, documents))
+    return collect_at(lm, documents, layers, [n_tokens], corpus=corpus, batch_tokens=batch_tokens, progress=progress)[
+        -1
+    ]
+
+
+def collect_at(lm, documents, layers, counts, *, corpus="", batch_tokens=4096, progress=True, times=None):
+    """`SecondMoments` after each of several numbers of tokens, in one pass over one corpus.
+
+    Args:
+        lm: the unedited model; its identity is written down as that of the moments.
+        documents: token ids, one sequence per document (see `corpora`); read as far as needed.
+        layers: 0-indexed layers.
+        counts: ascending numbers of tokens; each is rounded up to whole documents.
+        corpus: what the documents are, in words.
+        batch_tokens: rows × width of a padded batch, at most (a longer document makes a batch of its own).
+        times: a `timing.Timing` that gets the seconds of each group of documents as part "second moments", or None.
+
+    Returns a list as long as `counts`. Padding never enters, and neither batch size nor order of batches
+    changes the result beyond rounding.
+
+    Raises ValueError if the documents have fewer tokens than asked for, are empty, or are longer than the
+    model reads.
+    """
+    import torch
+    from tqdm import tqdm
+
+    layers, counts = sorted(set(layers)), list(counts)
+    for layer in layers:
+        lm.check_layer(layer)
+    if not layers or not counts or counts[0] < 1 or counts != sorted(counts):
+        raise ValueError(f"second moments need layers and ascending numbers of tokens, not {layers} and {counts}")
+
+    device = _with_float64(lm.device)
+    sums = {layer: torch.zeros(lm.d_key, lm.d_key, dtype=torch.float64, device=device) for layer in layers}
+    seen_tokens, seen_documents, longest, digest = 0, 0, 0, hashlib.sha256()
+    group, collected, documents = [], [], iter(documents)
+    with tqdm(total=counts[-1], desc="second moments", unit="token", disable=not progress) as bar:
+        for count in counts:
+            while seen_tokens < count:
+                document = [int(token) for token in next(documents, ())]
+                if not document:
+                    raise ValueError(
+                        f"the corpus ends, or has an empty document, after {seen_documents} "
+                        f"documents with {seen_tokens} tokens; {count} were asked for"
+                    )
+                tokens.check_length(lm, len(document))
+                digest.update((" ".join(map(str, document)) + "\n").encode())
+                seen_tokens, seen_documents = seen_tokens + len(document), seen_documents + 1
+                longest = max(longest, len(document))
+                group.append(document)
+                if len(group) == GROUP or seen_tokens >= count:
+                    began, n = time.perf_counter(), sum(map(len, group))
+                    for keys in token_keys(lm, group, layers, batch_tokens):
+                        for layer, k in keys.items():
+                            _add_products(sums[layer], k.to(sums[layer]))
+                    if times is not None:
+                        sums[layers[-1]][0, 0].item()  # waits for a GPU
+                        times.add("second moments", n, time.perf_counter() - began)
+                    bar.update(n)
+                    group = []
+            identity = {
+                "model": lm.name,
+                "weights_sha256": lm.identity.get("weights_sha256", ""),
+                "dtype": str(lm.dtype).removeprefix("torch."),
+                "corpus": corpus,
+                "tokens_sha256": digest.hexdigest(),
+                "n_documents": str(seen_documents),
+                "n_tokens": str(seen_tokens),
+                "longest_document": str(longest),
+                "transformers": metadata.version("transformers"),
+            }
+            means = {layer: _symmetric(total / seen_tokens).cpu() for layer, total in sums.items()}
+            collected.append(SecondMoments(means, seen_tokens, identity))
+    return collected
+
+
+def token_keys(lm, documents, layers, batch_tokens=4096):
+    """Keys of all tokens of a list of documents at some layers, batch by batch.
+
+    Yields layer ↦ keys (tokens of the batch, d_key) in the model's dtype; rows follow the batch, not the
+    documents' order. The forward ends with the deepest layer's projection.
+    """
+    import torch
+
+    layers = sorted(set(layers))
+    run = segment(lm, 0, layers[-1] + 1)
+    for batch in _batches(documents, batch_tokens):
+        ids, lengths = tokens.pad(batch, lm.device)
+        positions, mask = tokens.causal(lengths, ids.shape[1], lm.dtype)
+        real = positions < lengths[:, None]
+        keys = {}
+        with torch.no_grad(), ExitStack() as watched:
+            for layer in layers:
+                note = partial(_note, keys, layer)
+                watched.enter_context(watching(lm.projection(layer), note))
+            run(ids, mask, positions)
+        yield {layer: keys[layer][real] for layer in layers}
+
+
+def spectrum(moment, device="cpu"):
+    """Eigenvalues of C, descending, (d_key,), float64, on the CPU.
+
+    Args:
+        device: where they are computed; one without float64 (MPS) leaves it to the CPU.
+    """
+    import torch
+
+    return torch.linalg.eigvalsh(moment.to(_with_float64(device), torch.float64)).flip(0).cpu()
+
+
+def condition_number(eigenvalues):
+    """Largest over smallest of the eigenvalues of C, descending; infinite where C is singular to rounding."""
+    largest, smallest = eigenvalues[0].item(), eigenvalues[-1].item()
+    return largest / smallest if smallest > largest * len(eigenvalues) * 2**-52 else float("inf")
+
+
+def convergence(collected, keys):
+    """How far C has settled after each number of tokens, compared with the last one.
+
+    Args:
+        collected: `SecondMoments` of growing parts of one corpus, from `collect_at`.
+        keys: layer ↦ keys (n, d_key), tokens that edits care about; solved for where they are.
+
+    Returns:
+        One dict per number of tokens and layer: `n_tokens`, `layer`, `difference` (‖C_n − C‖ / ‖C‖,
+        Frobenius) and `cosine`, the mean over keys of cos(C_n⁻¹k, C⁻¹k): the direction a rank-one edit writes
+        along. It is NaN where C_n has no inverse.
+    """
+    import torch
+
+    reference, rows = collected[-1], []
+    directions = {layer: _solved(C, keys[layer]) for layer, C in reference.moments.items()}
+    for part in collected:
+        for layer, C in part.moments.items():
+            cosines = torch.nn.functional.cosine_similarity(_solved(C, keys[layer]), directions[layer], dim=0)
+            final = reference.moments[layer].to(_with_float64(keys[layer].device))
+            difference = (C.to(final.device) - final).norm() / final.norm()
+            rows.append(
+                {
+                    "n_tokens": part.n_tokens,
+                    "layer": layer,
+                    "difference": difference.item(),
+                    "cosine": cosines.mean().item(),
+                }
+            )
+    return rows
+
+
+def _solved(C, keys):
+    """C⁻¹k of keys (n, d_key), as columns; NaN where C is singular to rounding."""
+    import torch
+
+    device = _with_float64(keys.device)
+    k = keys.to(device, torch.float64).T
+    factor, failed = torch.linalg.cholesky_ex(C.to(device))
+    pivots = factor.diagonal() ** 2
+    if failed or pivots.min() < pivots.max() * len(C) * 2**-52:
+        return torch.full_like(k, float("nan"))
+    return torch.cholesky_solve(k, factor)
+
+
+def _with_float64(device):
+    """The device, or the CPU in place of one that has no float64 (MPS)."""
+    import torch
+
+    device = torch.device(device)
+    return torch.device("cpu") if device.type == "mps" else device
+
+
+def save(second_moments, path):
+    """Write second moments to one safetensors file, float64, with their identity in its header."""
+    from safetensors.torch import save_file
+
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    moments = {f"layer.{layer}": moment.contiguous() for layer, moment in second_moments.moments.items()}
+    save_file(moments, part, metadata=second_moments.identity)
+    os.replace(part, path)
+
+
+def load(path, lm, layers):
+    """The `SecondMoments` of some layers, read from a file and checked to be those of this model's weights.
+
+    Raises FileNotFoundError without the file, ValueError if it is damaged, belongs to another model or other
+    weights, or lacks a layer.
+    """
+    import torch
+    from safetensors import SafetensorError, safe_open
+
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no second moments for {lm.name} at {path}; run notebook 01 with the same params")
+    try:
+        with safe_open(path, "pt") as file:
+            identity = file.metadata() or {}
+            for fact, own in (("model", lm.name), ("weights_sha256", lm.identity.get("weights_sha256", ""))):
+                if identity.get(fact) != own:
+                    raise ValueError(
+                        f"the second moments in {path} have {fact} {identity.get(fact)!r}, but "
+                        f"the model is {lm.name} with {fact} {own!r}; run notebook 01 for this "
+                        "model"
+                    )
+            if not identity.get("n_tokens", "").isdecimal():
+                raise ValueError(f"{path} does not say from how many tokens it is; run notebook 01 again")
+            stored = set(file.keys())
+            for layer in layers:
+                lm.check_layer(layer)
+                if f"layer.{layer}" not in stored:
+                    raise ValueError(
+                        f"no second moment for {lm.name} layer {layer} in {path}, only "
+                        f"{', '.join(sorted(stored))}; run notebook 01 with the same params"
+                    )
+            moments = {layer: file.get_tensor(f"layer.{layer}") for layer in layers}
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged or incomplete ({error}); run notebook 01 again") from error
+    for layer, moment in moments.items():
+        if tuple(moment.shape) != (lm.d_key, lm.d_key) or moment.dtype != torch.float64:
+            raise ValueError(
+                f"{path} has a second moment of layer {layer} of shape {tuple(moment.shape)} in {moment.dtype}, not "
+                f"{lm.d_key} × {lm.d_key} in float64; run notebook 01 again"
+            )
+    return SecondMoments(moments, int(identity["n_tokens"]), identity)
+
+
+def _add_products(total, keys):
+    """Add kᵀk of keys (n, d_key) to the lower triangle of `total`, and to some of what is above it."""
+    for start in range(0, len(total), COLUMNS):
+        block = slice(start, start + COLUMNS)
+        total[start:, block].addmm_(keys[:, start:].T, keys[:, block])
+
+
+def _symmetric(total):
+    return total.tril() + total.tril(-1).T
+
+
+def _batches(documents, batch_tokens):
+    """Documents in batches of at most `batch_tokens` padded tokens, longest first."""
+    batch = []
+    for document in sorted(documents, key=len, reverse=True):
+        if batch and len(batch[0]) * (len(batch) + 1) > batch_tokens:
+            yield batch
+            batch = []
+        batch.append(document)
+    if batch:
+        yield batch
+
+
+def _note(keys, layer, key, _):
+    keys[layer] = key

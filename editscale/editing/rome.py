@@ -1,0 +1,168 @@
+"""ROME: one fact as a rank-one change of one layer's projection.
+
+arXiv:2202.05262, eq. 2, as released in kmeng01/rome `rome/` and, for the variants, in
+scalable-model-editing/rebuilding-rome `rome/` (arXiv:2403.07175). The variants differ in the key k they use:
+
+| variant | direction u = C⁻¹k / ‖C⁻¹k‖ | denominator k·u and current value |
+|---|---|---|
+| rome   | mean key over the contexts | key and value of the bare prompt |
+| r-rome | mean key over the contexts | mean key and mean value over the contexts |
+| p-rome | key of the bare prompt     | key and value of the bare prompt |
+
+The derivation wants one key everywhere. The released ROME mixes two, and where the bare prompt's key is far from the
+mean (a subject that opens the prompt) its denominator gets tiny and the update huge: a disabling edit.
+"""
+
+from dataclasses import dataclass
+
+from editscale.editing import values
+from editscale.editing.updates import Update
+from editscale.models import anatomy, tokens
+
+VARIANTS = ("rome", "r-rome", "p-rome")
+
+
+@dataclass(frozen=True)
+class RomeParams:
+    """Hyper-parameters, named as in kmeng01/rome `hparams/ROME`; params/rome/*.yaml says what each means."""
+
+    layer: int
+    v_num_grad_steps: int
+    v_lr: float
+    v_weight_decay: float
+    clamp_norm_factor: float
+    kl_factor: float
+    mom2_adjustment: bool
+
+    @property
+    def layers(self):
+        return (self.layer,)
+
+
+@dataclass(frozen=True)
+class Edit:
+    """What an editor returns: the updates, and a trace of named tensors that says how they came about."""
+
+    updates: tuple
+    trace: dict
+
+
+def direction(key, factor):
+    """u = C⁻¹k / ‖C⁻¹k‖, (…, d_key), solved in float64 and returned in the key's dtype.
+
+    Args:
+        key: (…, d_key).
+        factor: lower Cholesky factor of the second moment C, (d_key, d_key) float64; None means C = I.
+
+    Raises ValueError if the key does not fit the factor.
+    """
+    import torch
+
+    if factor is None:
+        return key / key.norm(dim=-1, keepdim=True)
+    if factor.shape[0] != key.shape[-1]:
+        raise ValueError(
+            f"key has {key.shape[-1]} entries but the second moment is {factor.shape[0]} × "
+            f"{factor.shape[1]}; it was collected for another model or layer"
+        )
+    solved = torch.cholesky_solve(key.double().reshape(-1, key.shape[-1]).T, factor).T.reshape(key.shape)
+    return (solved / solved.norm(dim=-1, keepdim=True)).to(key.dtype)
+
+
+@dataclass(frozen=True)
+class Direction:
+    """What of a ROME edit is known before any edit, since no edit of a layer changes what enters its projection.
+
+    Attributes:
+        u_key: (d_key,) the key that u is made from; u: (d_key,).
+        key: (d_key,) the key of the denominator, `key @ u`: near 0 it announces a disabling edit.
+        averaged: whether that key, and the value it belongs to, are means over the contexts.
+    """
+
+    u_key: object
+    u: object
+    key: object
+    averaged: bool
+
+
+def _direction(keys, factor, variant):
+    """The `Direction` of one fact or, with leading dimensions, of several, from keys (…, contexts, d_key)."""
+    mean_key, bare, averaged = keys.mean(-2), keys[..., 0, :], variant == "r-rome"
+    u_key = bare if variant == "p-rome" else mean_key
+    return Direction(u_key, direction(u_key, factor), mean_key if averaged else bare, averaged)
+
+
+def directions(lm, facts, params, contexts, factors, *, variant="rome"):
+    """The `Direction` of each fact, on a model edited at `params.layer` or not: one batch of forwards up to there.
+
+    Arguments as for `edit_each`.
+    """
+    import torch
+
+    rows = [tokens.context_rows(lm.tokenizer, contexts, fact.prompt, fact.subject) for fact in facts]
+    trees = [tokens.tree([row.ids[: row.subject_last + 1] for row in of]) for of in rows]
+    ids, positions, mask = tokens.tree_inputs(trees, lm.device, lm.dtype)
+    at = torch.tensor([[place[-1] for place in packed.places] for packed in trees], device=lm.device)
+    each, seen = torch.arange(len(facts), device=lm.device)[:, None], {}
+    with torch.no_grad(), anatomy.watching(lm.projection(params.layer), lambda k, _: seen.update(keys=k[each, at])):
+        anatomy.segment(lm, 0, params.layer + 1)(ids, mask, positions)
+    found = _direction(seen["keys"], factors[params.layer] if params.mom2_adjustment else None, variant)
+    each = zip(found.u_key, found.u, found.key, strict=True)
+    return [Direction(*of_fact, found.averaged) for of_fact in each]
+
+
+def rank_one_factors(target, key, value, u):
+    """(left, right) of the rank-one change after which W sends `key` to `target`, given it now sends it to `value`.
+
+    Args: target v*, value Wk, (d_value,); key k, direction u, (d_key,).
+    Returns: left (d_value, 1) = (v* − Wk) / (k·u), right (d_key, 1) = u.
+    """
+    return ((target - value) / (key @ u))[:, None], u[:, None]
+
+
+def edit(lm, fact, params, contexts, factors, *, variant="rome", forward=None):
+    """`edit_each` for one fact: its `Edit`."""
+    return edit_each(lm, [fact], params, contexts, factors, variant=variant, forward=forward)[0]
+
+
+def edit_each(lm, facts, params, contexts, factors, ahead=None, *, variant="rome", forward=None):
+    """For each fact the rank-one update that makes the model, or copy i of a stack, say `fact.target_new`.
+
+    The model is not changed; the edits do not know of each other.
+
+    Args:
+        contexts: context templates, the bare one "{}" first.
+        factors: layer ↦ lower Cholesky factor of C of the unedited model.
+        ahead: the facts' `directions` where they are known; they may be of several variants.
+        variant: "rome", "r-rome" or "p-rome", see the module's table; of no matter where `ahead` is given.
+        forward: way to optimise the values, see `values.optimise`.
+
+    Returns:
+        One `Edit` per fact, with one `Update` each.
+    """
+    if variant not in VARIANTS:
+        raise ValueError(f"variant {variant!r} is not one of {', '.join(VARIANTS)}")
+    found = values.optimise(lm, facts, contexts, params.layer, params, at="mlp", forward=forward)
+    if ahead is None:
+        factor = factors[params.layer] if params.mom2_adjustment else None
+        ahead = [_direction(one.keys, factor, variant) for one in found]
+    return [_edit(one, known, params.layer) for one, known in zip(found, ahead, strict=True)]
+
+
+def _edit(found, known, layer):
+    """The `Edit` of an optimised value along a `Direction`."""
+    value = found.outputs.mean(0) if known.averaged else found.outputs[0]
+    left, right = rank_one_factors(found.init + found.delta, known.key, value, known.u)
+    trace = {
+        "keys": found.keys,
+        "key_mean": known.u_key,
+        "u": known.u,
+        "init": found.init,
+        "losses": found.losses,
+        "nll_per_prompt": found.nll_per_prompt,
+        "delta": found.delta,
+        "key": known.key,
+        "value": value,
+        "denominator": known.key @ known.u,
+    }
+    return Edit((Update(layer, left, right),), trace)

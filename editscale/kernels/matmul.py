@@ -1,0 +1,110 @@
+"""Products of matrices by the kernels that are fastest where they run.
+
+On a CPU torch leaves float32 products to MKL, which runs on AMD processors with AVX-512 as on those without it; oneDNN,
+which torch carries too, makes its kernels for the processor at hand. On a GPU cuBLAS makes float32 products without the
+tensor cores; `tensor_cores` makes them with, no less exactly, where that was measured and where Triton, which
+comes with torch, finds the C compiler it needs; elsewhere torch's products serve. Rounding differs, nothing else.
+"""
+
+import math
+import shutil
+from contextlib import nullcontext
+from importlib.util import find_spec
+
+import torch
+from torch import ops
+from torch.overrides import TorchFunctionMode
+
+HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(ops.mkldnn, "_linear_pointwise")
+HAS_TRITON = bool(find_spec("triton") and (shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")))
+MEASURED = ((9, 0),)  # compute capabilities of GPUs on which `tensor_cores` was seen to be faster
+LARGEST = 2**31 - 1024  # numbers of a matrix that the kernel's 32-bit offsets reach
+MANY = 256  # rows from which a product on a GPU takes longer than Python takes to launch it
+
+
+class Frozen(TorchFunctionMode):
+    """While open, linear layers with frozen float32 weights are computed by `editscale::linear`, forward and backward.
+
+    Args:
+        least: rows of a layer's input, at least; layers of fewer are left to what is open around this.
+    """
+
+    def __init__(self, least=1):
+        super().__init__()
+        self.least = least
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if not kwargs and func is torch.nn.functional.linear:
+            x, weight, bias = (*args, None)[:3]
+        elif not kwargs and func is torch.addmm:  # transformers' Conv1D, which stores weights transposed
+            x, weight, bias = args[1], args[2].t(), args[0]
+        else:
+            return func(*args, **(kwargs or {}))
+        frozen = not weight.requires_grad and (bias is None or not bias.requires_grad and bias.ndim == 1)
+        if not (frozen and x.dtype == weight.dtype == torch.float32 and weight.ndim == 2):
+            return func(*args)
+        n_columns, n_inner = weight.shape
+        n_rows = x.numel() // n_inner
+        if n_rows < self.least or max(n_rows * n_inner, n_rows * n_columns, weight.numel()) > LARGEST:
+            return func(*args)
+        if torch.is_grad_enabled() and x.requires_grad:
+            return _Linear.apply(x, weight, bias)
+        return ops.editscale.linear(x, weight, bias)
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight, bias):
+        ctx.save_for_backward(weight)
+        return ops.editscale.linear(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        (weight,) = ctx.saved_tensors
+        return ops.editscale.linear(gradient, weight.t(), None), None, None
+
+
+def _on_cpu(x, weight, bias):
+    return ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+
+def _on_gpu(x, weight, bias):
+    from editscale.kernels import tensor_cores
+
+    if torch.backends.cuda.matmul.allow_tf32 and x.numel() > tensor_cores.FEW * x.shape[-1]:
+        # Asked for the sum at once, cuBLAS takes a kernel that leaves most of the GPU idle where rows are few.
+        product = x @ weight.t()
+        return product if bias is None else product.add_(bias)
+    return tensor_cores.linear(x, weight, bias)
+
+
+# An operator, so that FlopCounterMode sees it: x (…, inner) @ weight (columns, inner)ᵀ + bias.
+_LIBRARY = torch.library.Library("editscale", "DEF")
+_LIBRARY.define("linear(Tensor x, Tensor weight, Tensor? bias) -> Tensor")
+_LIBRARY.impl("linear", _on_cpu, "CPU")
+_LIBRARY.impl("linear", _on_gpu, "CUDA")
+
+
+def _operations(x_shape, weight_shape, *_, **__):
+    return 2 * math.prod(x_shape) * weight_shape[0]
+
+
+OPERATIONS = {ops.editscale.linear: _operations}  # for FlopCounterMode's custom_mapping
+
+
+def fast(device):
+    """A context for forwards of models on a device: `Frozen`, where that is faster, or one that does nothing."""
+    if device.type == "cpu" and HAS_ONEDNN:
+        return Frozen()
+    if _on_tensor_cores(device) and not torch.backends.cuda.matmul.allow_tf32:
+        return Frozen(least=MANY)
+    return nullcontext()
+
+
+def recorded(device):
+    """The same around what is recorded as a CUDA graph, where launching takes no time."""
+    return Frozen() if _on_tensor_cores(device) else nullcontext()
+
+
+def _on_tensor_cores(device):
+    return device.type == "cuda" and HAS_TRITON and torch.cuda.get_device_capability(device) in MEASURED

@@ -1,0 +1,73 @@
+"""A model's answers to few-shot tasks, and their scores. The answers are greedy continuations of the prompts.
+
+The answers are those of decoding each prompt alone, as scalable-model-editing/gradual-catastrophic-forgetting
+`glue_eval/` does; `decoding` decodes all of a task together.
+"""
+
+from collections import Counter
+
+from editscale.data import glue
+from editscale.models import decoding, tokens
+from editscale.models.hidden_states import BATCH_TOKENS
+
+N_NEW = 3  # tokens of an answer; all of them, since a later one can hold an answer word or another final marker
+
+
+class Asked:
+    """A task and a model whose answers are wanted after every few edits; see `decoding.Greedy`.
+
+    Args:
+        layer, max_bytes: the lowest layer that edits change in between, and most bytes to keep of what is below it.
+        batch_tokens: most tokens in one forward, without the shared beginning. Does not change the answers.
+
+    Raises ValueError if a prompt is too long for the model.
+    """
+
+    def __init__(self, lm, task, *, layer=0, max_bytes=0, batch_tokens=BATCH_TOKENS):
+        self.lm, self.task, self.prompts = lm, task, tokens.texts_ids(lm.tokenizer, task.prompts)
+        given = {"layer": layer, "max_bytes": max_bytes, "batch_tokens": batch_tokens}
+        self.greedy = decoding.Greedy(lm, self.prompts, N_NEW, **given)
+
+    def answers(self):
+        """The model's label for each example: 0, 1, or glue.INVALID. NaN weights give invalid answers."""
+        texts = [prompt + ids for prompt, ids in zip(self.prompts, self.greedy(), strict=True)]
+        decoded = self.lm.tokenizer.batch_decode(texts, skip_special_tokens=True)
+        return [self.task.format.parse(text) for text in decoded]
+
+    def row(self):
+        """One row of the downstream table: task, n_examples, accuracy, f1, mcc, invalid of the model as it stands."""
+        given = self.answers()
+        return {"task": self.task.name, "n_examples": len(given), **scores(given, self.task.labels)}
+
+
+def scores(answers, labels):
+    """Accuracy, weighted F1 and Matthews correlation of answers, and the share of invalid ones.
+
+    An invalid answer is wrong, and a class of its own that is never the true one. F1 is the mean over true classes,
+    weighted with how often each is true, of 2·hits / (true + answered); 0 where nothing was answered. The
+    correlation is R_K of Gorodkin 2004, for two classes Matthews'; 0 where it is undefined. As in scikit-learn.
+    """
+    answers, labels = list(answers), list(labels)
+    if not labels or len(answers) != len(labels):
+        raise ValueError(f"{len(answers)} answers to {len(labels)} labels; one answer for each example is needed")
+    n, true, answered = len(labels), Counter(labels), Counter(answers)
+    hits = Counter(label for answer, label in zip(answers, labels, strict=True) if answer == label)
+    n_hits = sum(hits.values())
+    covariance = n_hits * n - sum(true[k] * answered[k] for k in true)
+    variances = [n * n - sum(count * count for count in counts.values()) for counts in (true, answered)]
+    return {
+        "accuracy": n_hits / n,
+        "f1": sum(true[k] * 2 * hits[k] / (true[k] + answered[k]) for k in true) / n,
+        "mcc": covariance / (variances[0] * variances[1]) ** 0.5 if all(variances) else 0.0,
+        "invalid": answered[glue.INVALID] / n,
+    }
+
+
+def references(labels):
+    """Scores to beat on these labels: `constant`, the better of always giving one label, and `chance`, a coin.
+
+    The coin's scores are those of all its answers together, each label once to each example.
+    """
+    labels = list(labels)
+    constant = max((scores([k] * len(labels), labels) for k in range(2)), key=lambda row: row["f1"])
+    return {"constant": constant, "chance": scores([0] * len(labels) + [1] * len(labels), 2 * labels)}

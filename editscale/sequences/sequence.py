@@ -1,0 +1,267 @@
+"""Edit facts one after another, score each right after its edit, and record everything in a ledger.
+
+The protocol of arXiv:2401.07453 (its code: scalable-model-editing/gradual-catastrophic-forgetting
+`experiments/evaluate_glue.py`): weights are never restored, one fact at a time, contexts and second moments of the
+unedited model throughout. There, resuming skipped finished edits but started from unedited weights; here a run that
+finds edits in its ledger replays them first and goes on from the same bits.
+
+Orders that do not depend on each other can be edited together, one batch for the n-th facts of all (`run_together`).
+"""
+
+import hashlib
+import json
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+from editscale.editing import editors, updates, values
+from editscale.metrics import scoring
+from editscale.models import stacks, tokens
+from editscale.sequences import stopping
+
+CHECKED = 64  # facts whose texts are tokenised in one call
+
+
+def sha256_json(value):
+    """sha256 of a JSON value in canonical form."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+# The modules whose code determines edits and scores; a change in another one does not void a ledger.
+CODE = "anatomy tokens stacks hidden_states values descent suffix cuda_graphs matmul rome memit rome_multi".split()
+CODE += "finetune tensor_cores updates editors scoring sequence".split()
+
+
+def fingerprint(lm, method, params, contexts, moments_identity, together=()):
+    """Everything besides the facts that determines the edits of a run, as JSON values.
+
+    Args:
+        together: names of the runs that are edited in one batch, this one among them; rounding depends on them.
+    """
+    import torch
+
+    sources = [next(Path(__file__).parents[1].glob(f"*/{name}.py")).read_bytes() for name in CODE]
+
+    return {
+        "method": method,
+        "params": asdict(params),
+        "model": lm.name,
+        "weights_sha256": lm.identity["weights_sha256"],
+        "dtype": str(lm.dtype).removeprefix("torch."),
+        "tf32_steps": lm.tf32_steps,
+        "device": lm.device.type,
+        "torch": torch.__version__,
+        "contexts_sha256": sha256_json(contexts),
+        "moments_sha256": sha256_json(moments_identity),
+        "together": list(together),
+        "code_sha256": hashlib.sha256(b"".join(sources)).hexdigest(),
+    }
+
+
+def weights_record(lm, layers):
+    """layer ↦ shape and norm of the projections of the unedited model, for the ledger's head."""
+    return {
+        str(layer): {"shape": list(lm.weight(layer).shape), "norm": lm.weight(layer).double().norm().item()}
+        for layer in layers
+    }
+
+
+def replay(lm, ledger, upto=None, *, after=0, copy=None):
+    """Apply the recorded edits after + 1 … upto (default all) to a model, or to one copy of a stack, that has had the
+    first `after` of them."""
+    for edit in range(after + 1, (len(ledger) if upto is None else upto) + 1):
+        _apply(lm, ledger.updates(edit), copy)
+
+
+def _apply(lm, recorded, copy):
+    updates.apply(lm, [update.to(lm.device) for update in recorded], copy)
+
+
+def check_facts(lm, facts, contexts):
+    """Raise ValueError, naming the fact, if one cannot be edited or scored: its subject ends inside a word, it shares
+    a token with a target, or a text is longer than the model reads. Takes milliseconds per fact."""
+    flat = [c for group in contexts for c in ([group] if isinstance(group, str) else group)]
+    for first in range(0, len(facts), CHECKED):
+        part = facts[first : first + CHECKED]
+        try:
+            _check_all(lm, part, flat)
+        except ValueError:
+            for fact in part:
+                try:
+                    _check_all(lm, [fact], flat)
+                except ValueError as error:
+                    raise ValueError(f"case {fact.case_id}: {error}") from error
+            raise
+
+
+def _check_all(lm, facts, contexts):
+    """`check_facts` in a few calls of the tokenizer, without the name of the fact."""
+    around = [tokens.split_at_placeholder(context) for context in contexts]
+    rows = [
+        (left + before, fact.subject, after + right, fact.target_new)
+        for fact in facts
+        for before, after in [tokens.split_at_placeholder(fact.prompt)]
+        for left, right in around
+    ]
+    texts, targets = ["".join(row[:3]) for row in rows], [row[3] for row in rows]
+    read = tokens.with_targets(lm.tokenizer, texts, targets)
+    tokens.check_length(lm, max(len(ids) + len(target) for ids, target in read))
+    essence = [(before, fact.subject, after) for fact in facts for before, after in [values.KL_PROMPT.split("{}")]]
+    tokens.subjects_last(lm.tokenizer, [*(row[:3] for row in rows), *essence])
+    asked = [
+        (prompt, target)
+        for fact in facts
+        for of_kind in scoring.prompts_of(fact).values()
+        for prompt in of_kind
+        for target in (fact.target_new, fact.target_true)
+    ]
+    read = tokens.with_targets(lm.tokenizer, *map(list, zip(*asked, strict=True)))
+    tokens.check_length(lm, max(len(ids) + len(target) for ids, target in read))
+
+
+def run(lm, facts, method, params, contexts, factors, ledger, *, on_collapse="stop", batch_tokens=scoring.BATCH_TOKENS):
+    """Edit `facts` in order on the unedited model `lm`, from where `ledger` ends.
+
+    Args:
+        method, params, contexts, factors: see `editors`.
+        ledger: a `Ledger` opened with this run's fingerprint. Edits it already holds are replayed, not redone.
+        on_collapse: what follows an edit that is not finite or whose solve failed (`editors.status`), which is recorded
+            and never applied: "stop" ends the sequence there, "skip" goes on with the next fact.
+        batch_tokens: most tokens in one forward over the unedited model, see `scoring.score_facts`.
+
+    Raises ValueError, before anything is edited, if a fact cannot be (see `check_facts`), or if the ledger holds edits
+    of other facts; `stopping.Stopped` or `Interrupted` where memory, disk, device, Ctrl-C or SIGTERM ends it early.
+    """
+    with stopping.says_how_to_go_on([ledger], len(facts)):
+        _run(lm, [facts], [method], params, contexts, factors, [ledger], on_collapse, batch_tokens, stack=False)
+
+
+def run_together(
+    lm, orders, methods, params, contexts, factors, ledgers, *, on_collapse="stop", batch_tokens=scoring.BATCH_TOKENS
+):
+    """Edit several orders of facts, each on a copy of `lm` of its own, the n-th facts of all in one batch.
+
+    Every order gets the ledger that `run` would give it, up to rounding; `lm` itself stays as it is. An order that has
+    ended leaves the batch. Stopped at any place and started again, the ledgers become those of an uninterrupted run.
+
+    Args:
+        orders: lists of facts.
+        methods: one for each order: the same for all, or variants of ROME.
+        ledgers: one for each order, opened with a fingerprint that names all of them as `together`.
+        Others as for `run`; params, contexts and factors are those of all methods.
+
+    Raises ValueError as `run` does, and if there is not a method and a ledger for each order, or methods differ in more
+    than what is known before the first edit.
+    """
+    if not len(orders) == len(methods) == len(ledgers):
+        raise ValueError(
+            f"{len(orders)} orders with {len(methods)} methods and {len(ledgers)} ledgers; each needs one of both"
+        )
+    if not editors.same_kind(methods):
+        raise ValueError(
+            f"{', '.join(dict.fromkeys(methods))} are no batch, which holds one method or variants of ROME"
+        )
+    with stopping.says_how_to_go_on(ledgers, max(map(len, orders))):
+        _run(lm, orders, methods, params, contexts, factors, ledgers, on_collapse, batch_tokens, stack=True)
+
+
+def _run(lm, orders, methods, params, contexts, factors, ledgers, on_collapse, batch_tokens, *, stack):
+    from tqdm import tqdm
+
+    if on_collapse not in ("stop", "skip"):
+        raise ValueError(f"on_collapse is {on_collapse!r}; expected 'stop' or 'skip'")
+    identities = []
+    for facts, ledger in zip(orders, ledgers, strict=True):
+        check_facts(lm, facts, contexts)
+        identities.append([sha256_json(asdict(fact)) for fact in facts])
+        _check_same_facts(ledger, facts, identities[-1])
+    for facts, ledger in zip(orders, ledgers, strict=True):
+        if len(ledger.unedited()) < len(facts):
+            _score_unedited(lm, facts, ledger, batch_tokens)
+
+    def going(place):
+        """The orders that edit their fact number `place`, counted from 0: they have one, and did not end before."""
+        ends = on_collapse == "stop"
+        ended = [ends and 0 < len(b) <= place and b.rows[-1]["status"] != "edited" for b in ledgers]
+        return [i for i, over in enumerate(ended) if not over and place < len(orders[i])]
+
+    n_facts, layers, chosen = max(map(len, orders)), editors.layers_of(params), list(map(editors.method, methods))
+    start = min((len(b) for i, b in enumerate(ledgers) if i in going(len(b))), default=n_facts)
+    batch = going(start) or list(range(len(ledgers)))
+    known = [
+        _ahead(of, lm, facts, start, _at_once(batch_tokens), params, contexts, factors)
+        for of, facts in zip(chosen, orders, strict=True)
+    ]
+    model = stacks.copies(lm, layers, len(batch)) if stack else lm
+    for row, i in enumerate(batch):
+        replay(model, ledgers[i], min(start, len(ledgers[i])), copy=row if stack else None)
+
+    title = f"edit with {', '.join(dict.fromkeys(methods))}"
+    for place in tqdm(range(start, n_facts), desc=title, unit="edit", total=n_facts, initial=start):
+        staying = going(place)
+        if not staying:
+            break
+        if staying != batch:
+            model = stacks.take(model, [batch.index(i) for i in staying])
+            batch = staying
+        began, facts = time.perf_counter(), [orders[i][place] for i in batch]
+        ahead = [[known[i][place] for i in batch]] if chosen[0].ahead else []
+        edits = editors.edit_each(chosen[0], model, facts, params, contexts, factors, *ahead)
+        statuses = [editors.status(edit) for edit in edits]
+        for row, i in enumerate(batch):
+            made = edits[row].updates if statuses[row] == "edited" else []
+            # An order that was ahead of the others when they were stopped keeps what it recorded.
+            _apply(model, ledgers[i].updates(place + 1) if place < len(ledgers[i]) else made, row if stack else None)
+        scores = scoring.score_each(model, facts)
+        seconds = (time.perf_counter() - began) / len(batch)
+        for row, i in enumerate(batch):
+            if place == len(ledgers[i]):
+                found = {
+                    "case_id": facts[row].case_id,
+                    "fact_sha256": identities[i][place],
+                    "relation_id": facts[row].relation_id,
+                    "status": statuses[row],
+                    **editors.summary(edits[row]),
+                    **scoring.fact_scores(scores[row]),
+                }
+                ledgers[i].append(found, edits[row].updates if statuses[row] == "edited" else [], seconds)
+
+
+def _check_same_facts(ledger, facts, identities):
+    for i, row in enumerate(ledger.rows[: len(facts)]):
+        if row["fact_sha256"] != identities[i]:
+            raise ValueError(
+                f"edit {i + 1} of the ledger at {ledger.folder} is case {row['case_id']}, not case "
+                f"{facts[i].case_id} as in this sequence; choose another out folder"
+            )
+
+
+def _score_unedited(lm, facts, ledger, batch_tokens):
+    """Write the scores of the facts on the unedited model to the ledger."""
+    from tqdm import tqdm
+
+    rows, size = [], _at_once(batch_tokens)
+    with tqdm(total=len(facts), desc="score unedited model", unit="fact") as bar:
+        for first in range(0, len(facts), size):
+            part = facts[first : first + size]
+            for fact, scores in zip(part, scoring.score_facts(lm, part, batch_tokens=batch_tokens), strict=True):
+                rows.append({"case_id": fact.case_id, **scoring.fact_scores(scores)})
+            bar.update(len(part))
+    ledger.write_unedited(rows)
+
+
+def _at_once(batch_tokens):
+    """Facts that are looked at together on the unedited model: more where a forward holds more tokens."""
+    return max(editors.TOGETHER, batch_tokens // 128)
+
+
+def _ahead(method, lm, facts, start, size, *editing):
+    """What no edit of the method changes (`editors.Method.ahead`), for the facts from number `start` on.
+
+    As many facts at a time, always the same ones, so that a resumed run has the same bits.
+    """
+    known = [None] * len(facts)
+    for first in range(start - start % size, len(facts) if method.ahead else 0, size):
+        part = slice(first, first + size)
+        known[part] = method.ahead(lm, facts[part], *editing)
+    return known

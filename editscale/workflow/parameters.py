@@ -1,0 +1,207 @@
+"""Parameters of a notebook, checked before it runs, and the grid of runs that share them.
+
+papermill itself lets an unknown name pass with a warning (nteract/papermill#818) and checks no type. The
+contract with notebooks is one cell tagged `parameters` that holds typed literals only.
+"""
+
+import ast
+import difflib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+TYPES = {"str": str, "int": int, "float": float, "bool": bool, "list": list, "dict": dict}
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One line of a parameters cell: `name: type = default`."""
+
+    name: str
+    type: type
+    default: object
+
+
+def notebook_parameters(notebook: str | Path) -> dict[str, Parameter]:
+    """Parameters by name, in the order of the one cell tagged `parameters`.
+
+    ValueError when there is not exactly one such cell, or when it holds anything but literals of the six
+    `TYPES`."""
+    cells = read_notebook(notebook).cells
+    tagged = [cell for cell in cells if "parameters" in cell.metadata.get("tags", [])]
+    if len(tagged) != 1:
+        raise ValueError(f"{notebook} has {len(tagged)} cells tagged 'parameters', not exactly one")
+    parameters = {}
+    for line in ast.parse(tagged[0].source).body:
+        try:
+            annotated = isinstance(line, ast.AnnAssign)
+            name = (line.target if annotated else line.targets[0]).id
+            default = ast.literal_eval(line.value)
+            kind = TYPES[line.annotation.id if annotated else type(default).__name__]
+            if not _fits(default, kind):
+                raise TypeError
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"the parameters cell of {notebook} holds '{ast.unparse(line)}'; it takes only lines such as "
+                f"'order: int = 0', with one of the types {', '.join(TYPES)}"
+            ) from error
+        parameters[name] = Parameter(name, kind, default)
+    return parameters
+
+
+def read_parameters(path: str | Path) -> dict:
+    """Values by name from a flat YAML file. ValueError when it is no mapping or sets a name twice."""
+    import yaml
+
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no parameters file {path}")
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        node, values = yaml.compose(text, yaml.SafeLoader), yaml.safe_load(text)
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(f"{path} is not readable as YAML: {' '.join(str(error).split())}") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} must hold lines 'parameter: value'; it holds one {type(values).__name__}")
+    names = [key.value for key, _ in node.value]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"{path} sets {', '.join(twice)} more than once")
+    return {str(name): value for name, value in values.items()}
+
+
+def parse_value(text: str, parameter: Parameter) -> object:
+    """A command line's `text` as the parameter's type: a str as it is, a float as Python reads it, else YAML.
+
+    What cannot be read comes back as text, for `check_value` to refuse."""
+    import yaml
+
+    if parameter.type is str:
+        return text
+    try:
+        return float(text) if parameter.type is float else yaml.safe_load(text)
+    except (ValueError, yaml.YAMLError):
+        return text
+
+
+def check_value(parameter: Parameter, value: object, where: str) -> object:
+    """`value` as the notebook gets it, a whole number given for a float as a float.
+
+    ValueError when its type is not the parameter's: a bool is no int, and a default list whose items are
+    all of one type asks for items of that type. `where` names the notebook and what set the value."""
+    expected, fits = parameter.type.__name__, _fits(value, parameter.type)
+    if fits and parameter.type is list:
+        kinds = {type(item) for item in parameter.default}
+        if len(kinds) == 1 and not all(_fits(item, *kinds) for item in value):
+            expected, fits = f"a list of {kinds.pop().__name__}", False
+    if fits:
+        return float(value) if parameter.type is float else value
+    hint = ""
+    if parameter.type is float and isinstance(value, str) and _is_number(value):
+        hint = "; YAML takes it for text, write it with a point and a sign: 1.0e-3"
+    raise ValueError(
+        f"parameter {parameter.name} of {where} must be {expected} (default {parameter.default!r}), "
+        f"not {value!r} ({type(value).__name__}){hint}"
+    )
+
+
+def collect_parameters(notebook: str | Path, files: list, pairs: list) -> dict:
+    """Checked values for `notebook`: from the YAML `files` in order, then the (name, text) `pairs`; later
+    ones win.
+
+    `out`, the folder for results that every notebook has, is always among them."""
+    known = notebook_parameters(notebook)
+    if "out" not in known:
+        raise ValueError(f"{notebook} has no parameter 'out', the folder for its results")
+    values = {"out": known["out"].default}
+    for file in files:
+        for name, value in read_parameters(file).items():
+            where = f"{Path(notebook).name} in {file}"
+            values[name] = check_value(_look_up(name, known, where), value, where)
+    for name, text in pairs:
+        where = f"{Path(notebook).name} after -p"
+        parameter = _look_up(name, known, where)
+        values[name] = check_value(parameter, parse_value(text, parameter), where)
+    return values
+
+
+def checked_scale(name: str) -> str:
+    """The name of a scale, which is a folder of params, runs and figures. ValueError if it would leave these."""
+    if not re.fullmatch(r"\w[\w.-]*", name):
+        raise ValueError(f"{name!r} is not the name of a scale: a folder of params/, such as laptop")
+    return name
+
+
+def read_grid(path: str | Path) -> dict[tuple[str, str], dict]:
+    """Runs of a grid file, one line each under `runs`, by (method, sequence).
+
+    A run has `method`, `hparams` (its YAML file), `order` (of facts) and `reverse`, and may have `n_edits` instead of
+    the scale's and `batch`, see `batches`; its sequence is order-0 or order-0-reversed. ValueError names the line that
+    lacks one of them, has another type or comes twice."""
+    kinds = {"method": str, "hparams": str, "order": int, "reverse": bool}
+    optional = {"n_edits": int, "batch": str}
+    lines, runs = read_parameters(path).get("runs"), {}
+    if not lines or type(lines) is not list:
+        raise ValueError(f"{path} lists no run under 'runs'")
+    for line in lines:
+        given = {name: type(value) for name, value in line.items()} if isinstance(line, dict) else {}
+        if given != kinds | {name: kind for name, kind in optional.items() if name in given}:
+            wanted = ", ".join(f"{name} ({kind.__name__})" for name, kind in kinds.items())
+            raise ValueError(f"{path}: a run has {wanted}, not {line}")
+        for name in ("method", "batch"):  # they name folders and files of the scale
+            if not re.fullmatch(r"[a-z0-9][a-z0-9-]*", line.get(name, "x")):
+                raise ValueError(f"{path}: {line[name]!r} is no name of a {name}: small letters, digits and hyphens")
+        run = line["method"], f"order-{line['order']}" + ("-reversed" if line["reverse"] else "")
+        if run in runs:
+            raise ValueError(f"{path} lists {' '.join(run)} twice")
+        runs[run] = line
+    return runs
+
+
+def edits_together(path: str | Path) -> bool:
+    """Whether a grid file asks for its runs to be edited in batches (`editscale.workflow.together`)."""
+    value = read_parameters(path).get("together", False)
+    if type(value) is not bool:
+        raise ValueError(f"{path}: together must be true or false, not {value!r}")
+    return value
+
+
+def batches(grid: dict) -> dict[str, list]:
+    """The runs of a grid that are edited in one batch, by its name: a run's `batch`, or else its method."""
+    found = {}
+    for key, run in grid.items():
+        found.setdefault(run.get("batch", key[0]), []).append(key)
+    return found
+
+
+def read_notebook(path: str | Path):
+    """The notebook at `path` as an nbformat 4 node."""
+    import nbformat
+
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no notebook {path}")
+    try:
+        return nbformat.read(path, as_version=4)
+    except nbformat.reader.NotJSONError as error:
+        raise ValueError(f"{path} is not a notebook: it does not hold JSON") from error
+
+
+def _look_up(name: str, known: dict[str, Parameter], where: str) -> Parameter:
+    if name in known:
+        return known[name]
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f"did you mean {close[0]}?" if close else f"the notebook has {', '.join(known)}"
+    raise ValueError(f"unknown parameter {name} of {where}; {hint}")
+
+
+def _fits(value: object, kind: type) -> bool:
+    return type(value) is kind or (kind is float and type(value) is int)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

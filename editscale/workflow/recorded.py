@@ -1,0 +1,128 @@
+"""Result tables of runs with what made them: those in `runs/`, and those recorded in `figures/<scale>/tables`.
+
+`runs/<scale>` has a folder for each run, in it a done.json for each finished part. A recorded folder is laid out like
+one run's and holds the rows of all runs: edits.parquet, …, recall/history.parquet, downstream/downstream.parquet, and
+record.json, which names each file's sha256 and what made each run's parts. Floats are float32, as they are recorded.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from editscale.analysis import tables
+from editscale.workflow.parameters import read_grid
+from editscale.workflow.provenance import read_json, sha256_file
+
+# Folder of a run that a notebook finishes ↦ the tables it leaves there.
+PARTS = {
+    "": ("edits", "unedited", "drift"),
+    "recall": ("history", "perplexity", "spectra"),
+    "downstream": ("downstream", "generation"),
+}
+TIMING = "timing"  # seconds of each edit: of the part "", and of a run made before they were recorded there are none
+BESIDE = {"single": "single", "acceptance": "acceptance"}  # table ↦ its folder among those of the runs
+RECORD = "record.json"
+
+
+@dataclass(frozen=True)
+class Results:
+    """Tables of runs.
+
+    Attributes:
+        made: a run's folder (runs/<scale>/<method>/<sequence>) ↦ part ("edits", "recall" or "downstream") ↦ what made
+            it: the content of its done.json but for the files, with the ledger's fingerprint for "edits".
+        tables: name ("edits", "recall/history", …) ↦ the rows of all runs. Without rows of any run: no entry.
+        beside: name of `BESIDE` ↦ table, those that there are.
+    """
+
+    made: dict
+    tables: dict
+    beside: dict
+
+    def rows(self, name, key):
+        """The rows of one run (method, order, reversed) in a table, numbered from 0; None if there are none."""
+        if name not in self.tables:
+            return None
+        table, (method, order, reverse) = self.tables[name], key
+        chosen = table[(table["method"] == method) & (table["order"] == order) & (table["reversed"] == reverse)]
+        return None if chosen.empty else chosen.reset_index(drop=True)
+
+
+def name_of(part, table):
+    """A table's name, its path from the folder of a run or of recorded tables without the suffix."""
+    return f"{part}/{table}".lstrip("/")
+
+
+NAMES = (*(name_of(part, table) for part, names in PARTS.items() for table in names), TIMING)
+
+
+def grid_of(scale):
+    """The runs of a scale's grid in its order: folder ↦ (method, order, reversed)."""
+    grid = read_grid(f"params/{scale}/grid.yaml")
+    return {
+        f"runs/{scale}/{method}/{sequence}": (method, run["order"], run["reverse"])
+        for (method, sequence), run in grid.items()
+    }
+
+
+def in_runs(scale):
+    """The `Results` that are finished in runs/<scale>."""
+    grid, made, found = grid_of(scale), {}, {}
+    for part, names in PARTS.items():
+        folders = [folder for folder in grid if (Path(folder) / part / "done.json").is_file()]
+        for folder in folders:
+            made.setdefault(folder, {})[part or "edits"] = _made_by(Path(folder) / part)
+        for name in (name_of(part, table) for table in names if folders):
+            found[name] = as_recorded(tables.gather(folders, name))
+    times = [tables.timing_table(folder, *grid[folder]) for folder in made]
+    if any(len(table) for table in times):
+        found[TIMING] = as_recorded(pd.concat([table for table in times if len(table)], ignore_index=True))
+    paths = {name: Path("runs") / scale / folder / f"{name}.parquet" for name, folder in BESIDE.items()}
+    return Results(made, found, {name: pd.read_parquet(path) for name, path in paths.items() if path.is_file()})
+
+
+def read(folder, scale):
+    """The `Results` in a folder of recorded tables.
+
+    Raises FileNotFoundError if there is no record.json; ValueError if it is of another scale, lists a table that is
+    not one of a study, a run that the scale's grid does not list, or another sha256 than a file has.
+    """
+    folder = Path(folder)
+    if not (folder / RECORD).is_file():
+        raise FileNotFoundError(f"no {RECORD} in {folder}; give a folder that `editscale record` wrote")
+    about = read_json(folder / RECORD, "restore it from a copy, or record the scale again")
+    files, made = about.get("files", {}), about.get("runs", {})
+    if about.get("scale") != scale:
+        raise ValueError(f"{folder} holds tables of scale {about.get('scale')}, not of {scale}")
+    grid = grid_of(scale)
+    if unlisted := [run for run in made if run not in grid]:
+        raise ValueError(
+            f"{folder} holds {', '.join(unlisted)}, which params/{scale}/grid.yaml does not list; add a line for each, "
+            "or record from tables without them"
+        )
+    known = {f"{name}.parquet": name for name in (*NAMES, *BESIDE)}
+    if unknown := [name for name in files if name not in known]:
+        raise ValueError(f"{folder}/{RECORD} lists {', '.join(unknown)}, no tables of a study; take a newer editscale")
+    for name, sha256 in files.items():
+        if not (folder / name).is_file() or sha256_file(folder / name) != sha256:
+            state = "is not the file that" if (folder / name).is_file() else "is missing, which"
+            raise ValueError(f"{folder / name} {state} {RECORD} names; restore both from one copy")
+    found = {known[name]: pd.read_parquet(folder / name) for name in files}
+    beside = {name: found.pop(name) for name in BESIDE if name in found}
+    return Results(made, found, beside)
+
+
+def as_recorded(table):
+    """A table of runs with float32 for float64, and NaN of that type for a column of which no value is known."""
+    table = tables.numeric(table)
+    return table.astype({name: "float32" for name in table.select_dtypes("float64")})
+
+
+def _made_by(folder):
+    """What a notebook recorded of a part, and, of a run itself, what its ledger was made under."""
+    done = json.loads((folder / "done.json").read_text(encoding="utf-8"))
+    made = {name: value for name, value in done.items() if name != "files"}
+    head = folder / "ledger.json"
+    return made | ({"fingerprint": json.loads(head.read_text())["fingerprint"]} if head.is_file() else {})

@@ -1,0 +1,43 @@
+"""Where the time of a notebook goes: seconds of its parts, in `timing.jsonl` beside its tables.
+
+A row is one measurement: part, n (how many facts, examples or tokens it was about), seconds. No record lists the file,
+and `compare` passes it by: times differ from run to run.
+"""
+
+import json
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+from editscale.sequences.frames import write_atomically
+
+NAME = "timing.jsonl"
+
+
+class Timing:
+    """Rows of seconds, in the order in which they were measured."""
+
+    def __init__(self):
+        self.rows = []
+
+    def add(self, part, n, seconds):
+        self.rows.append({"part": part, "n": n, "seconds": round(seconds, 4)})
+
+    @contextmanager
+    def of(self, part, n=1):
+        """Time what is done in the `with` block. On a GPU it must end in numbers on the CPU, which wait for the GPU."""
+        began = time.perf_counter()
+        yield
+        self.add(part, n, time.perf_counter() - began)
+
+    def save(self, out):
+        """Write the rows to `out/timing.jsonl`."""
+        write_atomically(Path(out) / NAME, "".join(json.dumps(row) + "\n" for row in self.rows).encode())
+
+
+def read(folder):
+    """The rows in a folder. FileNotFoundError if it has none."""
+    path = Path(folder) / NAME
+    if not path.is_file():
+        raise FileNotFoundError(f"no {path}; run the notebook that writes into {folder} again")
+    return [json.loads(line) for line in path.read_text().splitlines()]

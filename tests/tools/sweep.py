@@ -1,0 +1,142 @@
+"""Hyper-parameters for a model, chosen on single edits: `python -m editscale sweep SPEC.yaml OUT.csv`.
+
+Every setting edits the same facts, each on the unedited model, and scores them right after. SPEC lists settings as
+changes to a base file, lists of values meaning every combination. OUT gets one row per setting. The choice is made by
+`best`, on OUT alone, so that it can be checked wherever OUT is recorded.
+"""
+
+import itertools
+import time
+from pathlib import Path
+
+from editscale.editing import editors, updates
+from editscale.metrics import scoring
+
+
+def settings(spec):
+    """(method, hyper-parameters) of every setting of a spec, in order.
+
+    A spec's `grid` is a list of {method, base, change}: `base` a YAML file of hyper-parameters, `change` maps names to
+    lists of values.
+    """
+    from dataclasses import replace
+
+    for line in spec["grid"]:
+        base = editors.read_params(line["method"], line["base"])
+        names = list(line["change"])
+        for values in itertools.product(*line["change"].values()):
+            yield line["method"], replace(base, **dict(zip(names, values, strict=True)))
+
+
+def single_edits(lm, facts, method, params, contexts, factors):
+    """Rows of `scoring.COLUMNS` and `editors.summary`, one per fact, each edited alone on the model as it stands."""
+    original = updates.saved_weights(lm, editors.layers_of(params))
+    rows = []
+    for fact, edit in zip(facts, editors.alone(method, lm, facts, params, contexts, factors), strict=True):
+        updates.apply(lm, edit.updates)
+        scores = scoring.fact_scores(scoring.score_facts(lm, [fact])[0])
+        updates.restore(lm, original)
+        norm = sum(update.norm() ** 2 for update in edit.updates) ** 0.5
+        rows.append({**scores, **editors.summary(edit), "update_norm": norm})
+    return rows
+
+
+def best(table, method, base, *, least_es=95.0, least_ps=85.0):
+    """The row of a sweep's table to use for `method`.
+
+    Of the settings with enough ES and PS (percent), those that depart from the published `base` in the fewest values
+    besides the layers; among these the one with the highest NS, and between equals the one with the smaller updates.
+
+    Raises ValueError if no setting reaches `least_es` and `least_ps`.
+    """
+    import json
+    from dataclasses import asdict
+
+    enough = table[(table["method"] == method) & (table["ES"] >= least_es) & (table["PS"] >= least_ps)]
+    if enough.empty:
+        raise ValueError(f"no setting of {method} reaches ES {least_es} % and PS {least_ps} %")
+    published = {name: value for name, value in asdict(base).items() if name not in ("layer", "layers")}
+    departures = sum(
+        enough[name].map(lambda cell: json.loads(str(cell).lower())) != value for name, value in published.items()
+    )
+    return (
+        enough.assign(departures=departures)
+        .sort_values(["departures", "NS", "median_update_norm"], ascending=[True, False, True], kind="stable")
+        .iloc[0]
+    )
+
+
+def least_constraint(table, *, least_es=95.0):
+    """The row of a sweep's table to use for FT-C: the smallest ε whose ES is enough (percent). ε alone varies.
+
+    Raises ValueError if no setting reaches `least_es`.
+    """
+    enough = table[(table["method"] == "ft-c") & (table["ES"] >= least_es)]
+    if enough.empty:
+        raise ValueError(f"no setting of ft-c reaches ES {least_es} %")
+    return enough.sort_values("norm_constraint", kind="stable").iloc[0]
+
+
+def main(arguments):
+    """Run the settings of a spec; OUT grows by a row as soon as it is known."""
+    import argparse
+    import json
+    from dataclasses import asdict
+
+    import pandas as pd
+    import torch
+    import yaml
+    from tqdm import tqdm
+
+    from editscale.data import facts
+    from editscale.editing import context_sampling, corpora, moments
+    from editscale.models import loading
+
+    parser = argparse.ArgumentParser(prog="editscale sweep", description=__doc__.splitlines()[0])
+    parser.add_argument("spec", help="YAML: model, fact_set, order, n_facts, …, grid")
+    parser.add_argument("out", help="CSV, one row per setting")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--part", default="0/1", help="k/n: only settings k, k + n, k + 2n, … (default 0/1, all)")
+    given = parser.parse_args(arguments)
+    spec = yaml.safe_load(Path(given.spec).read_text())
+    part, n_parts = (int(x) for x in given.part.split("/"))
+    todo = list(settings(spec))[part::n_parts]
+
+    lm = loading.load(spec["model"], device=given.device, cache=spec["model_cache"])
+    chosen = facts.in_order(facts.open_set(spec["fact_set"]), spec["order"], spec["n_facts"])
+    seeded = torch.Generator().manual_seed(spec["seed"])
+    layers, factors = sorted({layer for setting in todo for layer in editors.moment_layers(*setting)}), {}
+    if layers:
+        documents = corpora.sampled_documents(lm, spec["n_documents"], spec["document_length"], seeded)
+        factors = editors.cholesky_factors(moments.collect(lm, documents, layers).moments, lm.device)
+    starts = context_sampling.seed_starts(lm, spec["prefix_seeds"])
+    contexts = {
+        name: editors.method(name).contexts(
+            lm, starts, torch.Generator().manual_seed(spec["seed"]), spec["n_short_prefixes"], spec["n_long_prefixes"]
+        )
+        for name in {method for method, _ in todo}
+    }
+    rows = []
+    for method, params in tqdm(todo, desc="settings", unit="setting"):
+        start = time.perf_counter()
+        table = pd.DataFrame(single_edits(lm, chosen, method, params, contexts[method], factors))
+        es, ps, ns = (100 * table[kind].mean() for kind in scoring.KINDS)
+        rows.append(
+            {
+                "method": method,
+                **{k: json.dumps(v) for k, v in asdict(params).items()},
+                "n_facts": len(table),
+                "ES": es,
+                "PS": ps,
+                "NS": ns,
+                "S": scoring.harmonic_score(es, ps, ns),
+                "median_update_norm": table["update_norm"].median(),
+                "largest_update_norm": table["update_norm"].max(),
+                "relative_update": table["update_norm"].median()
+                / lm.weight(editors.layers_of(params)[-1]).norm().item(),
+                "seconds_per_fact": (time.perf_counter() - start) / len(table),
+                "device": torch.cuda.get_device_name(lm.device) if lm.device.type == "cuda" else lm.device.type,
+            }
+        )
+        pd.DataFrame(rows).round(4).to_csv(given.out, index=False)
+    return 0
