@@ -151,3 +151,21 @@ def _tasks(smooth, disables, checkpoints, noise):
 
 def _joined(rows):
     return pd.concat([pd.DataFrame(row) for row in rows], ignore_index=True).to_dict("list")
+
+
+def to_record(fact):
+    """The fact as a record of CounterFact's own format; `parse` of it gives an equal fact."""
+    return {
+        "case_id": fact.case_id,
+        "requested_rewrite": {
+            "prompt": fact.prompt,
+            "relation_id": fact.relation_id,
+            "target_new": {"str": fact.target_new, "id": fact.target_new_id},
+            "target_true": {"str": fact.target_true, "id": fact.target_true_id},
+            "subject": fact.subject,
+        },
+        "paraphrase_prompts": list(fact.paraphrase_prompts),
+        "neighborhood_prompts": list(fact.neighborhood_prompts),
+        "attribute_prompts": list(fact.attribute_prompts),
+        "generation_prompts": list(fact.generation_prompts),
+    }

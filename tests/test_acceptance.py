@@ -8,6 +8,8 @@ import pandas as pd
 import pytest
 import torch
 
+from editscale import columns
+from editscale.columns import harmonic_score
 from editscale.data import facts, glue
 from editscale.editing import corpora, editors, moments, updates
 from editscale.metrics import downstream, scoring
@@ -42,10 +44,10 @@ def test_half_width_of_the_harmonic_mean_is_its_first_order_propagation():
     slopes = []
     for i in range(3):
         moved = [score + step * (i == j) for j, score in enumerate(scores)]
-        slopes.append((scoring.harmonic_score(*moved) - scoring.harmonic_score(*scores)) / step)
+        slopes.append((harmonic_score(*moved) - harmonic_score(*scores)) / step)
     expected = math.hypot(*(slope * half for slope, half in zip(slopes, half_widths, strict=True)))
-    assert acceptance.harmonic_half_width(scores, half_widths) == pytest.approx(expected, rel=1e-5)
-    assert acceptance.harmonic_half_width([0.0, 60.0, 40.0], half_widths) == 0
+    assert columns.harmonic_half_width(scores, half_widths) == pytest.approx(expected, rel=1e-5)
+    assert columns.harmonic_half_width([0.0, 60.0, 40.0], half_widths) == 0
 
 
 @pytest.mark.parametrize("power", [0.5, 1.0, 0.4])
@@ -85,7 +87,7 @@ def measured(tiny):
     """A table of the tiny model, and its weights before."""
     lm, known, path, task = tiny
     before = {name: weight.clone() for name, weight in lm.model.state_dict().items()}
-    editing = acceptance.prepare(lm, METHODS, path, [], 2, 1, seed=0)
+    editing = acceptance.prepare(lm, METHODS, path, n_short=2, n_long=1)
     table = acceptance.measure(lm, known, editing, n_facts=6, n_edits=3, at=[1, 3], task=task)
     return table, before, editing
 
@@ -96,7 +98,7 @@ def rows_of(table, **wanted):
 
 def test_a_table_has_every_column_described_and_each_measurement_once(measured):
     table, *_ = measured
-    assert list(table) == list(acceptance.COLUMNS) and not table.duplicated(acceptance.KEY).any()
+    assert list(table) == list(columns.ACCEPTANCE) and not table.duplicated(columns.ACCEPTANCE_KEY).any()
     assert set(table["model"]) == {"tiny_gpt2"} and table["value"].notna().sum() == len(table)
     assert table.groupby("part").size().to_dict() == {
         "unedited": 10, "single edits": 30, "sequence": 2 * 3, "growth": 2 * 3, "task": 2 * 3

@@ -5,9 +5,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from editscale import columns
 from editscale.analysis import targets
 from editscale.plots import acceptance_panels
-from editscale.sequences import acceptance
 
 
 @pytest.fixture
@@ -16,7 +16,7 @@ def verdicts():
     wanted = targets.published("gpt2-xl")
     table = wanted.assign(model="gpt2-xl", value=wanted["target"], half_width=0.5, n=100)
     table.loc[(table["method"] == "rome") & (table["metric"] == "ES"), "value"] -= 7
-    return targets.judge(table[list(acceptance.COLUMNS)], wanted)
+    return targets.judge(table[list(columns.ACCEPTANCE)], wanted)
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def test_distances_are_drawn_by_layer_with_crosses_where_they_were_published(ax,
 
 
 def test_without_targets_there_are_no_marks_and_without_a_sequence_the_panel_says_so(ax, verdicts):
-    none = targets.judge(verdicts[list(acceptance.COLUMNS)], targets.published(""))
+    none = targets.judge(verdicts[list(columns.ACCEPTANCE)], targets.published(""))
     none = none[none["part"] != "sequence"]
     acceptance_panels.scores_panel(ax, none)
     assert "published" not in [container.get_label() for container in ax.containers]
@@ -63,7 +63,7 @@ def test_without_targets_there_are_no_marks_and_without_a_sequence_the_panel_say
 
 
 def test_layers_with_published_distances_only_are_crosses_without_a_line(ax, verdicts):
-    measured = verdicts[verdicts["layer"].isin([-1, 13])][list(acceptance.COLUMNS)]
+    measured = verdicts[verdicts["layer"].isin([-1, 13])][list(columns.ACCEPTANCE)]
     acceptance_panels.distance_panel(ax, targets.judge(measured, targets.published("gpt2-xl")))
     lines = {line.get_label(): line.get_ydata() for line in ax.lines}
     assert lines["√n"][0] == lines["layer 13"][0] == 4.95e-8

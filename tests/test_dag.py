@@ -53,29 +53,29 @@ single: str = ""  # a table of another notebook
 WRITE = """\
 import json
 from pathlib import Path
-from editscale.provenance import finish, provenance
-from editscale import rome
+from editscale.workflow.provenance import finish, provenance
+from editscale.editing import rome
 Path(out, "given.json").write_text(json.dumps({"n_edits": n_edits, "hparams": hparams, "reverse": reverse}))
 finish(out, [f"{out}/given.json"], provenance())"""
 LOOK = """\
 import json
 from pathlib import Path
-from editscale.provenance import finish, provenance
-from editscale import memit
+from editscale.workflow.provenance import finish, provenance
+from editscale.editing import memit
 given = json.loads(Path(run, "given.json").read_text())
 Path(out, "looked.json").write_text(json.dumps(given))
 finish(out, [f"{out}/looked.json"], provenance())"""
 SINGLE = """\
 import json
 from pathlib import Path
-from editscale.provenance import finish, provenance
-from editscale import memit
+from editscale.workflow.provenance import finish, provenance
+from editscale.editing import memit
 Path(out, "single.parquet").write_text(json.dumps(runs))
 finish(out, [f"{out}/single.parquet"], provenance())"""
 GATHER = """\
 import json
 from pathlib import Path
-from editscale.provenance import finish, provenance
+from editscale.workflow.provenance import finish, provenance
 seen = [json.loads(Path(run, "given.json").read_text()) for run in runs]
 Path(out, "seen.json").write_text(json.dumps(seen))
 Path(figures_folder).mkdir(parents=True, exist_ok=True)
@@ -84,8 +84,8 @@ finish(out, [f"{out}/seen.json", f"{figures_folder}/{FIGURE}"], provenance())"""
 
 ACCEPT = """\
 from pathlib import Path
-from editscale.provenance import finish, provenance
-from editscale import memit
+from editscale.workflow.provenance import finish, provenance
+from editscale.editing import memit
 path = Path(figures_folder, "fig6_acceptance.svg")
 path.parent.mkdir(parents=True, exist_ok=True)
 path.write_text("<svg/>")
@@ -99,11 +99,7 @@ def study(tmp_path_factory):
     for name in ("pyproject.toml", "notebooks/Snakefile"):
         (root / name).parent.mkdir(exist_ok=True)
         shutil.copy(REPOSITORY / name, root / name)
-    (root / "editscale").mkdir()
-    for name in ("__init__.py", "__main__.py", "run.py", "gpus.py", "parameters.py", "provenance.py", "paper.mplstyle"):
-        shutil.copy(REPOSITORY / "editscale" / name, root / "editscale")
-    for name in ("rome.py", "memit.py", "together.py"):
-        (root / "editscale" / name).touch()
+    shutil.copytree(REPOSITORY / "editscale", root / "editscale", ignore=shutil.ignore_patterns("__pycache__"))
     stats = 'out: str = "runs"  # folder for results', 'n_edits = hparams = reverse = ""\n' + WRITE
     write_notebook(root / "notebooks/01_covariance_stats.ipynb", *stats)
     write_notebook(root / "notebooks/02a_sequential_editing.ipynb", EDITING, WRITE)
@@ -177,21 +173,23 @@ def test_the_single_edits_are_made_once_for_all_runs_and_given_to_the_notebook_t
 
 
 def test_nothing_runs_again_until_something_that_matters_changes(study):
-    def change(name):
+    def change(name, text="CHANGED = 1"):
         with (study / name).open("a") as file:
-            file.write("\n# changed\n")
+            file.write(f"\n{text}\n")
 
     gathered = {name.split("_", 1)[1]: 1 for name in (*GATHERS, "05a_single_edits")}
     looked = {"recall_history": 2, "glue_eval": 2}
     every_edit = {"sequential_editing": 2, **looked, **gathered}
     (study / "editscale/editing/rome.py").touch()
+    change("editscale/editing/rome.py", "# words")
+    change("editscale/kernels/tensor_cores.py", '"""Words."""\n# and more of them')
     assert jobs(study) == {}
     (study / "figures/tiny/fig4_weight_drift.svg").unlink()
     assert jobs(study) == {"drift_analysis": 1}
     change("editscale/editing/memit.py")  # the notebooks along a run import it, those that edit do not
     later = {name: n for name, n in gathered.items() if name != "editing_proficiency"}  # 05a imports it too
     assert jobs(study) == {**looked, **later, "acceptance": 1}
-    change("params/rome/tiny.yaml")
+    change("params/rome/tiny.yaml", "# changed")
     assert jobs(study) == {**every_edit, "acceptance": 1}
     change("editscale/editing/rome.py")  # the first two notebooks import it
     assert jobs(study) == {"covariance_stats": 1, **every_edit, "acceptance": 1}

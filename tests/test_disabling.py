@@ -1,6 +1,7 @@
 """A planted jump is found at the edit where it was planted, and nowhere else; a single edit leaves no trace."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -12,8 +13,9 @@ from test_sequence import CONTEXTS, FACTS, PARAMS
 
 from editscale.analysis import disabling
 from editscale.data.facts import Fact
-from editscale.editing import editors, updates
+from editscale.editing import editors, rome, updates
 from editscale.metrics import generation, scoring
+from editscale.sequences.single import single_edits, unedited
 
 TEXTS = ["The river runs through the town.", "Lund is in Sweden."]
 RUNS = (("rome", 0, False), ("rome", 0, True), ("memit", 1, False))
@@ -187,7 +189,7 @@ def test_effects_refuse_tables_of_other_runs():
 
 def single(lm, method, fact=FACTS[0]):
     factors = {layer: torch.linalg.cholesky(moment(lm.d_key)) for layer in (0, 1)}
-    return disabling.single_edits(lm, [fact], method, PARAMS[method], CONTEXTS[method], factors, TEXTS)
+    return single_edits(lm, [fact], editors.Editing(method, PARAMS[method], CONTEXTS[method], factors), TEXTS)
 
 
 @pytest.mark.parametrize("method", PARAMS)
@@ -220,7 +222,7 @@ def test_a_single_edit_is_measured_on_the_edited_model_and_leaves_the_weights_bi
 
 def fake_edit(monkeypatch, value):
     """ROME's edit with its factors filled with a value."""
-    rome = editors.METHODS["rome"]
+    of = rome.METHODS["rome"]
 
     def edit(*arguments):
         done = rome.edit(*arguments)
@@ -228,7 +230,7 @@ def fake_edit(monkeypatch, value):
             update.left.fill_(value)
         return done
 
-    monkeypatch.setitem(editors.METHODS, "rome", editors.Method(rome.params, rome.contexts, edit))
+    monkeypatch.setitem(rome.METHODS, "rome", replace(of, edit=edit))
 
 
 def test_a_non_finite_edit_is_not_applied_and_has_no_scores(monkeypatch):
@@ -256,7 +258,7 @@ def test_the_weights_are_put_back_after_an_error(monkeypatch):
     before = lm.weight(1).clone()
     factors = {1: torch.linalg.cholesky(moment(lm.d_key))}
     with pytest.raises(ValueError, match="none of the 0 texts"):
-        disabling.single_edits(lm, FACTS[:1], "rome", PARAMS["rome"], CONTEXTS["rome"], factors, [])
+        single_edits(lm, FACTS[:1], editors.Editing("rome", PARAMS["rome"], CONTEXTS["rome"], factors), [])
     assert torch.equal(lm.weight(1), before)
 
 
@@ -326,7 +328,7 @@ def test_an_edit_that_is_not_finite_stays_disabling():
 
 def test_the_unedited_model_is_measured_on_the_facts_as_edited_ones_are():
     lm = tiny.tiny_model("gpt2")
-    found = disabling.unedited(lm, FACTS[:2], TEXTS)
+    found = unedited(lm, FACTS[:2], TEXTS)
     assert list(found) == [fact.case_id for fact in FACTS[:2]]
     assert found[FACTS[1].case_id] == {
         "word_entropy_unedited": generation.word_entropy(generation.teacher_forced_texts(lm, FACTS[1])),

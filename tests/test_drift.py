@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from editscale.analysis import drift
 from editscale.editing.updates import Update
+from editscale.metrics import drift
 from editscale.sequences.ledger import Ledger
 
 

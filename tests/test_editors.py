@@ -13,7 +13,7 @@ GOOD = (PARAMS / "rome" / "gpt2-xl.yaml").read_text()
 
 @pytest.mark.parametrize(
     "path",
-    sorted(p for name in editors.METHODS for p in PARAMS.glob(f"{name}/*.yaml")),
+    sorted(p for name in editors.MODULES for p in PARAMS.glob(f"{name}/*.yaml")),
     ids=lambda p: f"{p.parent.name} {p.stem}",
 )
 def test_every_shipped_file_is_read_and_every_line_says_its_source(path):

@@ -7,9 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from synthetic import to_record
 
 from editscale.data import facts
-from editscale.data.facts import Fact, in_order, orders_json, parse, published_orders, to_record, unique_subjects
+from editscale.data.facts import Fact, parse
+from editscale.data.orders import in_order, orders_json, published_orders, unique_subjects, write_orders
 
 SHARED = Path(__file__).parents[2] / "shared"
 DROPPED = Path(__file__).parent / "data_facts" / "dropped_positions.json"
@@ -249,7 +251,7 @@ def test_unique_subjects_of_counterfact_have_the_published_hash():
 @needs_shared
 def test_real_counterfact_subjects_give_the_published_orders(tmp_path):
     source = SHARED / "data" / "counterfact_easyedit_sample.json"
-    out = facts.write_orders(source, tmp_path / "orders.json")
+    out = write_orders(source, tmp_path / "orders.json")
     assert hashlib.sha256(out.read_bytes()).hexdigest() == ORDERS_SHA256
     whole = facts.load(source)
     assert len(whole) == 21_919 and [fact.case_id for fact in whole] == list(range(21_919))
@@ -295,7 +297,7 @@ def test_more_or_fewer_edits_than_there_are_subjects_is_refused(n_edits):
 def test_orders_text_has_the_published_layout(tmp_path):
     path = tmp_path / "facts.json"
     path.write_text(json.dumps([record(0), record(1, subject="Bo")]))
-    text = facts.write_orders(path, tmp_path / "new" / "orders.json").read_text()
+    text = write_orders(path, tmp_path / "new" / "orders.json").read_text()
     orders = published_orders(facts.load(path))
     first, second = orders[0]
     assert text.startswith(f'{{\n    "0": [\n        {first},\n        {second}\n    ],\n    "1": [')

@@ -23,7 +23,7 @@ def made(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def claims(made):
+def claimed(made):
     table = claims.claims(made[0], np.random.default_rng(0))
     return table.set_index(["claim", "method"])
 
@@ -114,7 +114,7 @@ def test_drift_explains_more_of_a_collapse_than_the_number_of_edits(made):
 # ----------------------------------------------------------------------------------------------------- claims
 
 
-def test_claims_about_the_planted_course_get_the_verdict_it_asks_for(claims):
+def test_claims_about_the_planted_course_get_the_verdict_it_asks_for(claimed):
     expected = {
         ("edits keep taking to the end", "rome"): "agrees",
         ("collapses come with single disabling edits", "rome"): "agrees",
@@ -126,9 +126,9 @@ def test_claims_about_the_planted_course_get_the_verdict_it_asks_for(claims):
         ("MEMIT keeps more facts than ROME", "memit"): "disagrees",
         ("SST-2 is untouched up to the collapse", "memit"): "disagrees",
     }
-    assert {key: claims["verdict"][key] for key in expected} == expected
-    assert claims["mean"]["the distance grows as the root of the edits", "memit"] == pytest.approx(0.5, abs=0.02)
-    assert claims["orders"]["facts are lost all at once, late", "memit"] == 2  # those that go on
+    assert {key: claimed["verdict"][key] for key in expected} == expected
+    assert claimed["mean"]["the distance grows as the root of the edits", "memit"] == pytest.approx(0.5, abs=0.02)
+    assert claimed["orders"]["facts are lost all at once, late", "memit"] == 2  # those that go on
 
 
 def test_fewer_edits_than_a_claim_speaks_of_are_said(made):

@@ -8,7 +8,8 @@ import tiny
 import torch
 from test_sequence import FACTS, PARAMS, edit_sequence
 
-from editscale.data import facts, glue
+from editscale.data import glue
+from editscale.data.orders import open_set
 from editscale.metrics import downstream, generation, scoring
 from editscale.models import hidden_states, loading
 from editscale.sequences import past_runs, sequence
@@ -115,7 +116,7 @@ def test_places_beyond_the_edits_or_out_of_order_are_refused(edited, places):
 
 
 def test_a_run_that_has_not_finished_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=f"no finished run in {tmp_path}; run notebook 02"):
+    with pytest.raises(FileNotFoundError, match=f"no finished run in {tmp_path}; run notebook 02a"):
         past_runs.reopen(tmp_path)
 
 
@@ -172,7 +173,7 @@ def test_memit_takes_words_of_its_own_and_fine_tuning_samples_no_contexts(tmp_pa
 
 
 def test_facts_that_a_run_did_not_edit_come_from_its_fact_set(tmp_path):
-    every = list(facts.open_set(str(INVENTED)))
+    every = list(open_set(str(INVENTED)))
     run = past_runs.Run(tmp_path, {"fact_set": str(INVENTED)}, None, every[:3], None)
     assert past_runs.with_facts(run, [every[1].case_id]) == every[:3]
     assert past_runs.with_facts(run, [every[6].case_id, every[0].case_id]) == [*every[:3], every[6]]

@@ -16,7 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from editscale.editing.updates import Update
-from editscale.sequences import frames, ledger
+from editscale.files import write_whole
+from editscale.sequences import frames
 from editscale.sequences.ledger import Ledger
 
 CONDITIONS = {"method": "rome", "seed": 3}
@@ -126,7 +127,10 @@ def test_an_edit_that_was_not_applied_has_no_tensors(tmp_path):
 
 def test_a_ledger_is_read_without_torch(tmp_path):
     write(tmp_path)
-    code = f"""import sys; from editscale import drift, ledger; book = ledger.Ledger({str(tmp_path)!r})
+    code = f"""import sys
+from editscale.metrics import drift
+from editscale.sequences import ledger
+book = ledger.Ledger({str(tmp_path)!r})
 print(len(drift.of_ledger(book)), "torch" in sys.modules, "filelock" in sys.modules)"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["5", "False", "False"]
@@ -293,12 +297,12 @@ def test_damaged_scores_of_the_unedited_model_are_named(tmp_path):
     book.write_unedited([{"case_id": 1, "efficacy": float("inf")}])
     assert book.unedited() == [{"case_id": 1, "efficacy": None}]
     (tmp_path / "unedited.jsonl").write_text('{"case_id": 1, "effi\n')
-    with pytest.raises(ValueError, match="unedited.jsonl is damaged .*delete it and run notebook 02 again"):
+    with pytest.raises(ValueError, match="unedited.jsonl is damaged .*delete it and run notebook 02a again"):
         book.unedited()
 
 
 def test_reading_a_missing_ledger_says_what_makes_one(tmp_path):
-    with pytest.raises(FileNotFoundError, match="run notebook 02"):
+    with pytest.raises(FileNotFoundError, match="run notebook 02a"):
         Ledger(tmp_path / "none")
 
 
@@ -313,7 +317,7 @@ def test_a_fingerprint_that_differs_is_refused_with_all_that_differs(tmp_path):
 
 def test_one_process_at_a_time_may_append(tmp_path):
     write(tmp_path, 2)
-    code = f"""import sys; from editscale.ledger import Ledger
+    code = f"""import sys; from editscale.sequences.ledger import Ledger
 book = Ledger({str(tmp_path)!r}, {CONDITIONS!r}, {WEIGHTS!r}); print("open", flush=True); sys.stdin.read()"""
     other = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert other.stdout.readline() == "open\n"
@@ -363,7 +367,7 @@ def test_a_system_that_writes_a_few_bytes_at_a_time_gets_all_written(tmp_path, m
 
 def test_a_file_written_atomically_is_the_old_one_until_it_is_the_new_one(tmp_path, monkeypatch):
     path = tmp_path / "a.json"
-    ledger.write_atomically(path, b"old")
+    write_whole(path, b"old")
 
     def fails(*_):
         raise OSError(errno.EIO, "Input/output error")
@@ -371,9 +375,9 @@ def test_a_file_written_atomically_is_the_old_one_until_it_is_the_new_one(tmp_pa
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", fails)
         with pytest.raises(OSError, match="Input/output error"):
-            ledger.write_atomically(path, b"new")
+            write_whole(path, b"new")
     assert path.read_bytes() == b"old"
-    ledger.write_atomically(path, b"new")
+    write_whole(path, b"new")
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"] and path.read_bytes() == b"new"
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import gguf
 import pytest
+import synthetic
 import tiny
 import torch
 from hypothesis import given, settings
@@ -15,11 +16,12 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from test_models import tiny_gguf
 
+from editscale import files
 from editscale.__main__ import main
 from editscale.data import facts, glue
 from editscale.editing import moments
 from editscale.models import gguf_file, loading, smollm2, tokens
-from editscale.sequences import past_runs, sequence
+from editscale.sequences import past_runs
 from editscale.workflow import parameters
 
 TINY = Path(__file__).parent / "golden" / "tiny_gpt2"
@@ -389,8 +391,8 @@ def test_any_value_in_a_record_makes_a_fact_or_an_error_that_names_the_record(fi
         except ValueError as error:
             assert str(error).startswith("facts.json")
         else:
-            assert facts.parse([facts.to_record(read)], "again") == [read]
-            assert sequence.sha256_json(facts.to_record(read)) and "{}" in read.prompt
+            assert facts.parse([synthetic.to_record(read)], "again") == [read]
+            assert files.sha256_json(synthetic.to_record(read)) and "{}" in read.prompt
 
 
 @PROPERTY
@@ -441,9 +443,9 @@ def test_a_scale_that_would_leave_its_folders_is_refused(command, scale, capsys)
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"{", "done.json is not the JSON object it should be .*; run notebook 02 again"),
+        (b"{", "done.json is not the JSON object it should be .*; run notebook 02a again"),
         (b"[]", "it holds a list"),
-        (b"{}", "done.json lacks parameters or files; run notebook 02 again"),
+        (b"{}", "done.json lacks parameters or files; run notebook 02a again"),
         (b'{"parameters": {}, "files": []}', "lacks parameters or files"),
     ],
 )

@@ -6,6 +6,7 @@ import pytest
 import tiny
 import torch
 
+from editscale.columns import harmonic_score
 from editscale.data.facts import Fact
 from editscale.metrics import scoring
 from editscale.metrics.scoring import PromptScore
@@ -61,8 +62,8 @@ def test_a_kind_without_prompts_has_no_score():
 
 def test_harmonic_score_reproduces_a_published_row():
     """GPT-2 XL with ROME: ES 100.0, PS 96.4, NS 75.4 give S 89.2 (arXiv:2202.05262, table 4)."""
-    assert scoring.harmonic_score(100.0, 96.4, 75.4) == pytest.approx(89.2, abs=0.05)
-    assert scoring.harmonic_score(100.0, 0.0, 75.4) == 0
+    assert harmonic_score(100.0, 96.4, 75.4) == pytest.approx(89.2, abs=0.05)
+    assert harmonic_score(100.0, 0.0, 75.4) == 0
 
 
 def one_by_one(lm, prompt, target):

@@ -14,10 +14,10 @@ import torch
 from tiny import BOS_FAMILIES, N_TOKENS, smollm2, tiny_model, tiny_tokenizer
 from transformers.pytorch_utils import Conv1D
 
+from editscale.files import sha256_file
 from editscale.models import loading
 from editscale.models import smollm2 as wheel
 from editscale.models.anatomy import FAMILIES
-from editscale.workflow.provenance import sha256_file
 
 TEXT = "Ada Example plays the harp in Lund"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

@@ -184,7 +184,7 @@ def test_single_edits_are_made_with_the_contexts_of_the_run_and_with_others(stud
 def test_acceptance_measures_the_unedited_model_as_the_runs_scored_it(study):
     table = pd.read_parquet(study / "06_acceptance" / "acceptance.parquet")
     unedited = table[table["part"] == "unedited"].set_index("metric")["value"]
-    assert unedited["ES"] == 0 and unedited["NS"] == 100  # as notebook 02 found before its edits
+    assert unedited["ES"] == 0 and unedited["NS"] == 100  # as notebook 02a found before its edits
     assert set(table["method"]) == {"none", "rome", "memit", "ft-c"}
     assert table.loc[table["part"] == "single edits", "n"].max() == 2
     plotted = pd.read_csv(study / "figures" / "fig6_acceptance.csv")

@@ -9,9 +9,9 @@ import pytest
 from tools import costs, full_cost, study_cost
 
 from editscale.analysis import disabling, tables
+from editscale.files import sha256_file
 from editscale.workflow import gallery, recorded
 from editscale.workflow.parameters import read_parameters
-from editscale.workflow.provenance import sha256_file
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 
 from editscale.analysis import tables
+from editscale.files import sha256_file
 from editscale.workflow import record, recorded
-from editscale.workflow.provenance import sha256_file
 
 GRID = """\
 runs:

@@ -1,5 +1,6 @@
 """A recorded run gives its model back at any place, as a folder that loads and says how false it is."""
 
+import importlib
 import json
 import re
 import warnings
@@ -23,7 +24,7 @@ FACTS = "params/smoke/invented_facts.json"
 
 @pytest.fixture(scope="module", params=("rome", "memit", "ft-c"))
 def folder(request, tmp_path_factory):
-    """A run of four edits as notebook 02 leaves it."""
+    """A run of four edits as notebook 02a leaves it."""
     out = tmp_path_factory.mktemp(request.param) / "run"
     of = Sequence(loading.load(TINY), request.param, 4)
     of.run(out)
@@ -119,7 +120,8 @@ def test_leaving_out_the_last_edits_is_the_run_itself(run):
 
 def test_where_updates_do_not_depend_on_the_order_another_history_needs_no_asking(run, tmp_path, monkeypatch):
     method = run.parameters["method"]
-    monkeypatch.setitem(editors.METHODS, method, replace(editors.METHODS[method], order_free=True))
+    methods = importlib.import_module(editors.MODULES[method]).METHODS
+    monkeypatch.setitem(methods, method, replace(methods[method], order_free=True))
     replay.check_history(method, [1, 3, 4], False)
     card = (replay.save(run, [1, 3, 4], tmp_path / "edited") / "README.md").read_text()
     assert "A counterfactual" in card and "would have made other updates" not in card
@@ -127,10 +129,9 @@ def test_where_updates_do_not_depend_on_the_order_another_history_needs_no_askin
 
 def test_no_built_in_method_makes_the_same_update_whatever_was_edited_before(run):
     """`order_free` says what is so: the second edit, made on the unedited model, is another one."""
-    assert not any(method.order_free for method in editors.METHODS.values())
+    assert not any(editors.method(name).order_free for name in editors.MODULES)
     of = Sequence(run.lm, run.parameters["method"], 4)
-    editing = of.params, of.contexts, of.factors
-    (alone,) = editors.METHODS[of.method].edit(run.lm, [of.facts[1]], *editing)
+    (alone,) = editors.edit_each(of.editing, run.lm, [of.facts[1]])
     recorded = run.ledger.updates(2)
     assert any(not torch.equal(a.left, b.left) for a, b in zip(alone.updates, recorded, strict=True))
 

@@ -159,7 +159,7 @@ def test_every_dependency_says_why_and_every_import_is_a_dependency():
         assert re.search(rf'^    "{requirement.name}\b[^"]*",  # \w', text, re.M), requirement.name
     imported = {
         name.split(".")[0]
-        for path in (ROOT / "editscale").glob("*.py")
+        for path in (ROOT / "editscale").rglob("*.py")
         for node in ast.walk(ast.parse(path.read_text()))
         for name in (
             [alias.name for alias in node.names] if isinstance(node, ast.Import)

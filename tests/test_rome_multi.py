@@ -102,6 +102,6 @@ def test_a_key_of_another_size_and_a_norm_behind_the_mlp_are_refused():
 
 
 def test_it_is_a_method_with_the_contexts_of_rome():
-    known = editors.METHODS["rome-multi"]
-    assert known.contexts is editors.METHODS["rome"].contexts and known.moments
+    known = editors.method("rome-multi")
+    assert known.contexts is editors.method("rome").contexts and known.moments
     assert editors.moment_layers("rome-multi", PARAMS) == [0, 1, 2]

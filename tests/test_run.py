@@ -21,7 +21,7 @@ eval_at: list = [1, 2]  # edit counts
 sizes: dict = {}  # by name
 out: str = "runs/test"  # folder for results"""
 FINISH = """\
-from editscale.provenance import finish, provenance
+from editscale.workflow.provenance import finish, provenance
 finish(out, [f"{out}/table.csv"], provenance())"""
 WRITE = """\
 from pathlib import Path
@@ -270,22 +270,6 @@ def test_a_notebook_that_ends_without_its_declared_results_has_failed(root, capf
     notebook = write_notebook(root / "a.ipynb", PARAMETERS, WRITE, last_cell)
     line = failed(capfd, notebook, root / "out.ipynb")
     assert words in line and "done.json" in line and str(root / "out.ipynb") in line
-
-
-# ------------------------------------------------------------------------- dependencies and the command line
-
-
-def test_package_files_follow_imports_through_modules(root):
-    package = root / "editscale"
-    package.mkdir()
-    (package / "rome.py").write_text("from editscale import values\nfrom editscale.updates import Update\n")
-    (package / "values.py").write_text("def f():\n    from . import tokens\n")
-    (package / "tokens.py").write_text("import editscale.rome\nimport json\n")
-    for name in ("updates", "figures"):
-        (package / f"{name}.py").touch()
-    notebook = write_notebook(root / "a.ipynb", PARAMETERS, "from editscale import rome, __version__")
-    names = ["rome", "tokens", "updates", "values"]
-    assert execute.package_files(notebook) == [f"editscale/{name}.py" for name in names]
 
 
 def test_the_command_line_names_its_commands_and_passes_on_the_exit_status(tmp_path):

@@ -58,8 +58,8 @@ def calls(source):
 
 def sources():
     """The code of the package and of the notebooks, by path."""
-    for path in sorted((ROOT / "editscale").glob("*.py")):
-        yield path.name, path.read_text()
+    for path in sorted((ROOT / "editscale").rglob("*.py")):
+        yield path.relative_to(ROOT).as_posix(), path.read_text()
     for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
         yield path.name, "\n".join(cell.source for cell in read_notebook(path).cells if cell.cell_type == "code")
 

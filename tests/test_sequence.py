@@ -13,9 +13,10 @@ import torch
 from test_ledger import cut, files
 from test_rome import moment
 
-from editscale.analysis import drift, tables
+from editscale.analysis import tables
 from editscale.data.facts import Fact
 from editscale.editing import editors, finetune, memit, rome, rome_multi, updates
+from editscale.metrics import drift
 from editscale.models import stacks
 from editscale.sequences import frames, sequence, stopping
 from editscale.sequences.ledger import Ledger
@@ -54,12 +55,13 @@ def edit_sequence(folder, method="rome", facts=FACTS, **options):
     lm = tiny.tiny_model("gpt2")
     params, contexts = (of["rome" if method in rome.VARIANTS else method] for of in (PARAMS, CONTEXTS))
     factors = {layer: torch.linalg.cholesky(moment(lm.d_key)) for layer in params.layers}
+    editing = editors.Editing(method, params, contexts, factors, {"corpus": "none"})
     book = Ledger(
         folder,
-        sequence.fingerprint(lm, method, params, contexts, {"corpus": "none"}),
+        sequence.fingerprint(lm, editing),
         sequence.weights_record(lm, params.layers),
     )
-    sequence.run(lm, facts, method, params, contexts, factors, book, **options)
+    sequence.run(lm, facts, editing, book, **options)
     return lm, book
 
 
@@ -80,12 +82,11 @@ def edit_together(folder, method="rome", n_facts=5, stopped=(), **options):
     record = sequence.weights_record(lm, params.layers)
     for name, n in zip(TOGETHER, stopped, strict=False):
         cut(folder / name, n)
-    made_under = [
-        sequence.fingerprint(lm, of, params, CONTEXTS[method], {"corpus": "none"}, TOGETHER) for of in methods
-    ]
+    editings = [editors.Editing(of, params, CONTEXTS[method], factors, {"corpus": "none"}) for of in methods]
+    made_under = [sequence.fingerprint(lm, editing, TOGETHER) for editing in editings]
     books = [Ledger(folder / name, of, record) for name, of in zip(TOGETHER, made_under, strict=True)]
     chosen = [facts[:n] for facts, n in zip(orders, lengths, strict=True)]
-    sequence.run_together(lm, chosen, methods, params, CONTEXTS[method], factors, books, **options)
+    sequence.run_together(lm, chosen, editings, books, **options)
     return lm, orders, books
 
 
@@ -222,7 +223,7 @@ def test_a_failed_solve_is_recorded_with_its_edit_and_not_applied(tmp_path, monk
 
 def test_a_failed_solve_of_one_order_leaves_the_others_of_its_batch_editing(tmp_path, monkeypatch):
     edit_together(tmp_path / "sound", "memit")
-    method, failing = editors.METHODS["memit"], tmp_path / "failing"
+    method, failing = memit.METHODS["memit"], tmp_path / "failing"
 
     def edit(lm, facts, *editing):
         second = (failing / TOGETHER[1]).exists() and len(Ledger(failing / TOGETHER[1])) == 1
@@ -230,7 +231,7 @@ def test_a_failed_solve_of_one_order_leaves_the_others_of_its_batch_editing(tmp_
             torch.linalg.solve(torch.zeros(2, 2), torch.ones(2, 1))
         return method.edit(lm, facts, *editing)
 
-    monkeypatch.setitem(editors.METHODS, "memit", replace(method, edit=edit))
+    monkeypatch.setitem(memit.METHODS, "memit", replace(method, edit=edit))
     _, _, books = edit_together(failing, "memit")
     assert [[row["status"] for row in book.rows] for book in books] == [
         ["edited"] * 5,
@@ -394,19 +395,21 @@ def test_a_batch_of_variants_and_lengths_holds_what_each_run_is_alone(tmp_path):
 @pytest.mark.parametrize(
     ("methods", "message"),
     [
-        (["rome"], "2 orders with 1 methods and 2 ledgers"),
+        (["rome"], "2 orders with 1 editings and 2 ledgers"),
         (["rome", "memit"], "rome, memit are no batch"),
     ],
 )
 def test_what_is_no_batch_is_refused(methods, message):
     lm = tiny.tiny_model("gpt2")
     with pytest.raises(ValueError, match=message):
-        sequence.run_together(lm, [FACTS, FACTS], methods, PARAMS["rome"], CONTEXTS["rome"], {}, [None, None])
+        editings = [editors.Editing(of, PARAMS["rome"], CONTEXTS["rome"], {}) for of in methods]
+        sequence.run_together(lm, [FACTS, FACTS], editings, [None, None])
 
 
 def test_steps_in_tf32_are_another_condition_and_stay_with_copies():
     lm = tiny.tiny_model("gpt2")
     tf32 = replace(lm, tf32_steps=True)
-    plain, other = (sequence.fingerprint(of, "rome", PARAMS["rome"], ["{}"], {}) for of in (lm, tf32))
+    editing = editors.Editing("rome", PARAMS["rome"], ["{}"], {})
+    plain, other = (sequence.fingerprint(of, editing) for of in (lm, tf32))
     assert {name for name in plain if plain[name] != other[name]} == {"tf32_steps"}
     assert stacks.copies(tf32, [1], 2).tf32_steps and not stacks.copies(lm, [1], 2).tf32_steps

@@ -6,8 +6,9 @@ import pandas as pd
 import pytest
 import yaml
 
+from editscale import columns
 from editscale.analysis import targets
-from editscale.metrics import scoring
+from editscale.columns import harmonic_score
 from editscale.sequences import acceptance
 
 MODELS = ("gpt2-medium", "gpt2-large", "gpt2-xl", "gpt-j-6b")
@@ -19,13 +20,13 @@ def row(metric, value, *, half_width=0.0, part="unedited", method="none", layer=
 
 
 def target(metric, value, tolerance, **where):
-    of = {name: row(metric, value, **where)[name] for name in (*acceptance.KEY, "case_id")}
+    of = {name: row(metric, value, **where)[name] for name in (*columns.ACCEPTANCE_KEY, "case_id")}
     return {**of, "target": value, "tolerance": tolerance, "source": "planted"}
 
 
 def verdicts(rows, wanted):
     """(metric, layer) ↦ (verdict, reason)."""
-    judged = targets.judge(pd.DataFrame(rows, columns=list(acceptance.COLUMNS)), pd.DataFrame(wanted))
+    judged = targets.judge(pd.DataFrame(rows, columns=list(columns.ACCEPTANCE)), pd.DataFrame(wanted))
     return {(r.metric, r.layer): (r.verdict, r.reason) for r in judged.itertuples()}
 
 
@@ -35,13 +36,13 @@ def test_each_published_s_is_the_harmonic_mean_of_the_published_scores(model):
     table = targets.published(model)
     for _, rows in table[table["metric"].isin(["S", "ES", "PS", "NS"])].groupby(["part", "method"]):
         of = rows.set_index("metric")["target"]
-        assert of["S"] == pytest.approx(scoring.harmonic_score(of["ES"], of["PS"], of["NS"]), abs=0.11)
+        assert of["S"] == pytest.approx(harmonic_score(of["ES"], of["PS"], of["NS"]), abs=0.11)
 
 
 @pytest.mark.parametrize("model", MODELS)
 def test_every_target_is_given_once_with_a_tolerance_and_a_source(model):
     table = targets.published(model)
-    assert not table.duplicated(acceptance.KEY).any() and (table["tolerance"] > 0).all()
+    assert not table.duplicated(columns.ACCEPTANCE_KEY).any() and (table["tolerance"] > 0).all()
     assert table["source"].str.match(r"arXiv:\d|[\w-]+/[\w-]+,").all()
     assert {"unedited", "single edits"} <= set(table["part"])
 
@@ -117,7 +118,7 @@ def test_without_targets_nothing_is_judged():
 def test_a_table_as_published_passes_in_every_row():
     for model in MODELS:
         wanted = targets.published(model)
-        table = wanted.assign(model=model, value=wanted["target"], half_width=0.0, n=1)[list(acceptance.COLUMNS)]
+        table = wanted.assign(model=model, value=wanted["target"], half_width=0.0, n=1)[list(columns.ACCEPTANCE)]
         judged = targets.judge(table, wanted)
         assert (judged["verdict"] == "pass").all() and len(judged) == len(wanted)
 

@@ -1,4 +1,4 @@
-"""Orders edited in one batch leave the ledgers that notebook 02 goes on from."""
+"""Orders edited in one batch leave the ledgers that notebook 02a goes on from."""
 
 from pathlib import Path
 

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from editscale.analysis.forgetting import groups, require
-from editscale.analysis.tables import RUN
+from editscale.columns import RUN
 
 
 def places(points, recall):

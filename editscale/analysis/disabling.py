@@ -3,8 +3,8 @@
 In the paper (arXiv:2401.07453) an edit is seen to disable the model where the distance of the weights jumps and
 recall, downstream scores and generation fall with it; the released code holds no threshold
 (scalable-model-editing/rebuilding-rome `experiments/disable_edits_plots.py` draws distance against word entropy of
-single edits). Here `detect` finds jumps by a stated rule, `effects` puts beside them what fell, and `single_edits`
-applies the edits of facts alone to the unedited model. Only `single_edits` needs torch.
+single edits). Here `detect` finds jumps by a stated rule and `effects` puts beside them what fell; `sequences.single`
+makes the edits of facts alone on the unedited model.
 """
 
 from pathlib import Path
@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from editscale.analysis.tables import RUN
+from editscale.columns import RUN
 
 JUMP = 5.0  # times the running median of earlier updates
 LOW = 0.5  # times its run's median: a denominator that warns
@@ -217,82 +217,8 @@ def with_ordinary(facts, flagged, n_ordinary, chosen=None):
     return [fact for fact in facts if fact.case_id in kept]
 
 
-def unedited(lm, facts, texts):
-    """case_id ↦ {"word_entropy_unedited", "perplexity_unedited"} of the model as it stands; see `single_edits`."""
-    from editscale.metrics import generation
-
-    perplexity = generation.perplexity(lm, texts)
-    entropies = (generation.word_entropy(generation.teacher_forced_texts(lm, fact)) for fact in facts)
-    return {
-        fact.case_id: {"word_entropy_unedited": entropy, "perplexity_unedited": perplexity}
-        for fact, entropy in zip(facts, entropies, strict=True)
-    }
-
-
 def read_single(path):
     """The table of notebook 05a. Raises FileNotFoundError that says what writes it."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"no table of single edits at {path}; run notebook 05a, or give the path of its table")
     return pd.read_parquet(path)
-
-
-def single_edits(lm, facts, method, params, contexts, factors, texts):
-    """What each fact's edit alone does to the model as it stands: a row per fact and edited layer, in order.
-
-    Args:
-        method, params, contexts, factors: see `editors`.
-        texts: texts for the perplexity (`generation.fixed_texts()`).
-
-    Returns:
-        Dicts with case_id, method, status, layer, update_norm, normalised_l2, relative_drift (of that layer, as
-        `drift` defines them), denominator (k·u; None for MEMIT), efficacy and efficacy_accuracy (`metrics`),
-        word_entropy (of `generation.teacher_forced_texts`) and perplexity. An edit that is not finite or whose
-        solve failed is not applied, as in `sequence.run`: status "non-finite" or "failed-solve", scores NaN.
-
-    Weights are put back bit for bit, also after an error.
-    """
-    from tqdm import tqdm
-
-    from editscale.editing import editors, updates
-
-    original = updates.saved_weights(lm, editors.layers_of(params))
-    edits, rows = editors.alone(method, lm, facts, params, contexts, factors), []
-    for fact, edit in zip(tqdm(facts, desc=f"single edits, {method}", unit="edit"), edits, strict=True):
-        status = editors.status(edit)
-        norms = {u.layer: u.norm() for u in edit.updates} or dict.fromkeys(original, np.nan)
-        scores = dict.fromkeys(("efficacy", "efficacy_accuracy", "word_entropy", "perplexity"), np.nan)
-        try:
-            if status == "edited":
-                updates.apply(lm, edit.updates)
-                scores = _scores(lm, fact, texts)
-        finally:
-            updates.restore(lm, original)
-        for layer, norm in norms.items():
-            weight = original[layer]
-            rows.append(
-                {
-                    "case_id": fact.case_id,
-                    "method": method,
-                    "status": status,
-                    "layer": layer,
-                    "update_norm": norm,
-                    "normalised_l2": norm / weight.numel(),
-                    "relative_drift": norm / weight.double().norm().item(),
-                    "denominator": editors.summary(edit)["denominator"],
-                    **scores,
-                }
-            )
-    return rows
-
-
-def _scores(lm, fact, texts):
-    """What `single_edits` measures on the edited model."""
-    from editscale.metrics import generation, scoring
-
-    (score,) = scoring.score_prompts(lm, [(fact.rewrite_prompt, fact.target_new, fact.target_true)])
-    return {
-        "efficacy": float(score.nll_new < score.nll_true),
-        "efficacy_accuracy": float(score.correct_new),
-        "word_entropy": generation.word_entropy(generation.teacher_forced_texts(lm, fact)),
-        "perplexity": generation.perplexity(lm, texts),
-    }

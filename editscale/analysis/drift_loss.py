@@ -10,7 +10,7 @@ import pandas as pd
 
 from editscale.analysis.forgetting import groups, require
 from editscale.analysis.intervals import Interval
-from editscale.analysis.tables import RUN
+from editscale.columns import RUN
 
 STEP = 0.1  # of relative drift: the unit of slopes
 MIN_PLACES = 4  # checkpoints that a regression needs: two predictors and a constant, and one more

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from editscale.analysis.tables import RUN
+from editscale.columns import RUN
 
 
 @dataclass(frozen=True)

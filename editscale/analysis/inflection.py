@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from editscale.analysis.forgetting import groups, label_of, require, runs_of
-from editscale.analysis.tables import RUN
+from editscale.columns import RUN
 
 CURVES = ("recall", "paper")  # losses that `inflections` reads: not recalled now, or forgotten once
 MIN_CHECKPOINTS = 5  # one more than the fit of a break has numbers to choose

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 
 from editscale.analysis import intervals
-from editscale.analysis.tables import RUN
+from editscale.columns import RUN
 
 
 def reversals(edits, history, jumps):

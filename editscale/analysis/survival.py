@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from editscale.analysis.forgetting import groups, require
-from editscale.analysis.tables import RUN
+from editscale.columns import RUN
 
 
 def kaplan_meier(facts, by=RUN, *, confidence=0.95):

@@ -1,72 +1,18 @@
 """Result tables of runs: tidy, one row per measurement, every column named here. No torch.
 
 A run is one method on one order of facts, forwards or reversed. Its folder holds `edits.parquet`, `unedited.parquet`
-and `drift.parquet`, written from its ledger by notebook 02; `recall/` and `downstream/` in it hold what notebooks 03
-and 04 measured along the run. The other notebooks read only these.
+and `drift.parquet`, written from its ledger by notebook 02a; `recall/` and `downstream/` in it hold what notebooks 03a
+and 04a measured along the run. The other notebooks read only these.
 """
 
 from pathlib import Path
 
 import pandas as pd
 
-from editscale.analysis import drift
-from editscale.metrics import scoring
-from editscale.sequences.ledger import read_timing
+from editscale.columns import COLUMNS, KINDS, RUN, harmonic_score
+from editscale.metrics import drift
 
-COLUMNS = {
-    "method": "editing method",
-    "order": "which of the ten unique-subject orders, 0–9",
-    "reversed": "true if the order's first facts were edited last to first",
-    "edits": "edits applied so far, 0 for the unedited model; in `edits` scores are of the last edit's own fact",
-    "edit": "place of the scored fact among the edits, from 1",
-    "case_id": "the fact's number in its data set",
-    "relation_id": "the fact's relation (Wikidata property)",
-    "status": "edited; non-finite (NaN, infinity or overflow) or failed-solve: recorded, not applied",
-    "efficacy": "share of rewrite prompts with NLL(new) < NLL(true), 0–1",
-    "paraphrase": "share of paraphrase prompts with NLL(new) < NLL(true), 0–1",
-    "neighborhood": "share of neighborhood prompts with NLL(true) < NLL(new), 0–1",
-    "efficacy_magnitude": "mean exp(−NLL(new)) − exp(−NLL(true)), −1–1",
-    "paraphrase_magnitude": "the same on paraphrase prompts",
-    "neighborhood_magnitude": "mean exp(−NLL(true)) − exp(−NLL(new)), −1–1",
-    "efficacy_accuracy": "share of rewrite prompts whose greedy continuation is the new target, 0–1",
-    "paraphrase_accuracy": "the same on paraphrase prompts",
-    "neighborhood_accuracy": "share of neighborhood prompts whose greedy continuation is the true target, 0–1",
-    "steps": "forwards of the value optimisation",
-    "loss_first": "its loss at δ = 0, nats",
-    "loss_last": "its loss at the last forward, nats",
-    "nll_last": "the NLL part of the last loss, nats per token",
-    "kl_last": "the KL part of the last loss",
-    "delta_norm": "‖δ‖",
-    "init_norm": "‖m₀‖ (ROME variants) or ‖h₀‖ (MEMIT)",
-    "denominator": "k·u of ROME variants; small ones make large updates",
-    "layer": "edited layer, 0-indexed",
-    "update_norm": "‖ΔW‖ of one edit (Frobenius)",
-    "distance": "‖W − W₀‖ (Frobenius)",
-    "normalised_l2": "‖W − W₀‖ / number of entries, as the paper plots it",
-    "relative_drift": "‖W − W₀‖ / ‖W₀‖",
-    "index": "place of a singular value, 0 for the largest",
-    "singular_value": "singular value of the edited W",
-    "perplexity": "of fixed English sentences; infinite where the model gives no numbers any more",
-    "task": "few-shot task (editscale/data/glue.py)",
-    "n_examples": "examples asked, balanced over the labels",
-    "accuracy": "share answered rightly, 0–1; an answer without a label word is wrong",
-    "f1": "F1 averaged over the labels by their frequency, 0–1",
-    "mcc": "Matthews correlation coefficient, −1–1",
-    "invalid": "share of answers without a label word, 0–1",
-    "ngram_entropy": "H₂/3 + 2H₃/3 of written texts, bits (bigrams and trigrams)",
-    "word_entropy": "entropy of the words of all texts over its largest possible value, 0–1",
-    "seconds": "wall-clock time of an edit and the scores right after it; of a batch, shared evenly by its runs",
-    "flagged": "single edits: true if a run flagged an edit of the fact (disabling.detect), whatever its method",
-    "contexts": "single edits: those of the run, of another seed, behind other words, or the bare prompt alone",
-    "seed": "single edits: seed of the contexts; NaN for the bare prompt",
-    "word_entropy_unedited": "the same of the unedited model on the fact's prompts",
-    "perplexity_unedited": "perplexity of the unedited model",
-    "times_ordinary": "single edits: ‖ΔW‖ over its median among facts no run flagged, method and contexts being equal",
-    "reference_score": "TF-IDF cosine of written texts and texts about the new object; NaN without such texts",
-}
-
-RUN = ("method", "order", "reversed")
-NOTEBOOKS = {".": "02", "recall": "03", "downstream": "04"}  # what writes each folder of a run
+NOTEBOOKS = {".": "02a", "recall": "03a", "downstream": "04a"}  # what writes each folder of a run
 _HIDDEN = ("edit", "fact_sha256", "factors_sha256")  # the ledger's own bookkeeping
 
 
@@ -105,12 +51,9 @@ def drift_table(ledger, method, order, reverse):
     return numeric(pd.DataFrame(rows))
 
 
-def timing_table(folder, method, order, reverse):
-    """One row per edit with its seconds, from a run's timing.jsonl; without rows if the run has none.
-
-    Torn lines have no row, nor have edits of which no time was kept.
-    """
-    rows = [{"edits": row["edit"], "seconds": row["seconds"]} for row in read_timing(folder)]
+def timing_table(rows, method, order, reverse):
+    """One row per edit with its seconds, from what `ledger.read_timing` gives; edits without a time have none."""
+    rows = [{"edits": row["edit"], "seconds": row["seconds"]} for row in rows]
     return of_run(rows, {"method": method, "order": order, "reversed": reverse})
 
 
@@ -118,15 +61,15 @@ def numeric(table):
     """null scores, which JSON rows use for NaN, as NaN; unknown columns are an error, so that none goes undescribed."""
     unknown = [name for name in table if name not in COLUMNS]
     if unknown:
-        raise ValueError(f"columns {', '.join(unknown)} are not described in tables.COLUMNS")
+        raise ValueError(f"columns {', '.join(unknown)} are not described in columns.COLUMNS")
     text = ("method", "relation_id", "status", "reversed", "task", "flagged", "contexts")
     return table.assign(**{name: pd.to_numeric(table[name]) for name in table if name not in text})
 
 
 def summary(table, by=RUN):
     """ES, PS, NS and S of each run in percent: means over facts, and the harmonic mean of these three."""
-    means = 100 * table.groupby(list(by), sort=False)[list(scoring.KINDS)].mean()
-    means["S"] = [scoring.harmonic_score(*row) for row in means.itertuples(index=False)]
+    means = 100 * table.groupby(list(by), sort=False)[list(KINDS)].mean()
+    means["S"] = [harmonic_score(*row) for row in means.itertuples(index=False)]
     return means.rename(columns={"efficacy": "ES", "paraphrase": "PS", "neighborhood": "NS"})
 
 
@@ -136,7 +79,7 @@ def gather(folders, name):
     Raises FileNotFoundError that names the run that is missing, ValueError if there are no folders.
     """
     if not folders:
-        raise ValueError("no runs given; parameter 'runs' lists the folders that notebook 02 wrote")
+        raise ValueError("no runs given; parameter 'runs' lists the folders that notebook 02a wrote")
     tables = []
     for folder in folders:
         path = Path(folder) / f"{name}.parquet"

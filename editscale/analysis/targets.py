@@ -3,12 +3,12 @@
 What was measured is a table of `acceptance.measure`. No torch.
 """
 
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 
-from editscale.sequences.acceptance import KEY, harmonic_half_width
+from editscale.columns import ACCEPTANCE_KEY as KEY
+from editscale.columns import harmonic_half_width
+from editscale.files import bundled
 
 WIDEST = 5.0  # tolerances that a half-width may have; beyond, nearly anything would pass
 
@@ -23,7 +23,7 @@ def published(name):
     columns = [*KEY, "case_id", "target", "tolerance", "source"]
     if not name:
         return pd.DataFrame(columns=columns)
-    known = yaml.safe_load((Path(__file__).parents[1] / "data" / "acceptance.yaml").read_text(encoding="utf-8"))
+    known = yaml.safe_load(bundled("acceptance.yaml").read_text(encoding="utf-8"))
     if name not in known:
         raise ValueError(f"no targets for {name!r}; there are some for {', '.join(known)}; leave it empty for none")
     rows = []

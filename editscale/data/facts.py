@@ -1,21 +1,17 @@
-"""Facts to edit: CounterFact records in, `Fact` values out, and the orders in which the paper edits them.
+"""Facts to edit: CounterFact records in, `Fact` values out.
 
 A fact is a subject, a prompt template that holds the subject, the object to write and the true one, and
 the prompts that score the edit. Two file formats are read: CounterFact's own, and EasyEdit's, which
 keeps one paraphrase and one neighborhood prompt per fact.
 
 Sources: CounterFact, Meng et al. 2022 (arXiv:2202.05262, section 3.3), data file of rome.baulab.info;
-EasyEdit, Wang et al. 2023 (arXiv:2308.07269); the ten orders of unique subjects, Gupta et al. 2024
-(arXiv:2401.07453), rebuilt from their description (one seed, shuffles that build on one another).
+EasyEdit, Wang et al. 2023 (arXiv:2308.07269).
 """
 
 import argparse
-import contextlib
 import hashlib
 import http.client
 import json
-import os
-import random
 import re
 import sys
 import urllib.request
@@ -23,11 +19,11 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+from editscale.files import whole_file
+
 COUNTERFACT_URL = "https://rome.baulab.info/data/dsets/counterfact.json"
 COUNTERFACT_BYTES = 45_108_470
 COUNTERFACT_SHA256 = "d017056125178a13728594e66a801357a8db9ed7973a7425554bb4271de9fc6f"
-ORDER_SEED = 37
-N_ORDERS = 10
 _PROMPT_LISTS = ("paraphrase_prompts", "neighborhood_prompts", "attribute_prompts", "generation_prompts")
 _EASYEDIT_TEXTS = (
     "prompt", "subject", "target_new", "ground_truth", "rephrase_prompt", "locality_prompt",
@@ -112,33 +108,6 @@ def load(path) -> list[Fact]:
     return parse(records, str(path))
 
 
-def open_set(source: str) -> list[Fact]:
-    """The facts that a notebook's `fact_set` names: "atlas" for AtlasFacts, or the path of a JSON file."""
-    if source == "atlas":
-        from editscale.data import atlas
-
-        return atlas.build()
-    return load(source)
-
-
-def to_record(fact: Fact) -> dict:
-    """The fact as a record of CounterFact's own format; `parse` of it gives an equal fact."""
-    return {
-        "case_id": fact.case_id,
-        "requested_rewrite": {
-            "prompt": fact.prompt,
-            "relation_id": fact.relation_id,
-            "target_new": {"str": fact.target_new, "id": fact.target_new_id},
-            "target_true": {"str": fact.target_true, "id": fact.target_true_id},
-            "subject": fact.subject,
-        },
-        "paraphrase_prompts": list(fact.paraphrase_prompts),
-        "neighborhood_prompts": list(fact.neighborhood_prompts),
-        "attribute_prompts": list(fact.attribute_prompts),
-        "generation_prompts": list(fact.generation_prompts),
-    }
-
-
 def download_counterfact(folder) -> Path:
     """Path of `counterfact.json` in `folder`: the published 21,919 records, size and sha256 checked.
 
@@ -153,7 +122,7 @@ def download_counterfact(folder) -> Path:
     if path.exists():
         _check_published(path, str(path), "move it away or delete it, then try again")
         return path
-    with _part_of(path) as part:
+    with whole_file(path) as part:
         try:
             with urllib.request.urlopen(COUNTERFACT_URL, timeout=60) as response, open(part, "wb") as file:
                 file.write(response.read(COUNTERFACT_BYTES + 1))  # not more, whatever is sent
@@ -163,45 +132,6 @@ def download_counterfact(folder) -> Path:
             ) from error
         _check_published(part, f"the download of {COUNTERFACT_URL}", "try again")
     return path
-
-
-def unique_subjects(facts: list[Fact]) -> list[int]:
-    """Ascending positions in `facts` of the first fact of every subject; upper and lower case are one.
-
-    In the published file position and `case_id` are the same; 20,391 of its 21,919 positions are kept.
-    """
-    first = {}
-    for position, fact in enumerate(facts):
-        first.setdefault(fact.subject.lower(), position)
-    return list(first.values())
-
-
-def published_orders(facts: list[Fact], n_orders: int = N_ORDERS) -> list[list[int]]:
-    """The paper's orders: each is a shuffle of all unique subjects' positions in `facts`.
-
-    One generator is seeded with 37 and every order shuffles the one before it, so order n needs the
-    n shuffles before it. On CounterFact this gives the published ten, index for index.
-    """
-    generator = random.Random(ORDER_SEED)
-    positions = unique_subjects(facts)
-    orders = []
-    for _ in range(n_orders):
-        generator.shuffle(positions)
-        orders.append(list(positions))
-    return orders
-
-
-def orders_json(orders: list[list[int]]) -> str:
-    """The orders in the text of the published file: keys "0", "1", ..., indent 4, no newline at the end."""
-    return json.dumps({str(n): order for n, order in enumerate(orders)}, indent=4)
-
-
-def write_orders(facts_path, out_path) -> Path:
-    """Path of the file with the ten orders of the facts in `facts_path`, written as `orders_json`."""
-    text = orders_json(published_orders(load(facts_path)))
-    with _part_of(Path(out_path)) as part:
-        part.write_bytes(text.encode())
-    return Path(out_path)
 
 
 def download_main(arguments: list[str]) -> int:
@@ -216,40 +146,6 @@ def download_main(arguments: list[str]) -> int:
         print(f"editscale counterfact: {error}", file=sys.stderr)
         return 1
     return 0
-
-
-def orders_main(arguments: list[str]) -> int:
-    """Exit status of `python -m editscale orders FILE [OUT]`: 0 when the orders are written."""
-    parser = argparse.ArgumentParser(
-        prog="python -m editscale orders", description="write the paper's ten orders of unique subjects"
-    )
-    parser.add_argument("facts", metavar="FILE", help="facts in CounterFact's or EasyEdit's format")
-    parser.add_argument("out", metavar="OUT", nargs="?", default="orders.json", help="default: orders.json")
-    given = parser.parse_args(arguments)
-    try:
-        out = write_orders(given.facts, given.out)
-    except (OSError, ValueError) as error:
-        print(f"editscale orders: {error}", file=sys.stderr)
-        return 1
-    print(f"{out}  sha256 {hashlib.sha256(out.read_bytes()).hexdigest()}")
-    return 0
-
-
-def in_order(facts: list[Fact], order: int, n_edits: int, reverse: bool = False) -> list[Fact]:
-    """The first `n_edits` facts of one of the ten orders; with `reverse`, the same facts backwards.
-
-    Raises:
-        ValueError: there is no such order, or not that many unique subjects.
-    """
-    if not 0 <= order < N_ORDERS:
-        raise ValueError(f"order {order} is not one of the ten orders 0–{N_ORDERS - 1}; set `order` to one")
-    positions = published_orders(facts, order + 1)[order]
-    if not 1 <= n_edits <= len(positions):
-        raise ValueError(
-            f"n_edits is {n_edits}, expected 1 to {len(positions)}: the facts have that many unique subjects"
-        )
-    chosen = [facts[position] for position in positions[:n_edits]]
-    return chosen[::-1] if reverse else chosen
 
 
 def _from_counterfact(record, where: str) -> Fact:
@@ -345,18 +241,6 @@ def _check(fact: Fact, where: str) -> None:
         )
     if fact.target_new == fact.target_true:
         raise ValueError(f"{where}: target_new and target_true are both {fact.target_new!r}")
-
-
-@contextlib.contextmanager
-def _part_of(path: Path):
-    """A file beside `path` to write to; it takes the name of `path` when the block ends without error."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        yield part
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _check_published(path, what: str, remedy: str) -> None:

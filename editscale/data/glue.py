@@ -19,12 +19,13 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 
-from editscale.editing.corpora import open_dataset
+from editscale.data.hub import open_dataset
+from editscale.files import bundled
 
 HUB = "nyu-mll/glue"
 REVISION = "bcdcba79d07bc864c1c254ccfcedcce55bcc9a8c"  # the commit of HUB that is read unless another is named
 ORDER = ("sst2", "mrpc", "cola", "rte")  # in which the paper's code draws the examples, with one generator
-BUNDLED = ("reviews", "paraphrases")
+BUNDLED = {"reviews": bundled("reviews.jsonl"), "paraphrases": bundled("paraphrases.jsonl")}
 SEED = 37
 N_PER_LABEL = 100
 INVALID = -1  # the answer that holds none of the answer words
@@ -203,9 +204,8 @@ def open_task(name, source="", *, n_examples=2 * N_PER_LABEL, shots=-1, revision
         raise ValueError(f"n_examples {n_examples!r} is not an even number from 2 to {2 * N_PER_LABEL}")
     form = FORMATS[name]
     if name in BUNDLED:
-        path = Path(__file__).with_name(f"{name}.jsonl")
         by_split = {}
-        for row in _jsonl(path, form):
+        for row in _jsonl(BUNDLED[name], form):
             by_split.setdefault(row["split"], []).append(row)
         examples, source = by_split["examples"], "bundled with editscale"
         demonstrations = tuple(by_split["demonstrations"])

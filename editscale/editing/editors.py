@@ -1,75 +1,32 @@
-"""The editing methods by name, and how to add one.
+"""The editing methods by name. A new one is a line in MODULES, and a `Method` in the METHODS of its module.
 
-A method is one line of METHODS: its hyper-parameters (a dataclass), how its context templates are sampled, and a
-function `(lm, facts, params, contexts, factors) -> [Edit, …]` that leaves the model as it was. It edits each fact by
-itself, as if it were the only one; given several facts and a stack of copies (`stacks.py`), fact i on copy i.
+Modules are named, not imported: what an edit rests on (`dependencies`) are the modules of its own method.
 """
 
-from dataclasses import dataclass, fields
-from functools import partial
+import importlib
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
-from editscale.editing import context_sampling, finetune, memit, rome, rome_multi
+from editscale.editing import context_sampling, moments, updates
 from editscale.models import stacks
 
 SUMMARY = ("steps", "loss_first", "loss_last", "nll_last", "kl_last", "delta_norm", "init_norm", "denominator")
 TOGETHER = 16  # facts that are looked at together where they do not depend on each other
 
-
-@dataclass(frozen=True)
-class Method:
-    """One editing method; see the module's first lines."""
-
-    params: type
-    contexts: object  # (lm, starts, generator, n_short, n_long) -> contexts
-    edit: object  # (lm, facts, params, contexts, factors, ahead) -> [Edit, …]; the last only with `ahead`
-    # What no edit of the method changes, computed for many facts at once before the first edit, one value per fact:
-    ahead: object = None  # (lm, facts, params, contexts, factors) -> list
-    moments: bool = True  # whether it weighs its changes against second moments of keys
-    # Methods of one kind differ in what `ahead` gives only, so that a batch may hold facts of several of them.
-    kind: str = ""
-    # Whether an update is the same whatever was edited before it, so that recorded ones make up other histories too.
-    order_free: bool = False
-
-
-def _rome_contexts(lm, starts, generator, n_short, n_long):
-    return context_sampling.rome_contexts(lm, starts, generator, n_short=n_short, n_long=n_long)
-
-
-def _memit_contexts(lm, starts, generator, n_short, n_long):
-    return context_sampling.memit_contexts(lm, generator)  # always one text from each of five seed words
-
-
-def _bare_context(lm, starts, generator, n_short, n_long):
-    return ["{}"]
-
-
-def _rome(variant):
-    """The line of a ROME variant."""
-    return Method(
-        rome.RomeParams,
-        _rome_contexts,
-        partial(rome.edit_each, variant=variant),
-        partial(rome.directions, variant=variant),
-        kind="rome",
-    )
-
-
-METHODS = {
-    **{name: _rome(name) for name in rome.VARIANTS},
-    "memit": Method(memit.MemitParams, _memit_contexts, memit.edit_each),
-    "rome-multi": Method(rome_multi.RomeMultiParams, _rome_contexts, rome_multi.edit_each),
-    "ft-c": Method(finetune.FtParams, _bare_context, finetune.edit_each, moments=False),
+# Method ↦ the module that holds it.
+MODULES = {
+    **dict.fromkeys(("rome", "r-rome", "p-rome"), "editscale.editing.rome"),
+    "memit": "editscale.editing.memit",
+    "rome-multi": "editscale.editing.rome_multi",
+    "ft-c": "editscale.editing.finetune",
 }
 
 
 def method(name):
     """The `Method` of this name. Raises ValueError that lists the known ones."""
-    if name not in METHODS:
-        raise ValueError(
-            f"unknown method {name!r}; the methods are {', '.join(METHODS)} (editscale/editing/editors.py)"
-        )
-    return METHODS[name]
+    if name not in MODULES:
+        raise ValueError(f"unknown method {name!r}; the methods are {', '.join(MODULES)} (editing/editors.py)")
+    return importlib.import_module(MODULES[name]).METHODS[name]
 
 
 def same_kind(names):
@@ -77,22 +34,78 @@ def same_kind(names):
     return len(set(names)) == 1 or len({method(name).kind or name for name in names}) == 1
 
 
-def edit_each(method, lm, facts, params, contexts, factors, *ahead):
-    """`method.edit` of some facts; an edit whose solve fails has no updates, and the reason in its trace ("failed").
+@dataclass(frozen=True)
+class Editing:
+    """What a run edits with, made once from the unedited model (`prepare`).
+
+    Attributes:
+        method: its name.
+        params: hyper-parameters.
+        contexts: context templates, in groups where the method wants groups.
+        factors: layer ↦ lower Cholesky factor of the second moment of keys, (d_key, d_key) float64.
+        moments: what the second moments were computed from, in strings; empty without any.
+    """
+
+    method: str
+    params: object
+    contexts: list
+    factors: dict
+    moments: dict = field(default_factory=dict)
+
+    @property
+    def layers(self):
+        """The layers it edits, ascending."""
+        return layers_of(self.params)
+
+
+def sample_contexts(lm, name, *, prefix_seeds=(), n_short=10, n_long=10, seed=0):
+    """The context templates of a method, sampled from a model that should be unedited.
+
+    Args:
+        prefix_seeds, n_short, n_long: see `context_sampling.seed_starts` and `rome_contexts`.
+    """
+    import torch
+
+    starts, generator = context_sampling.seed_starts(lm, prefix_seeds), torch.Generator().manual_seed(seed)
+    return method(name).contexts(lm, starts, generator, n_short, n_long)
+
+
+def prepare(lm, name, hparams, moments_path, *, factors=None, **sampling):
+    """The `Editing` of a method on a model as it stands, which should be unedited.
+
+    Args:
+        hparams: YAML file of hyper-parameters.
+        moments_path: file of second moments that notebook 01 wrote; whose they are is checked even if none is needed.
+        factors: factors made before, of the same model and file: taken where they are, added to where they are not.
+        sampling: see `sample_contexts`.
+
+    Raises what `read_params` and `moments.load` raise, before anything is sampled.
+    """
+    params, factors = read_params(name, hparams), {} if factors is None else factors
+    layers = moment_layers(name, params)
+    known = moments.load(moments_path, lm, layers)
+    missing = {layer: moment for layer, moment in known.moments.items() if layer not in factors}
+    factors |= cholesky_factors(missing, lm.device)
+    own = {layer: factors[layer] for layer in layers}
+    return Editing(name, params, sample_contexts(lm, name, **sampling), own, known.identity)
+
+
+def edit_each(editing, lm, facts, *ahead):
+    """`Method.edit` of some facts; an edit whose solve fails has no updates, and the reason in its trace ("failed").
 
     When one of several fails, each is made again alone, so that the others do not depend on it but for rounding.
     """
     import torch
 
     try:
-        return method.edit(lm, facts, params, contexts, factors, *ahead)
+        return method(editing.method).edit(lm, facts, editing.params, editing.contexts, editing.factors, *ahead)
     except torch.linalg.LinAlgError as error:
         if len(facts) == 1:
-            return [rome.Edit((), {"failed": str(error)})]
+            return [updates.Edit((), {"failed": str(error)})]
     return [
         edit
         for i, fact in enumerate(facts)
-        for edit in edit_each(method, stacks.take(lm, [i]), [fact], params, contexts, factors, *([x[i]] for x in ahead))
+        for edit in edit_each(editing, stacks.take(lm, [i]), [fact], *([x[i]] for x in ahead))
     ]
 
 
@@ -103,10 +116,10 @@ def status(edit):
     return "edited" if all(update.is_finite() for update in edit.updates) else "non-finite"
 
 
-def alone(name, lm, facts, params, contexts, factors):
+def alone(editing, lm, facts):
     """The `Edit` of each fact alone, one after the other, on the model as it stands when TOGETHER of them begin."""
     for first in range(0, len(facts), TOGETHER):
-        yield from edit_each(method(name), lm, facts[first : first + TOGETHER], params, contexts, factors)
+        yield from edit_each(editing, lm, facts[first : first + TOGETHER])
 
 
 def read_params(name, path):

@@ -14,8 +14,8 @@ import copy
 from dataclasses import dataclass
 
 from editscale.editing.descent import adam, descend
-from editscale.editing.rome import Edit
-from editscale.editing.updates import Update
+from editscale.editing.method import Method, bare_context
+from editscale.editing.updates import Edit, Update
 from editscale.kernels import cuda_graphs
 from editscale.models import anatomy, tokens
 
@@ -218,3 +218,6 @@ def edit_each(lm, facts, params, contexts, factors):
         Edit((Update(params.layer, change, None, of_bias),), {"losses": losses[:, None]})
         for change, of_bias, losses in descent.results()
     ]
+
+
+METHODS = {"ft-c": Method(FtParams, edit_each, bare_context, moments=False)}

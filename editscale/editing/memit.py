@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from editscale.editing import values
-from editscale.editing.rome import Edit
-from editscale.editing.updates import Update
+from editscale.editing.method import Method, memit_contexts
+from editscale.editing.updates import Edit, Update
 from editscale.kernels import cuda_graphs
 from editscale.models import anatomy, hidden_states, tokens
 
@@ -204,3 +204,6 @@ def _changed(lm, layers, t):
         for handle in handles:
             handle.remove()
     return found | {"out": out[each, t["at"]][:, 0]}
+
+
+METHODS = {"memit": Method(MemitParams, edit_each, memit_contexts)}

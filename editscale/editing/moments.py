@@ -10,7 +10,6 @@ layer; here all layers share one pass, which ends at the deepest of them.
 """
 
 import hashlib
-import os
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from functools import partial
 from importlib import metadata
 from pathlib import Path
 
+from editscale.files import whole_file
 from editscale.models import tokens
 from editscale.models.anatomy import segment, watching
 
@@ -224,12 +224,9 @@ def save(second_moments, path):
     """Write second moments to one safetensors file, float64, with their identity in its header."""
     from safetensors.torch import save_file
 
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
     moments = {f"layer.{layer}": moment.contiguous() for layer, moment in second_moments.moments.items()}
-    save_file(moments, part, metadata=second_moments.identity)
-    os.replace(part, path)
+    with whole_file(path) as part:
+        save_file(moments, part, metadata=second_moments.identity)
 
 
 def load(path, lm, layers):

@@ -14,9 +14,11 @@ mean (a subject that opens the prompt) its denominator gets tiny and the update 
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 from editscale.editing import values
-from editscale.editing.updates import Update
+from editscale.editing.method import Method
+from editscale.editing.updates import Edit, Update
 from editscale.models import anatomy, tokens
 
 VARIANTS = ("rome", "r-rome", "p-rome")
@@ -37,14 +39,6 @@ class RomeParams:
     @property
     def layers(self):
         return (self.layer,)
-
-
-@dataclass(frozen=True)
-class Edit:
-    """What an editor returns: the updates, and a trace of named tensors that says how they came about."""
-
-    updates: tuple
-    trace: dict
 
 
 def direction(key, factor):
@@ -166,3 +160,9 @@ def _edit(found, known, layer):
         "denominator": known.key @ known.u,
     }
     return Edit((Update(layer, left, right),), trace)
+
+
+METHODS = {
+    name: Method(RomeParams, partial(edit_each, variant=name), ahead=partial(directions, variant=name), kind="rome")
+    for name in VARIANTS
+}

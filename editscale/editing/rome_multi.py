@@ -12,6 +12,7 @@ from r-ROME in where the value is optimised: at the block's output instead of th
 from dataclasses import dataclass
 
 from editscale.editing import memit
+from editscale.editing.method import Method
 
 
 @dataclass(frozen=True)
@@ -58,3 +59,6 @@ def edit_each(lm, facts, params, contexts, factors, *, forward=None):
     Raises ValueError as `memit.edit` does.
     """
     return memit.spread(lm, [[fact] for fact in facts], params, [contexts], factors, solve, forward)
+
+
+METHODS = {"rome-multi": Method(RomeMultiParams, edit_each)}

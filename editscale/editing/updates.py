@@ -50,6 +50,14 @@ class Update:
         return all(bool(change.isfinite().all()) for change in changes)
 
 
+@dataclass(frozen=True)
+class Edit:
+    """What an editor returns: the updates, and a trace of named tensors that says how they came about."""
+
+    updates: tuple
+    trace: dict
+
+
 def apply(lm, updates, copy=None):
     """Add updates to the model, or to one of a stack of copies, in their order.
 

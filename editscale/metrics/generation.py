@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from editscale.editing.context_sampling import TOP_K
+from editscale.files import bundled
 from editscale.metrics import scoring
 from editscale.models import hidden_states, tokens
 
@@ -244,8 +245,8 @@ def perplexity(lm, texts, *, kept=None):
     """exp of the mean NLL per predicted token over all texts; infinite if a logit is NaN or the mean overflows.
 
     Every token but a text's first is predicted, the first word too where the tokenizer puts a BOS before it. One
-    forward; with `kept`, a `hidden_states.Kept`, of what edits changed since the last call. Raises ValueError if no text has
-    two tokens.
+    forward; with `kept`, a `hidden_states.Kept`, of what edits changed since the last call. Raises ValueError if no
+    text has two tokens.
     """
     import torch
 
@@ -264,6 +265,4 @@ def perplexity(lm, texts, *, kept=None):
 
 def fixed_texts():
     """Six English sentences written for this project (editscale/data/sentences.txt), whose perplexity is followed."""
-    from importlib import resources
-
-    return resources.files("editscale.data").joinpath("sentences.txt").read_text(encoding="utf-8").splitlines()
+    return bundled("sentences.txt").read_text(encoding="utf-8").splitlines()

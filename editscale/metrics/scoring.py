@@ -15,10 +15,10 @@ every token of the wanted object be the model's first choice given the ones befo
 
 from dataclasses import dataclass
 
+from editscale.columns import KINDS
 from editscale.models import hidden_states, tokens
 from editscale.models.hidden_states import BATCH_TOKENS
 
-KINDS = ("efficacy", "paraphrase", "neighborhood")  # also the order of columns
 COLUMNS = tuple(kind + suffix for suffix in ("", "_magnitude", "_accuracy") for kind in KINDS)
 
 
@@ -58,15 +58,6 @@ def fact_scores(by_kind):
         row[kind + "_magnitude"] = mean([math.exp(-wanted) - math.exp(-other) for wanted, other in pairs])
         row[kind + "_accuracy"] = mean([float(c) for c in correct])
     return {column: row[column] for column in COLUMNS}
-
-
-def harmonic_score(efficacy, paraphrase, neighborhood):
-    """S, the harmonic mean of the three scores, in their unit; 0 if one of them is 0.
-
-    kmeng01/memit rounds the percentages to two decimals before taking the mean; here nothing is rounded.
-    """
-    scores = (efficacy, paraphrase, neighborhood)
-    return 0.0 if min(scores) == 0 else len(scores) / sum(1 / s for s in scores)
 
 
 def score_facts(lm, facts, *, batch_tokens=BATCH_TOKENS):

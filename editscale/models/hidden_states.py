@@ -11,7 +11,6 @@ import numpy as np
 
 from editscale.kernels import cuda_graphs
 from editscale.models import anatomy, tokens
-from editscale.sequences import stopping
 
 TREE_TOKENS = 512  # most tokens of a tree; attention grows with its square
 GRAPH_TOKENS = 1024  # a forward of no more is a CUDA graph on a GPU, which takes longer to launch than to run it
@@ -52,7 +51,7 @@ def in_forwards(forward, batches):
             try:
                 result = forward(rows)
             except (RuntimeError, MemoryError) as error:
-                if halves is None or not stopping.is_out_of_memory(error):
+                if halves is None or not is_out_of_memory(error):
                     raise
                 most = sum(map(len, halves[0]))
                 warnings.warn(
@@ -64,6 +63,15 @@ def in_forwards(forward, batches):
                 yield rows, result
                 continue
         todo += reversed(halves)
+
+
+def is_out_of_memory(error):
+    """Whether an exception says that a device, or the machine, has not enough memory."""
+    import torch
+
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
+        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    )
 
 
 def _halves(rows):

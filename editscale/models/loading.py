@@ -11,9 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
+from editscale.files import read_json, sha256_file
 from editscale.models import smollm2
 from editscale.models.anatomy import LanguageModel, family_of
-from editscale.workflow.provenance import read_json, sha256_file
 
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 HUB_FILES = (

@@ -6,8 +6,19 @@ says nothing about language.
 
 import shutil
 import sys
-import tempfile
 from pathlib import Path
+
+from editscale.files import whole_folder
+
+_GELU = {"activation_function": "gelu_pytorch_tanh"}  # as `loading.load` sets it
+_GPT2 = {"model_type": "gpt2", "vocab_size": 50257, **_GELU}
+_GPTJ = {"model_type": "gptj", "vocab_size": 50400, **_GELU}
+# Type and sizes of published models.
+SHAPES = {
+    "gpt2-small": {**_GPT2, "n_layer": 12, "n_embd": 768, "n_head": 12},
+    "gpt2-xl": {**_GPT2, "n_layer": 48, "n_embd": 1600, "n_head": 25},
+    "gpt-j": {**_GPTJ, "n_layer": 28, "n_embd": 4096, "n_head": 16, "rotary_dim": 64},
+}
 
 
 def random_model(config, *, device="cpu", dtype="float32", seed=0):
@@ -76,15 +87,10 @@ def write(folder, config, tokenizer, *, device="cpu", dtype="float32", shard_mb=
     ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
     published = {"activation_function": "gelu_new"} if config.get("activation_function") == "gelu_pytorch_tanh" else {}
     model = random_model(config | published | ends, device=device, dtype=dtype, seed=seed)
-    building = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))
-    try:
+    with whole_folder(folder) as building:
         model.save_pretrained(building, max_shard_size=f"{shard_mb}MB")
         tokenizer.save_pretrained(building)
         (building / "README.md").write_text(f"Random weights, seed {seed}: the shape of {folder.name}, no language.\n")
-        building.chmod(0o755)
-        building.rename(folder)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
     return folder
 
 
@@ -92,14 +98,12 @@ def main(arguments):
     """Write the folder and print what it holds; exit status."""
     import argparse
 
-    from tools import bench
     from transformers import PreTrainedTokenizerFast
 
     from editscale.models import loading, smollm2
 
-    shapes = {name: shape.config for name, shape in bench.SHAPES.items() if shape.config is not None}
     parser = argparse.ArgumentParser(prog="editscale shape", description=__doc__.splitlines()[0])
-    parser.add_argument("name", choices=shapes, help="the shape")
+    parser.add_argument("name", choices=SHAPES, help="the shape")
     parser.add_argument("folder", help="where the model goes; must not exist")
     parser.add_argument("--dtype", default="float32", choices=loading.DTYPES, help="of the weights (default float32)")
     parser.add_argument("--shard-mb", type=int, default=2000, help="most megabytes in one file (default 2000)")
@@ -113,7 +117,7 @@ def main(arguments):
         tokenizer = PreTrainedTokenizerFast.from_pretrained(source, local_files_only=True)
         folder = write(
             given.folder,
-            shapes[given.name],
+            SHAPES[given.name],
             tokenizer,
             device=given.device,
             dtype=given.dtype,
@@ -125,6 +129,6 @@ def main(arguments):
     files = sorted(folder.glob("*.safetensors"))
     size = sum(file.stat().st_size for file in files)
     print(
-        f"{folder}: {n_parameters(shapes[given.name]):,} random parameters in {len(files)} files, {size / 1e9:.2f} GB"
+        f"{folder}: {n_parameters(SHAPES[given.name]):,} random parameters in {len(files)} files, {size / 1e9:.2f} GB"
     )
     return 0

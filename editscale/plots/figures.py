@@ -1,21 +1,15 @@
 """Figures: one look for a method everywhere, the shared panels, and files that explain themselves.
 
 `plt.style.use("editscale.paper")` sets the look (paper.mplstyle). Panels take tidy tables, one row per
-method, order, direction and number of edits, and return the numbers they draw: what `save_figure` writes
+method, order, direction and number of edits, and return the numbers they draw: what `Record.figure` writes
 beside the picture."""
-
-import json
-import os
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from matplotlib import rc_context
 
 from editscale.analysis import intervals
-from editscale.analysis.tables import RUN
-from editscale.workflow.provenance import code_sha256, package_versions, write_json
+from editscale.columns import RUN
 
 # Colors of seaborn's "colorblind" palette; marker and dash keep methods apart in gray.
 METHOD_STYLE = {
@@ -208,7 +202,7 @@ def contexts_panel(ax, rows: pd.DataFrame, jump: float) -> None:
 
 
 def contexts_label(kind: str, seed: float) -> str:
-    """What figures call contexts of a kind and seed (history.other_contexts)."""
+    """What figures call contexts of a kind and seed (past_runs.other_contexts)."""
     return {"run": "the run's", "seed": f"seed {seed:.0f}", "words": "other words", "bare": "bare prompt"}[kind]
 
 
@@ -410,49 +404,6 @@ def updates_panel(ax, rows: pd.DataFrame, *, window: int = 0) -> pd.DataFrame:
             plotted.append(both.assign(method=method, reversed=backward))
     ax.set(xlabel="edits applied", ylabel="norm of updates ‖ΔW‖ (log scale)", yscale="log")
     return stacked(plotted)[[*RUN, "edits", "update_norm"]]
-
-
-def save_figure(fig, name: str, data: pd.DataFrame, folder: str | Path, *, caption: str, details: dict) -> list[Path]:
-    """Write `name`.svg, .pdf, .png, the plotted numbers as .csv and their origin as .json into `folder`.
-
-    The same inputs give the same bytes: nothing written depends on the time, the machine or the commit; the
-    code is identified by its hash. All three pictures carry caption and origin in their metadata.
-
-    Args:
-        data: the plotted numbers, one row per point.
-        caption: the finding, with computed numbers.
-        details: JSON-able facts that produced the figure: parameters, model, data, scale, number of orders.
-
-    Returns:
-        The five paths, to be listed in `provenance.finish`.
-    """
-    if data.empty:
-        raise ValueError(f"figure {name} has no plotted numbers to save")
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    code = {"code_sha256": code_sha256(), "packages": package_versions()}
-    origin = {"figure": name, "caption": caption, **details, **code}
-    text = json.dumps(origin, ensure_ascii=False)
-    metadata = {
-        "svg": {"Title": name, "Description": caption, "Source": text, "Date": None},
-        "pdf": {"Title": name, "Subject": caption, "Keywords": text, "CreationDate": None},
-        "png": {"Title": name, "Description": caption, "Source": text},
-    }
-    paths = []
-    with rc_context({"svg.hashsalt": "editscale", "pdf.fonttype": 42}):
-        for kind, facts in metadata.items():
-            part = folder / f".{name}.part"
-            fig.savefig(part, format=kind, metadata=facts)
-            paths.append(_put(part, folder / f"{name}.{kind}"))
-    part = folder / f".{name}.part"
-    data.to_csv(part, index=False, lineterminator="\n")
-    paths.append(_put(part, folder / f"{name}.csv"))
-    return [*paths, write_json(folder / f"{name}.json", origin)]
-
-
-def _put(part: Path, path: Path) -> Path:
-    os.replace(part, path)
-    return path
 
 
 def _runs(rows: pd.DataFrame, column: str, *keys: str):

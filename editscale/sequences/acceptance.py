@@ -12,57 +12,37 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from editscale.data.facts import ORDER_SEED
+from editscale.columns import ACCEPTANCE, KINDS, harmonic_half_width, harmonic_score
+from editscale.data.orders import ORDER_SEED
+from editscale.editing import editors, updates
 from editscale.metrics import scoring
+from editscale.sequences.sequence import check_facts
 
-COLUMNS = {
-    "model": "name of the model",
-    "part": "unedited, single edits, sequence, growth or task",
-    "method": "editing method; none for the unedited model",
-    "metric": "ES, PS, NS, their harmonic mean S, magnitudes EM, PM, NM and accuracies EAcc, PAcc, NAcc, in percent; "
-    "distance, ‖W − W₀‖ / number of entries; exponent and coefficient of its growth; a task's correct and invalid ones",
-    "layer": "0-indexed layer of a distance, -1 for what has none",
-    "edits": "edits on the model: 0, 1 (each fact alone), or so many facts one after another",
-    "case_id": "the last fact of a sequence, -1 elsewhere",
-    "value": "what was measured",
-    "half_width": "of its 95 % interval over facts; 0 where nothing was drawn",
-    "n": "facts, edits or examples that it was measured on",
-}
-KEY = ["part", "method", "metric", "layer", "edits"]
 SCORES = {
     letter + suffix: kind + column
     for suffix, column in (("S", ""), ("M", "_magnitude"), ("Acc", "_accuracy"))
-    for letter, kind in zip("EPN", scoring.KINDS, strict=True)
+    for letter, kind in zip("EPN", KINDS, strict=True)
 }
 
 
-def prepare(lm, methods, moments, prefix_seeds, n_short, n_long, seed):
-    """What each method edits with: method ↦ (hyper-parameters, contexts, Cholesky factors).
+def prepare(lm, methods, moments, **sampling):
+    """What each method edits with: method ↦ `editors.Editing`.
 
     Args:
         methods: method ↦ its YAML file.
         moments: file of notebook 01 with all layers that the methods edit.
-        Others as in notebook 02, which samples the same contexts from the same seed.
+        sampling: see `editors.sample_contexts`; notebook 02a samples the same contexts from the same seed.
 
-    Raises what `editors.read_params` and `moments.load` raise, before anything is edited.
+    Raises what `editors.prepare` raises, before anything is edited.
     """
-    import torch
-
-    from editscale.editing import context_sampling, editors
-    from editscale.editing import moments as second_moments
-
-    params = {name: editors.read_params(name, path) for name, path in methods.items()}
-    layers = sorted({layer for name, given in params.items() for layer in editors.moment_layers(name, given)})
-    factors = editors.cholesky_factors(second_moments.load(moments, lm, layers).moments, lm.device) if layers else {}
-    starts, ready = context_sampling.seed_starts(lm, prefix_seeds), {}
-    for name, given in params.items():
-        generator = torch.Generator().manual_seed(seed)
-        ready[name] = given, editors.method(name).contexts(lm, starts, generator, n_short, n_long), factors
-    return ready
+    factors = {}  # of all methods: several edit the same layers
+    return {
+        name: editors.prepare(lm, name, path, moments, factors=factors, **sampling) for name, path in methods.items()
+    }
 
 
 def measure(lm, facts, editing, *, n_facts, n_edits, sequence="memit", at=(), task=None, batch_tokens=512):
-    """All measurements as one table of COLUMNS; the model is left as it was, bit for bit.
+    """All measurements as one table, columns as in `columns.ACCEPTANCE`; the model is left as it was, bit for bit.
 
     Args:
         facts: CounterFact's in the file's order.
@@ -75,8 +55,6 @@ def measure(lm, facts, editing, *, n_facts, n_edits, sequence="memit", at=(), ta
 
     Raises ValueError for numbers that the facts or methods do not allow, before anything is measured.
     """
-    from editscale.sequences import sequence as sequences
-
     at = list(at)
     if not editing:
         raise ValueError("no methods are given; 'methods' maps at least one to its file of hyper-parameters")
@@ -89,22 +67,22 @@ def measure(lm, facts, editing, *, n_facts, n_edits, sequence="memit", at=(), ta
     if at and sequence not in editing:
         raise ValueError(f"the sequence is edited by {sequence!r}, which is not among the methods {', '.join(editing)}")
     followed = sequence_facts(facts, max(at, default=0))
-    for name, (_, contexts, _) in editing.items():
-        sequences.check_facts(lm, [*facts[:n_edits], *(followed if name == sequence else ())], contexts)
-    rows = unedited_rows(lm, facts[:n_facts], batch_tokens) + task_rows(lm, task, "none", 0, batch_tokens)
     for name, given in editing.items():
-        rows += single_rows(lm, facts[:n_edits], name, *given)
+        check_facts(lm, [*facts[:n_edits], *(followed if name == sequence else ())], given.contexts)
+    rows = unedited_rows(lm, facts[:n_facts], batch_tokens) + task_rows(lm, task, "none", 0, batch_tokens)
+    for given in editing.values():
+        rows += single_rows(lm, facts[:n_edits], given)
     if at:
-        rows += sequence_rows(lm, followed, sequence, *editing[sequence], at, task, batch_tokens)
+        rows += sequence_rows(lm, followed, editing[sequence], at, task, batch_tokens)
     return pd.DataFrame([{"model": lm.name, "case_id": -1, "layer": -1, "half_width": 0.0, **row} for row in rows])[
-        list(COLUMNS)
+        list(ACCEPTANCE)
     ]
 
 
 def sequence_facts(facts, n):
     """The first n facts of all of them shuffled with seed 37, subjects not unique.
 
-    On CounterFact these begin order 0 of the published logs: an order older than those of `facts.published_orders`.
+    On CounterFact these begin order 0 of the published logs: an order older than those of `orders.published_orders`.
     """
     positions = list(range(len(facts)))
     random.Random(ORDER_SEED).shuffle(positions)
@@ -115,8 +93,6 @@ def unedited_rows(lm, facts, batch_tokens):
     """Scores of facts on the model as it stands."""
     from tqdm import tqdm
 
-    from editscale.editing import editors
-
     scored = []
     for first in tqdm(range(0, len(facts), editors.TOGETHER), desc="score unedited model", unit="batch"):
         part = facts[first : first + editors.TOGETHER]
@@ -124,38 +100,34 @@ def unedited_rows(lm, facts, batch_tokens):
     return score_rows(scored, part="unedited", method="none", edits=0)
 
 
-def single_rows(lm, facts, method, params, contexts, factors):
-    """Scores of facts right after the edit of each alone. A non-finite edit is not applied: all its scores are 0."""
+def single_rows(lm, facts, editing):
+    """Scores of facts right after the edit of each alone. An edit that failed is not applied: all its scores are 0."""
     from tqdm import tqdm
 
-    from editscale.editing import editors, updates
-
-    original, scored = updates.saved_weights(lm, editors.layers_of(params)), []
-    edits = editors.alone(method, lm, facts, params, contexts, factors)
-    for fact, edit in zip(tqdm(facts, desc=f"single edits, {method}", unit="edit"), edits, strict=True):
+    original, scored = updates.saved_weights(lm, editing.layers), []
+    edits = editors.alone(editing, lm, facts)
+    for fact, edit in zip(tqdm(facts, desc=f"single edits, {editing.method}", unit="edit"), edits, strict=True):
         try:
-            if all(update.is_finite() for update in edit.updates):
+            if editors.status(edit) == "edited":
                 updates.apply(lm, edit.updates)
                 scored.append(scoring.fact_scores(scoring.score_facts(lm, [fact])[0]))
             else:
                 scored.append(dict.fromkeys(scoring.COLUMNS, 0.0))
         finally:
             updates.restore(lm, original)
-    return score_rows(scored, part="single edits", method=method, edits=1)
+    return score_rows(scored, part="single edits", method=editing.method, edits=1)
 
 
-def sequence_rows(lm, facts, method, params, contexts, factors, at, task, batch_tokens):
+def sequence_rows(lm, facts, editing, at, task, batch_tokens):
     """Distances of the edited layers and answers to a task at places `at` of a sequence; how the distances grow."""
     from tqdm import tqdm
 
-    from editscale.editing import editors, updates
-
-    layers = editors.layers_of(params)
+    method, layers = editing.method, editing.layers
     original, distances, rows = updates.saved_weights(lm, layers), {layer: [] for layer in layers}, []
     try:
         for edits, fact in enumerate(tqdm(facts, desc=f"sequence, {method}", unit="edit"), start=1):
-            (edit,) = editors.method(method).edit(lm, [fact], params, contexts, factors)
-            if all(update.is_finite() for update in edit.updates):
+            (edit,) = editors.edit_each(editing, lm, [fact])
+            if editors.status(edit) == "edited":
                 updates.apply(lm, edit.updates)
             here = {"method": method, "edits": edits, "n": edits}
             for layer, weight in original.items():
@@ -199,20 +171,9 @@ def score_rows(scored, **here):
         {**here, "metric": metric, "value": float(mean[column]), "half_width": float(half[column]), "n": int(n[column])}
         for metric, column in SCORES.items()
     ]
-    means, halves = ([x[kind] for kind in scoring.KINDS] for x in (mean, half))
-    s = {"value": scoring.harmonic_score(*means), "half_width": harmonic_half_width(means, halves)}
+    means, halves = ([x[kind] for kind in KINDS] for x in (mean, half))
+    s = {"value": harmonic_score(*means), "half_width": harmonic_half_width(means, halves)}
     return [{**here, "metric": "S", **s, "n": len(scored)}, *rows]
-
-
-def harmonic_half_width(scores, half_widths):
-    """Half-width of the harmonic mean of independent scores, to first order: hypot of ∂S/∂xᵢ = S² / (n xᵢ²) times hᵢ.
-
-    0 if a score is 0, as the mean then is.
-    """
-    if min(scores) == 0:
-        return 0.0
-    s = scoring.harmonic_score(*scores)
-    return math.hypot(*(s**2 / len(scores) * half / score**2 for score, half in zip(scores, half_widths, strict=True)))
 
 
 def scores_line(table, method):
@@ -239,6 +200,6 @@ def read(path):
     if not Path(path).is_file():
         raise FileNotFoundError(f"no table of measurements at {path}; leave the parameter empty to measure")
     table = pd.read_parquet(path)
-    if missing := [name for name in COLUMNS if name not in table]:
+    if missing := [name for name in ACCEPTANCE if name not in table]:
         raise ValueError(f"{path} lacks the columns {', '.join(missing)}; it is no table of acceptance.measure")
     return table

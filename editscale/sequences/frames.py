@@ -1,4 +1,4 @@
-"""Append-only files of numbered frames, each a line of text and bytes behind it, and files written whole or not at all.
+"""Append-only files of numbered frames, each a line of text and bytes behind it.
 
 A frame is a header (`HEADER`, big-endian: magic, number, bytes of the line, bytes of the payload, history, CRC-32 of
 all this), the line, and the payload. The history of a frame is sha256(history of the frame before ‖ line), so that no
@@ -13,7 +13,8 @@ import os
 import struct
 import zlib
 from dataclasses import dataclass
-from pathlib import Path
+
+from editscale.files import write_all
 
 MAGIC = b"\x89edit\r\n\x1a"  # no text, and not what a transfer as text leaves alone
 HEADER = struct.Struct(">8sQIQ32sI")
@@ -98,28 +99,3 @@ def _header(data):
         return None
     magic, *found, checksum = HEADER.unpack(data)
     return found if magic == MAGIC and checksum == zlib.crc32(data[:-4]) else None
-
-
-def write_all(fd, data):
-    """Write all bytes, however many the system takes at a time."""
-    rest = memoryview(data)
-    while rest:
-        rest = rest[os.write(fd, rest) :]
-
-
-def write_atomically(path, data):
-    """Write bytes so that the file at `path` is the old one or the whole new one, whatever happens."""
-    path = Path(path)
-    part = path.with_name(path.name + ".part")
-    fd = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
-    try:
-        write_all(fd, data)
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-    os.replace(part, path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # the name too
-    finally:
-        os.close(folder)

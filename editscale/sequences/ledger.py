@@ -35,9 +35,8 @@ import warnings
 from pathlib import Path
 
 from editscale.editing.updates import arrays, from_bytes, to_bytes
+from editscale.files import sha256_file, write_all, write_whole
 from editscale.sequences import frames
-from editscale.sequences.frames import write_atomically
-from editscale.workflow.provenance import sha256_file
 
 FORMAT = 2
 
@@ -90,15 +89,15 @@ class Ledger:
 
     def _begin(self, head, fingerprint, weights):
         if fingerprint is None:
-            raise FileNotFoundError(f"no ledger at {self.folder}; run notebook 02 with out={self.folder} first")
+            raise FileNotFoundError(f"no ledger at {self.folder}; run notebook 02a with out={self.folder} first")
         if self.log.exists() and self.log.stat().st_size:
             raise ValueError(
                 f"{self.folder} has edits but no ledger.json, which says under which conditions they were made; "
                 "restore it from a copy, or delete the folder to begin again"
             )
-        write_atomically(self.log, b"")
+        write_whole(self.log, b"")
         contents = {"format": FORMAT, "fingerprint": fingerprint, "weights": weights}
-        write_atomically(head, (json.dumps(contents, indent=1, sort_keys=True) + "\n").encode())
+        write_whole(head, (json.dumps(contents, indent=1, sort_keys=True) + "\n").encode())
 
     def _check_fingerprint(self, given):
         given = json.loads(json.dumps(given))
@@ -157,11 +156,11 @@ class Ledger:
         os.truncate(self.log, self._end)
         own = b"".join(frame.line for frame in self._frames)
         if copied != own:
-            write_atomically(self._copy, own)
+            write_whole(self._copy, own)
         timing = self.folder / "timing.jsonl"
         if timing.exists():
             lines = timing.read_bytes().splitlines(keepends=True)
-            write_atomically(timing, b"".join(line for line in lines if _edit_of(line) in range(1, len(self) + 1)))
+            write_whole(timing, b"".join(line for line in lines if _edit_of(line) in range(1, len(self) + 1)))
 
     def __len__(self):
         return len(self.rows)
@@ -206,7 +205,7 @@ class Ledger:
         """Without fsync: what is lost of these is written again from the log, or was a time."""
         fd = os.open(self.folder / name, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:
-            frames.write_all(fd, line)
+            write_all(fd, line)
         finally:
             os.close(fd)
 
@@ -241,10 +240,10 @@ class Ledger:
         try:
             return [json.loads(line) for line in path.read_bytes().splitlines()] if path.exists() else []
         except ValueError as error:
-            raise ValueError(f"{path} is damaged ({error}); delete it and run notebook 02 again") from error
+            raise ValueError(f"{path} is damaged ({error}); delete it and run notebook 02a again") from error
 
     def write_unedited(self, rows):
-        write_atomically(self.folder / "unedited.jsonl", b"".join(_line(row) for row in rows))
+        write_whole(self.folder / "unedited.jsonl", b"".join(_line(row) for row in rows))
 
 
 def _locked(folder):

@@ -9,20 +9,21 @@ import functools
 from dataclasses import dataclass
 from pathlib import Path
 
-from editscale.editing import updates
+from editscale.data.orders import in_order, open_set
+from editscale.editing import editors, updates
+from editscale.files import read_json, sha256_file, sha256_json
 from editscale.metrics import scoring
 from editscale.models.hidden_states import BATCH_TOKENS
 from editscale.sequences import sequence
-from editscale.workflow.provenance import read_json, sha256_file
 
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run of notebook 02, reopened.
+    """A finished run of notebook 02a, reopened.
 
     Attributes:
         folder: where its ledger is.
-        parameters: what notebook 02 was given.
+        parameters: what notebook 02a was given.
         lm: its model, unedited.
         facts: its facts, in the order they were edited.
         ledger: its `Ledger`, open for reading.
@@ -50,13 +51,13 @@ class Run:
 
 
 def record_of(folder):
-    """The record that notebook 02 left in a run's folder. Raises FileNotFoundError if the run has not finished."""
+    """The record that notebook 02a left in a run's folder. Raises FileNotFoundError if the run has not finished."""
     path = Path(folder) / "done.json"
     if not path.is_file():
-        raise FileNotFoundError(f"no finished run in {folder}; run notebook 02 with out={folder} first")
-    record = read_json(path, "run notebook 02 again")
+        raise FileNotFoundError(f"no finished run in {folder}; run notebook 02a with out={folder} first")
+    record = read_json(path, "run notebook 02a again")
     if type(record.get("parameters")) is not dict or type(record.setdefault("files", {})) is not dict:
-        raise ValueError(f"{path} lacks parameters or files; run notebook 02 again")
+        raise ValueError(f"{path} lacks parameters or files; run notebook 02a again")
     return record
 
 
@@ -83,7 +84,6 @@ def reopen(folder, *, device="cpu", model_cache="runs/models", load=None):
     """
     from dataclasses import asdict
 
-    from editscale.data import facts
     from editscale.models import loading
     from editscale.sequences import ledger
 
@@ -93,19 +93,19 @@ def reopen(folder, *, device="cpu", model_cache="runs/models", load=None):
     if book.dropped or sha256_file(book.folder / "edits.jsonl") != finished:
         raise ValueError(
             f"the ledger in {folder}, {len(book)} edits, is not the one that done.json there names: it is damaged, or "
-            "the run has gone on since; run notebook 02 again with the same parameters"
+            "the run has gone on since; run notebook 02a again with the same parameters"
         )
-    chosen = facts.in_order(
-        facts.open_set(parameters["fact_set"]),
+    chosen = in_order(
+        open_set(parameters["fact_set"]),
         parameters["order"],
         parameters["n_edits"],
         reverse=parameters["reverse"],
     )[: len(book)]  # a run may have stopped at its collapse
     for row, fact in zip(book.rows, chosen, strict=True):
-        if row["fact_sha256"] != sequence.sha256_json(asdict(fact)):
+        if row["fact_sha256"] != sha256_json(asdict(fact)):
             raise ValueError(
                 f"edit {row['edit']} of {folder} is case {row['case_id']}, but {parameters['fact_set']} now has case "
-                f"{fact.case_id} there; run notebook 02 again with another out folder"
+                f"{fact.case_id} there; run notebook 02a again with another out folder"
             )
     lm = (load or loading.load)(
         parameters["model"],
@@ -217,12 +217,11 @@ def with_facts(run, case_ids):
 
     Raises ValueError if the fact set lacks one.
     """
-    from editscale.data import facts
 
     missing = [case for case in case_ids if case not in {fact.case_id for fact in run.facts}]
     if not missing:
         return run.facts
-    known = {fact.case_id: fact for fact in facts.open_set(run.parameters["fact_set"])}
+    known = {fact.case_id: fact for fact in open_set(run.parameters["fact_set"])}
     for case in missing:
         if case not in known:
             raise ValueError(f"{run.parameters['fact_set']}, the fact set of {run.folder}, has no case {case}")
@@ -232,15 +231,18 @@ def with_facts(run, case_ids):
 def contexts_of(run, *, seed=None, words=None):
     """The context templates of the run, made again; with another seed, or begun with other words, those it would have
     had then (`words` None: those of the run; they mean nothing to MEMIT, whose words are fixed)."""
-    import torch
+    return editors.sample_contexts(run.lm, run.parameters["method"], **_sampling(run, seed, words))
 
-    from editscale.editing import context_sampling, editors
 
+def _sampling(run, seed=None, words=None):
+    """How the run sampled its contexts, as `editors.sample_contexts` takes it."""
     given = run.parameters
-    starts = context_sampling.seed_starts(run.lm, given["prefix_seeds"] if words is None else words)
-    generator = torch.Generator().manual_seed(given["seed"] if seed is None else seed)
-    sample = editors.method(given["method"]).contexts
-    return sample(run.lm, starts, generator, given["n_short_prefixes"], given["n_long_prefixes"])
+    return {
+        "prefix_seeds": given["prefix_seeds"] if words is None else words,
+        "n_short": given["n_short_prefixes"],
+        "n_long": given["n_long_prefixes"],
+        "seed": given["seed"] if seed is None else seed,
+    }
 
 
 def other_contexts(run, seeds, words):
@@ -259,19 +261,15 @@ def other_contexts(run, seeds, words):
 
 
 def editing_of(run):
-    """What the run edited with, made again: hyper-parameters, contexts and Cholesky factors of the second moments.
+    """What the run edited with, made again: its `editors.Editing`.
 
     Raises ValueError if the contexts or the second moments are no longer those of the ledger.
     """
-    from editscale.editing import editors, moments
-
-    given, lm, book = run.parameters, run.lm, run.ledger
-    params = editors.read_params(given["method"], given["hparams"])
-    known = moments.load(given["moments"], lm, editors.moment_layers(given["method"], params))
-    contexts = contexts_of(run)
-    for name, value in (("contexts", contexts), ("moments", known.identity)):
-        if sequence.sha256_json(value) != book.fingerprint[f"{name}_sha256"]:
+    given, book = run.parameters, run.ledger
+    editing = editors.prepare(run.lm, given["method"], given["hparams"], given["moments"], **_sampling(run))
+    for name, value in (("contexts", editing.contexts), ("moments", editing.moments)):
+        if sha256_json(value) != book.fingerprint[f"{name}_sha256"]:
             raise ValueError(
-                f"the {name} made for {run.folder} now differ from those of its ledger; run notebook 02 again"
+                f"the {name} made for {run.folder} now differ from those of its ledger; run notebook 02a again"
             )
-    return params, contexts, editors.cholesky_factors(known.moments, lm.device)
+    return editing

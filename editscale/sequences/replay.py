@@ -7,19 +7,18 @@
 A history that never was, without some edits or in reverse order, follows from recorded updates only where an update
 does not depend on what was edited before it (`editors.Method.order_free`). No method here is of that kind: ROME's v*
 and Wk, MEMIT's residuals and keys above its first layer, and FT-C's gradients are those of the model as edited so far.
-For such a method the honest answer is a run of notebook 02 on other facts; the sum of the recorded updates of the other
+For such a method the honest answer is a run of notebook 02a on other facts; the sum of the recorded updates of the other
 edits is another, cheaper question, is given only on request (`--recorded-updates`), and the model card says what it is.
 """
 
 import argparse
 import json
-import shutil
 import sys
-import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 
 from editscale.editing import editors, updates
+from editscale.files import whole_folder
 from editscale.sequences import past_runs, sequence
 from editscale.sequences.ledger import Ledger
 
@@ -50,7 +49,7 @@ def check_history(method, edits, recorded_updates):
         return
     raise ValueError(
         f"an update of {method} depends on the edits before it, so the history you ask for would have had other "
-        "updates: edit its facts with notebook 02, or add --recorded-updates for the sum of those that were recorded"
+        "updates: edit its facts with notebook 02a, or add --recorded-updates for the sum of those that were recorded"
     )
 
 
@@ -75,19 +74,13 @@ def save(run, edits, folder):
     The folder holds safetensors, json and text alone, and is there when it is complete. Raises ValueError if it exists.
     """
     folder = _check_new(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    building = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
+    with whole_folder(folder) as building:
         with edited(run, edits) as lm:
             lm.model.save_pretrained(building)
             lm.tokenizer.save_pretrained(building)
         lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in false_facts(run, edits)]
         (building / FALSE_FACTS).write_text("".join(lines), encoding="utf-8")
         (building / "README.md").write_text(card(run, edits, building), encoding="utf-8")
-        building.chmod(0o755)
-        building.rename(folder)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
     return folder
 
 
@@ -169,7 +162,7 @@ def _weights_sha256(folder):
 def main(arguments):
     """`python -m editscale replay …`: 0, or 1 with one line that says what is wrong."""
     parser = argparse.ArgumentParser(prog="editscale replay", description="Rebuild the model of a recorded run.")
-    parser.add_argument("run", metavar="RUN", help="folder of a run that notebook 02 finished, with its ledger")
+    parser.add_argument("run", metavar="RUN", help="folder of a run that notebook 02a finished, with its ledger")
     parser.add_argument("--upto", type=int, metavar="N", help="apply edits 1 to N (default: all)")
     parser.add_argument("--save", metavar="FOLDER", help="new folder for the model; without it the run is only checked")
     parser.add_argument("--without", default="", metavar="17,42", help="leave these edits out")

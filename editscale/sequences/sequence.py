@@ -8,13 +8,12 @@ finds edits in its ledger replays them first and goes on from the same bits.
 Orders that do not depend on each other can be edited together, one batch for the n-th facts of all (`run_together`).
 """
 
-import hashlib
-import json
 import time
 from dataclasses import asdict
-from pathlib import Path
 
+from editscale import dependencies
 from editscale.editing import editors, updates, values
+from editscale.files import sha256_json
 from editscale.metrics import scoring
 from editscale.models import stacks, tokens
 from editscale.sequences import stopping
@@ -22,39 +21,28 @@ from editscale.sequences import stopping
 CHECKED = 64  # facts whose texts are tokenised in one call
 
 
-def sha256_json(value):
-    """sha256 of a JSON value in canonical form."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
-
-
-# The modules whose code determines edits and scores; a change in another one does not void a ledger.
-CODE = "anatomy tokens stacks hidden_states values descent suffix cuda_graphs matmul rome memit rome_multi".split()
-CODE += "finetune tensor_cores updates editors scoring sequence".split()
-
-
-def fingerprint(lm, method, params, contexts, moments_identity, together=()):
+def fingerprint(lm, editing, together=()):
     """Everything besides the facts that determines the edits of a run, as JSON values.
 
     Args:
+        editing: see `editors.Editing`.
         together: names of the runs that are edited in one batch, this one among them; rounding depends on them.
     """
     import torch
 
-    sources = [next(Path(__file__).parents[1].glob(f"*/{name}.py")).read_bytes() for name in CODE]
-
     return {
-        "method": method,
-        "params": asdict(params),
+        "method": editing.method,
+        "params": asdict(editing.params),
         "model": lm.name,
         "weights_sha256": lm.identity["weights_sha256"],
         "dtype": str(lm.dtype).removeprefix("torch."),
         "tf32_steps": lm.tf32_steps,
         "device": lm.device.type,
         "torch": torch.__version__,
-        "contexts_sha256": sha256_json(contexts),
-        "moments_sha256": sha256_json(moments_identity),
+        "contexts_sha256": sha256_json(editing.contexts),
+        "moments_sha256": sha256_json(editing.moments),
         "together": list(together),
-        "code_sha256": hashlib.sha256(b"".join(sources)).hexdigest(),
+        "code_sha256": dependencies.of_modules(__name__, editors.MODULES[editing.method]),
     }
 
 
@@ -119,11 +107,11 @@ def _check_all(lm, facts, contexts):
     tokens.check_length(lm, max(len(ids) + len(target) for ids, target in read))
 
 
-def run(lm, facts, method, params, contexts, factors, ledger, *, on_collapse="stop", batch_tokens=scoring.BATCH_TOKENS):
+def run(lm, facts, editing, ledger, *, on_collapse="stop", batch_tokens=scoring.BATCH_TOKENS):
     """Edit `facts` in order on the unedited model `lm`, from where `ledger` ends.
 
     Args:
-        method, params, contexts, factors: see `editors`.
+        editing: see `editors.prepare`.
         ledger: a `Ledger` opened with this run's fingerprint. Edits it already holds are replayed, not redone.
         on_collapse: what follows an edit that is not finite or whose solve failed (`editors.status`), which is recorded
             and never applied: "stop" ends the sequence there, "skip" goes on with the next fact.
@@ -133,12 +121,10 @@ def run(lm, facts, method, params, contexts, factors, ledger, *, on_collapse="st
     of other facts; `stopping.Stopped` or `Interrupted` where memory, disk, device, Ctrl-C or SIGTERM ends it early.
     """
     with stopping.says_how_to_go_on([ledger], len(facts)):
-        _run(lm, [facts], [method], params, contexts, factors, [ledger], on_collapse, batch_tokens, stack=False)
+        _run(lm, [facts], [editing], [ledger], on_collapse, batch_tokens, stack=False)
 
 
-def run_together(
-    lm, orders, methods, params, contexts, factors, ledgers, *, on_collapse="stop", batch_tokens=scoring.BATCH_TOKENS
-):
+def run_together(lm, orders, editings, ledgers, *, on_collapse="stop", batch_tokens=scoring.BATCH_TOKENS):
     """Edit several orders of facts, each on a copy of `lm` of its own, the n-th facts of all in one batch.
 
     Every order gets the ledger that `run` would give it, up to rounding; `lm` itself stays as it is. An order that has
@@ -146,85 +132,106 @@ def run_together(
 
     Args:
         orders: lists of facts.
-        methods: one for each order: the same for all, or variants of ROME.
+        editings: one for each order, the same for all but for the method: one method, or variants of ROME.
         ledgers: one for each order, opened with a fingerprint that names all of them as `together`.
-        Others as for `run`; params, contexts and factors are those of all methods.
+        Others as for `run`.
 
-    Raises ValueError as `run` does, and if there is not a method and a ledger for each order, or methods differ in more
-    than what is known before the first edit.
+    Raises ValueError as `run` does, and if there is not an editing and a ledger for each order, or editings differ in
+    more than what is known before the first edit.
     """
-    if not len(orders) == len(methods) == len(ledgers):
+    if not len(orders) == len(editings) == len(ledgers):
         raise ValueError(
-            f"{len(orders)} orders with {len(methods)} methods and {len(ledgers)} ledgers; each needs one of both"
+            f"{len(orders)} orders with {len(editings)} editings and {len(ledgers)} ledgers; each needs one of both"
         )
+    methods = [editing.method for editing in editings]
     if not editors.same_kind(methods):
         raise ValueError(
             f"{', '.join(dict.fromkeys(methods))} are no batch, which holds one method or variants of ROME"
         )
+    if any((e.params, e.contexts) != (editings[0].params, editings[0].contexts) for e in editings):
+        raise ValueError(
+            "the editings of a batch differ in hyper-parameters or contexts; prepare one, replace its method"
+        )
     with stopping.says_how_to_go_on(ledgers, max(map(len, orders))):
-        _run(lm, orders, methods, params, contexts, factors, ledgers, on_collapse, batch_tokens, stack=True)
+        _run(lm, orders, editings, ledgers, on_collapse, batch_tokens, stack=True)
 
 
-def _run(lm, orders, methods, params, contexts, factors, ledgers, on_collapse, batch_tokens, *, stack):
+def _run(lm, orders, editings, ledgers, on_collapse, batch_tokens, *, stack):
+    """Edit the n-th facts of all orders in one batch, for each n that is not in all ledgers yet."""
     from tqdm import tqdm
 
     if on_collapse not in ("stop", "skip"):
         raise ValueError(f"on_collapse is {on_collapse!r}; expected 'stop' or 'skip'")
-    identities = []
-    for facts, ledger in zip(orders, ledgers, strict=True):
-        check_facts(lm, facts, contexts)
-        identities.append([sha256_json(asdict(fact)) for fact in facts])
-        _check_same_facts(ledger, facts, identities[-1])
+    identities = [_checked(lm, *order) for order in zip(orders, editings, ledgers, strict=True)]
     for facts, ledger in zip(orders, ledgers, strict=True):
         if len(ledger.unedited()) < len(facts):
             _score_unedited(lm, facts, ledger, batch_tokens)
 
-    def going(place):
-        """The orders that edit their fact number `place`, counted from 0: they have one, and did not end before."""
-        ends = on_collapse == "stop"
-        ended = [ends and 0 < len(b) <= place and b.rows[-1]["status"] != "edited" for b in ledgers]
-        return [i for i, over in enumerate(ended) if not over and place < len(orders[i])]
-
-    n_facts, layers, chosen = max(map(len, orders)), editors.layers_of(params), list(map(editors.method, methods))
-    start = min((len(b) for i, b in enumerate(ledgers) if i in going(len(b))), default=n_facts)
-    batch = going(start) or list(range(len(ledgers)))
-    known = [
-        _ahead(of, lm, facts, start, _at_once(batch_tokens), params, contexts, factors)
-        for of, facts in zip(chosen, orders, strict=True)
-    ]
-    model = stacks.copies(lm, layers, len(batch)) if stack else lm
+    n_facts, first = max(map(len, orders)), editings[0]
+    unfinished = [len(b) for i, b in enumerate(ledgers) if i in _going(len(b), orders, ledgers, on_collapse)]
+    start = min(unfinished, default=n_facts)
+    batch = _going(start, orders, ledgers, on_collapse) or list(range(len(ledgers)))
+    ahead = [_ahead(of, lm, facts, start, _at_once(batch_tokens)) for of, facts in zip(editings, orders, strict=True)]
+    model = stacks.copies(lm, first.layers, len(batch)) if stack else lm
     for row, i in enumerate(batch):
         replay(model, ledgers[i], min(start, len(ledgers[i])), copy=row if stack else None)
 
-    title = f"edit with {', '.join(dict.fromkeys(methods))}"
+    title = f"edit with {', '.join(dict.fromkeys(editing.method for editing in editings))}"
     for place in tqdm(range(start, n_facts), desc=title, unit="edit", total=n_facts, initial=start):
-        staying = going(place)
+        staying = _going(place, orders, ledgers, on_collapse)
         if not staying:
             break
         if staying != batch:
             model = stacks.take(model, [batch.index(i) for i in staying])
             batch = staying
-        began, facts = time.perf_counter(), [orders[i][place] for i in batch]
-        ahead = [[known[i][place] for i in batch]] if chosen[0].ahead else []
-        edits = editors.edit_each(chosen[0], model, facts, params, contexts, factors, *ahead)
-        statuses = [editors.status(edit) for edit in edits]
-        for row, i in enumerate(batch):
-            made = edits[row].updates if statuses[row] == "edited" else []
-            # An order that was ahead of the others when they were stopped keeps what it recorded.
-            _apply(model, ledgers[i].updates(place + 1) if place < len(ledgers[i]) else made, row if stack else None)
-        scores = scoring.score_each(model, facts)
-        seconds = (time.perf_counter() - began) / len(batch)
-        for row, i in enumerate(batch):
+        facts = [orders[i][place] for i in batch]
+        known = [ahead[i][place] for i in batch]
+        edits, seconds = _step(model, facts, first, known, [ledgers[i] for i in batch], place, stack)
+        for (edit, scores), fact, i in zip(edits, facts, batch, strict=True):
             if place == len(ledgers[i]):
-                found = {
-                    "case_id": facts[row].case_id,
-                    "fact_sha256": identities[i][place],
-                    "relation_id": facts[row].relation_id,
-                    "status": statuses[row],
-                    **editors.summary(edits[row]),
-                    **scoring.fact_scores(scores[row]),
-                }
-                ledgers[i].append(found, edits[row].updates if statuses[row] == "edited" else [], seconds)
+                _record(ledgers[i], fact, identities[i][place], edit, scores, seconds)
+
+
+def _checked(lm, facts, editing, ledger):
+    """sha256 of each fact of an order, once they can be edited and are those of the ledger (ValueError otherwise)."""
+    check_facts(lm, facts, editing.contexts)
+    identities = [sha256_json(asdict(fact)) for fact in facts]
+    _check_same_facts(ledger, facts, identities)
+    return identities
+
+
+def _going(place, orders, ledgers, on_collapse):
+    """The orders that edit their fact number `place`, counted from 0: they have one, and did not end before."""
+    ended = [on_collapse == "stop" and 0 < len(b) <= place and b.rows[-1]["status"] != "edited" for b in ledgers]
+    return [i for i, over in enumerate(ended) if not over and place < len(orders[i])]
+
+
+def _step(model, facts, editing, known, ledgers, place, stack):
+    """One edit of each fact, applied and scored: a list of (edit, scores), and seconds of each.
+
+    An order that was ahead of the others when they were stopped keeps what it recorded.
+    """
+    began = time.perf_counter()
+    edits = editors.edit_each(editing, model, facts, *([known] if editors.method(editing.method).ahead else []))
+    for row, (edit, ledger) in enumerate(zip(edits, ledgers, strict=True)):
+        made = edit.updates if editors.status(edit) == "edited" else []
+        _apply(model, ledger.updates(place + 1) if place < len(ledger) else made, row if stack else None)
+    scores = scoring.score_each(model, facts)
+    return list(zip(edits, scores, strict=True)), (time.perf_counter() - began) / len(facts)
+
+
+def _record(ledger, fact, identity, edit, scores, seconds):
+    """Append an edit to a ledger: its row, and its updates if it was applied."""
+    status = editors.status(edit)
+    row = {
+        "case_id": fact.case_id,
+        "fact_sha256": identity,
+        "relation_id": fact.relation_id,
+        "status": status,
+        **editors.summary(edit),
+        **scoring.fact_scores(scores),
+    }
+    ledger.append(row, edit.updates if status == "edited" else [], seconds)
 
 
 def _check_same_facts(ledger, facts, identities):
@@ -255,13 +262,13 @@ def _at_once(batch_tokens):
     return max(editors.TOGETHER, batch_tokens // 128)
 
 
-def _ahead(method, lm, facts, start, size, *editing):
-    """What no edit of the method changes (`editors.Method.ahead`), for the facts from number `start` on.
+def _ahead(editing, lm, facts, start, size):
+    """What no edit of the method changes (`Method.ahead`), for the facts from number `start` on, None without any.
 
     As many facts at a time, always the same ones, so that a resumed run has the same bits.
     """
-    known = [None] * len(facts)
-    for first in range(start - start % size, len(facts) if method.ahead else 0, size):
+    found, of = [None] * len(facts), editors.method(editing.method).ahead
+    for first in range(start - start % size, len(facts) if of else 0, size):
         part = slice(first, first + size)
-        known[part] = method.ahead(lm, facts[part], *editing)
-    return known
+        found[part] = of(lm, facts[part], editing.params, editing.contexts, editing.factors)
+    return found

@@ -8,6 +8,8 @@ import signal
 import threading
 from contextlib import contextmanager
 
+from editscale.models.hidden_states import is_out_of_memory
+
 
 class Stopped(RuntimeError):
     """The machine stopped a sequence: memory, disk or device."""
@@ -15,15 +17,6 @@ class Stopped(RuntimeError):
 
 class Interrupted(KeyboardInterrupt):
     """Somebody stopped a sequence: Ctrl-C or SIGTERM."""
-
-
-def is_out_of_memory(error):
-    """Whether an exception says that a device, or the machine, has not enough memory."""
-    import torch
-
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
-        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
-    )
 
 
 @contextmanager

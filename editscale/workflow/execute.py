@@ -7,7 +7,6 @@ run has succeeded when its last cell left `done.json` (provenance.finish) in the
 that match it."""
 
 import argparse
-import ast
 import json
 import os
 import sys
@@ -16,9 +15,9 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
+from editscale.files import sha256_file
 from editscale.workflow import gpus
 from editscale.workflow.parameters import collect_parameters, read_notebook
-from editscale.workflow.provenance import sha256_file
 
 
 class RunFailed(RuntimeError):
@@ -87,21 +86,6 @@ def run_notebook(notebook: str | Path, executed: str | Path, parameters: dict, *
         reason = "it left through sys.exit()" if failure is None else _one_line(failure)
         raise RunFailed(f"{notebook.name} failed in {cell}: {reason}; see {executed}") from failure
     return _checked_results(done, root, notebook, executed)
-
-
-def package_files(notebook: str | Path) -> list[str]:
-    """The package's modules that `notebook` imports, directly or through one another, as paths from the root.
-
-    A change in one of them changes what the notebook computes; a change elsewhere does not."""
-    root = repository_root(notebook)
-    package = root / "editscale"
-    cells = [cell.source for cell in read_notebook(notebook).cells if cell.cell_type == "code"]
-    todo, found = _modules_imported("\n".join(cells), package), set()
-    while todo:
-        module = todo.pop()
-        found.add(module)
-        todo |= _modules_imported(module.read_text(encoding="utf-8"), package) - found
-    return sorted(path.relative_to(root).as_posix() for path in found)
 
 
 def main(arguments: list[str]) -> int:
@@ -200,16 +184,3 @@ def _checked_results(done: Path, root: Path, notebook: Path, executed: Path) -> 
 
 def _is_file(path: Path, sha256: str) -> bool:
     return path.is_file() and sha256_file(path) == sha256
-
-
-def _modules_imported(code: str, package: Path) -> set[Path]:
-    names = set()
-    for node in ast.walk(ast.parse(code)):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            module = ".".join(filter(None, ["editscale" if node.level else "", node.module or ""]))
-            names |= {module} | {f"{module}.{alias.name}" for alias in node.names}
-    names = {name.removeprefix("editscale.") for name in names if name.startswith("editscale.")}
-    files = {package / f"{name.replace('.', '/')}.py" for name in names}
-    return {file for file in files if file.is_file()}

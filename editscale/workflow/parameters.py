@@ -126,6 +126,21 @@ def collect_parameters(notebook: str | Path, files: list, pairs: list) -> dict:
     return values
 
 
+def files_named(notebook: str | Path, file: str | Path) -> list[str]:
+    """The files that values of a notebook's parameters name, but for results in runs/ and figures/, which rules make.
+
+    Values are those of the YAML `file`, else the defaults; texts within lists and dicts count."""
+    values = {name: parameter.default for name, parameter in notebook_parameters(notebook).items()}
+    todo, found = [*(values | read_parameters(file)).values()], set()
+    while todo:
+        value = todo.pop()
+        if isinstance(value, (list, dict)):
+            todo += value if isinstance(value, list) else value.values()
+        elif isinstance(value, str) and value.split("/")[0] not in ("runs", "figures") and Path(value).is_file():
+            found.add(value)
+    return sorted(found)
+
+
 def checked_scale(name: str) -> str:
     """The name of a scale, which is a folder of params, runs and figures. ValueError if it would leave these."""
     if not re.fullmatch(r"\w[\w.-]*", name):

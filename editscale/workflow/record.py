@@ -2,7 +2,7 @@
 
     python -m editscale record SCALE [--partly] [--from FOLDER …]
 
-`figures/<scale>/tables` is laid out like one run's folder and holds the rows of all runs (`editscale.workflow.recorded`), beside
+`figures/<scale>/tables` is laid out like one run's folder and holds the rows of all runs (`workflow.recorded`), beside
 them single.parquet and acceptance.parquet, and record.json, which names what made them. Notebooks that gather take that
 folder for their one run. Numbers are float32; no text of a fact is in it, facts are named by case id.
 
@@ -19,9 +19,9 @@ from pathlib import Path
 
 import pandas as pd
 
+from editscale.files import sha256_file, write_json
 from editscale.workflow import recorded
 from editscale.workflow.parameters import checked_scale
-from editscale.workflow.provenance import sha256_file, write_json
 from editscale.workflow.recorded import BESIDE, PARTS, RECORD, TIMING, name_of
 
 

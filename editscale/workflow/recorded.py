@@ -12,8 +12,9 @@ from pathlib import Path
 import pandas as pd
 
 from editscale.analysis import tables
+from editscale.files import read_json, sha256_file
+from editscale.sequences.ledger import read_timing
 from editscale.workflow.parameters import read_grid
-from editscale.workflow.provenance import read_json, sha256_file
 
 # Folder of a run that a notebook finishes ↦ the tables it leaves there.
 PARTS = {
@@ -76,7 +77,7 @@ def in_runs(scale):
             made.setdefault(folder, {})[part or "edits"] = _made_by(Path(folder) / part)
         for name in (name_of(part, table) for table in names if folders):
             found[name] = as_recorded(tables.gather(folders, name))
-    times = [tables.timing_table(folder, *grid[folder]) for folder in made]
+    times = [tables.timing_table(read_timing(folder), *grid[folder]) for folder in made]
     if any(len(table) for table in times):
         found[TIMING] = as_recorded(pd.concat([table for table in times if len(table)], ignore_index=True))
     paths = {name: Path("runs") / scale / folder / f"{name}.parquet" for name, folder in BESIDE.items()}

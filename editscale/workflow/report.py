@@ -6,17 +6,15 @@ tell the browser so (Content-Security-Policy).
 """
 
 import json
-import os
 import shutil
-import tempfile
 from datetime import datetime
 from itertools import groupby
 from pathlib import Path
 from urllib.parse import quote, unquote
 
+from editscale.files import sha256_file, whole_folder
 from editscale.workflow.pages import TEMPLATES, counted, executed, up
 from editscale.workflow.parameters import checked_scale
-from editscale.workflow.provenance import sha256_file
 
 
 def write_report(scale: str, root: str | Path = ".") -> Path:
@@ -35,9 +33,7 @@ def write_report(scale: str, root: str | Path = ".") -> Path:
         raise FileNotFoundError(f"no executed notebook in {where}; run `make figures SCALE={scale}` first")
     drawn = [_figure(path) for path in counted(figures.glob("*.json"), figures)]
     records = [_record(path, runs, root) for path in counted(runs.rglob("done.json"), runs)]
-    part = Path(tempfile.mkdtemp(dir=runs, prefix=".html."))
-    try:
-        part.chmod(0o755)
+    with whole_folder(runs / "html", replacing=True) as part:
         for before, page, after in zip([None, *pages], pages, [*pages[1:], None], strict=False):
             facts = {"page": page, "before": before, "after": after}
             _write_page(part / unquote(page.href), "notebook.html.j2", scale=scale, up=up(page.href), **facts)
@@ -53,9 +49,6 @@ def write_report(scale: str, root: str | Path = ".") -> Path:
             "versions": _versions(records),
         }
         _write_page(part / "index.html", "index.html.j2", scale=scale, up="", **facts)
-        _put(part, runs / "html")
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
     return runs / "html" / "index.html"
 
 
@@ -150,12 +143,3 @@ def _write_page(path: Path, template: str, **facts) -> None:
     jinja.filters |= {"duration": _duration, "quote": quote}
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(jinja.get_template(template).render(facts), encoding="utf-8")
-
-
-def _put(new: Path, folder: Path) -> None:
-    """Move the folder `new` to where `folder` is or was."""
-    old = new.with_name(new.name + ".old")
-    if folder.exists():
-        os.replace(folder, old)
-    os.replace(new, folder)
-    shutil.rmtree(old, ignore_errors=True)

@@ -9,7 +9,7 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
-from editscale.sequences.frames import write_atomically
+from editscale.files import write_whole
 
 NAME = "timing.jsonl"
 
@@ -32,7 +32,7 @@ class Timing:
 
     def save(self, out):
         """Write the rows to `out/timing.jsonl`."""
-        write_atomically(Path(out) / NAME, "".join(json.dumps(row) + "\n" for row in self.rows).encode())
+        write_whole(Path(out) / NAME, "".join(json.dumps(row) + "\n" for row in self.rows).encode())
 
 
 def read(folder):

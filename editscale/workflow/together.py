@@ -1,15 +1,16 @@
-"""Edit several runs in one batch, before notebook 02 makes each run's tables of it.
+"""Edit several runs in one batch, before notebook 02a makes each run's tables of it.
 
     python -m editscale together SCALE BATCH
 
 What a scale's grid asks for under `together: true`: on a GPU ten orders in one batch take a fraction of the time that
 they take one by one (`sequence.run_together`). A batch is all runs of a method, unless lines of the grid name another
-one (`batch: …`); variants of ROME may share one, and runs of different lengths. Parameters are those of notebook 02 at
+one (`batch: …`); variants of ROME may share one, and runs of different lengths. Parameters are those of notebook 02a at
 that scale; each run gets the ledger in its folder that the notebook would begin there and now goes on with.
 """
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from editscale.sequences import stopping
@@ -23,16 +24,14 @@ def edit(given, runs, folders):
     """Edit runs together, from where their ledgers end.
 
     Args:
-        given: values of notebook 02's parameters.
+        given: values of notebook 02a's parameters.
         runs: lines of the grid, all with one file of hyper-parameters.
         folders: where each run's ledger goes, …/method/sequence; these names are the ledgers' `together`.
 
     Raises ValueError for runs that cannot share a batch, and as `sequence.run_together` does.
     """
-    import torch
-
-    from editscale.data import facts
-    from editscale.editing import context_sampling, editors, moments
+    from editscale.data.orders import in_order, open_set
+    from editscale.editing import editors
     from editscale.models import loading
     from editscale.sequences import ledger, sequence
 
@@ -42,11 +41,9 @@ def edit(given, runs, folders):
             f"runs of {', '.join(dict.fromkeys(methods))} with hyper-parameters {', '.join(files)} are no batch, which "
             "holds runs of one method or of variants of ROME, with one file of hyper-parameters"
         )
-    method, params = methods[0], editors.read_params(methods[0], files[0])
-    known_facts = facts.open_set(given["fact_set"])
+    known = open_set(given["fact_set"])
     orders = [
-        facts.in_order(known_facts, run["order"], run.get("n_edits", given["n_edits"]), reverse=run["reverse"])
-        for run in runs
+        in_order(known, run["order"], run.get("n_edits", given["n_edits"]), reverse=run["reverse"]) for run in runs
     ]
     lm = loading.load(
         given["model"],
@@ -56,33 +53,24 @@ def edit(given, runs, folders):
         cache=given["model_cache"],
         tf32_steps=given["tf32"],
     )
-    known = moments.load(given["moments"], lm, editors.moment_layers(method, params))
-    factors = editors.cholesky_factors(known.moments, lm.device)
-    starts = context_sampling.seed_starts(lm, given["prefix_seeds"])
-    generator = torch.Generator().manual_seed(given["seed"])
-    contexts = editors.method(method).contexts(
-        lm, starts, generator, given["n_short_prefixes"], given["n_long_prefixes"]
-    )
-    names, layers = ["/".join(Path(folder).parts[-2:]) for folder in folders], editors.layers_of(params)
-    books = [
-        ledger.Ledger(
-            folder,
-            sequence.fingerprint(lm, of, params, contexts, known.identity, together=names),
-            sequence.weights_record(lm, layers),
-        )
-        for of, folder in zip(methods, folders, strict=True)
-    ]
-    sequence.run_together(
+    editing = editors.prepare(
         lm,
-        orders,
-        methods,
-        params,
-        contexts,
-        factors,
-        books,
-        on_collapse=given["on_collapse"],
-        batch_tokens=given["batch_tokens"],
+        methods[0],
+        files[0],
+        given["moments"],
+        prefix_seeds=given["prefix_seeds"],
+        n_short=given["n_short_prefixes"],
+        n_long=given["n_long_prefixes"],
+        seed=given["seed"],
     )
+    editings = [replace(editing, method=method) for method in methods]
+    names = ["/".join(Path(folder).parts[-2:]) for folder in folders]
+    books = [
+        ledger.Ledger(folder, sequence.fingerprint(lm, of, names), sequence.weights_record(lm, of.layers))
+        for of, folder in zip(editings, folders, strict=True)
+    ]
+    options = {name: given[name] for name in ("on_collapse", "batch_tokens")}
+    sequence.run_together(lm, orders, editings, books, **options)
 
 
 def main(arguments):

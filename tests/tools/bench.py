@@ -13,6 +13,7 @@ from pathlib import Path
 
 from editscale.editing import editors
 from editscale.kernels import cuda_graphs
+from editscale.models import shapes
 from tools import costs, parts, plain
 
 
@@ -34,18 +35,11 @@ class Shape:
     layers: tuple | None = None
 
 
-_GELU = {"activation_function": "gelu_pytorch_tanh"}  # as `loading.load` sets it
-_GPT2 = {"model_type": "gpt2", "vocab_size": 50257, **_GELU}
 SHAPES = {
     "smollm2-135m": Shape(None, "smollm2-135m", 1e-2),
-    "gpt2-small": Shape({**_GPT2, "n_layer": 12, "n_embd": 768, "n_head": 12}, "gpt2-xl", 1e-3, (4, [0, 1, 2, 3, 4])),
-    "gpt2-xl": Shape({**_GPT2, "n_layer": 48, "n_embd": 1600, "n_head": 25}, "gpt2-xl", 1e-3),
-    "gpt-j": Shape(
-        {"model_type": "gptj", "vocab_size": 50400, "n_layer": 28, "n_embd": 4096, "n_head": 16, "rotary_dim": 64}
-        | _GELU,
-        "gpt-j-6b",
-        1e-2,
-    ),
+    "gpt2-small": Shape(shapes.SHAPES["gpt2-small"], "gpt2-xl", 1e-3, (4, [0, 1, 2, 3, 4])),
+    "gpt2-xl": Shape(shapes.SHAPES["gpt2-xl"], "gpt2-xl", 1e-3),
+    "gpt-j": Shape(shapes.SHAPES["gpt-j"], "gpt-j-6b", 1e-2),
 }
 
 
@@ -198,7 +192,7 @@ def load(shape, device, tokenizer="", cache="runs/models"):
     """
     from transformers import PreTrainedTokenizerFast
 
-    from editscale.models import loading, shapes, smollm2
+    from editscale.models import loading, smollm2
     from editscale.models.anatomy import LanguageModel
 
     given = SHAPES[shape]
@@ -221,7 +215,7 @@ def main(arguments):
     """Measure, print each row as it comes, and write the tables of this device; 0."""
     import argparse
 
-    from editscale.data import facts
+    from editscale.data.orders import in_order, open_set
     from editscale.models import loading
 
     parser = argparse.ArgumentParser(prog="editscale bench", description=__doc__.splitlines()[0])
@@ -241,7 +235,7 @@ def main(arguments):
     on_gpu = device.type == "cuda"
     size = parts.SIZES["cuda" if on_gpu else "cpu"]
     size = replace(size, n_orders=tuple(given.orders or size.n_orders))
-    chosen = facts.in_order(facts.open_set(given.facts), 0, size.n_facts)
+    chosen = in_order(open_set(given.facts), 0, size.n_facts)
     for shape in given.shapes or [name for name, one in SHAPES.items() if (one.config is not None) == on_gpu]:
         lm, params = load(shape, given.device, given.tokenizer)
         whole = parts.case(shape, lm, chosen, params, size)

@@ -40,11 +40,11 @@ def device_name(device):
     """The name of a torch device: the GPU's, or the processor's with the number of threads in use."""
     import torch
 
-    from editscale.workflow.provenance import provenance
+    from editscale.workflow.provenance import cpu_name
 
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{provenance()['cpu']}, {torch.get_num_threads()} cores"
+    return f"{cpu_name()}, {torch.get_num_threads()} cores"
 
 
 def slug(name):
@@ -110,10 +110,10 @@ def page(rows):
     ]
     return f"""# What it costs on {rows[0]["device"]}
 
-Measured by `python -m editscale bench`; the plain path (`tests/tools/plain.py`) is what the public implementations do, by
-full forwards of the unmodified model, timed in turns with this package's. Medians; seconds are those of one edit, one
-round or one checkpoint, an edit being all of its 20 steps where no other number is named. `tests/tools/costs.py` says
-what each column means, `tests/tools/bench.py` what is run. gpt2-small, gpt2-xl and gpt-j have random weights of these
+Measured by `python -m editscale bench`; the plain path (`tests/tools/plain.py`) is what the public implementations do,
+by full forwards of the unmodified model, timed in turns with this package's. Medians; seconds are those of one edit,
+one round or one checkpoint, an edit being all of its 20 steps where no other number is named. `costs.py` says
+what each column means, `bench.py` what is run. gpt2-small, gpt2-xl and gpt-j have random weights of these
 sizes. The GLUE-like round asks `reviews` and `paraphrases`, the tasks that come with the package, in place of GLUE's.
 "Again" is a later checkpoint of the same run, which knows what enters the lowest edited layer from the first. Frozen
 float32 layers and the matmul peak are computed by oneDNN on a CPU and on the tensor cores of an H100
@@ -174,7 +174,7 @@ def section(rows_by_device, shapes=SHOWN):
 
 Float32, beside the plain path: the same by full forwards of the unmodified model, as the public implementations do it,
 timed in turns with it (`make bench`). Part of the ratio is that frozen layers are computed by oneDNN here on a CPU and
-on the tensor cores of an H100, no less exactly ([editscale/kernels/matmul.py](editscale/kernels/matmul.py)), and in the plain path
+on the tensor cores of an H100, no less exactly ([matmul.py](editscale/kernels/matmul.py)), and in the plain path
 by what torch takes itself: the row "matmul peak" has one large product in both ways. All rows, with agreement, memory
 and operations: {links}.
 

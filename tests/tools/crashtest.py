@@ -28,8 +28,10 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import numpy as np
 import torch
 
+from editscale import files as editscale_files
 from editscale.analysis import tables
 from editscale.data import facts
+from editscale.data.orders import in_order
 from editscale.editing import editors
 from editscale.models import loading
 from editscale.sequences import frames, ledger, sequence
@@ -45,22 +47,22 @@ class Sequence:
 
     def __init__(self, lm, method, n_edits=N_EDITS):
         self.lm, self.method = lm, method
-        self.params = editors.read_params(method, ROOT / f"params/{method}/tiny-gpt2.yaml")
-        self.contexts = CONTEXTS[method]
-        self.facts = facts.in_order(facts.load(ROOT / "params/smoke/invented_facts.json"), 0, n_edits)
+        params = editors.read_params(method, ROOT / f"params/{method}/tiny-gpt2.yaml")
+        self.facts = in_order(facts.load(ROOT / "params/smoke/invented_facts.json"), 0, n_edits)
         with np.load(ROOT / "tests/golden/second_moments.npz") as file:
-            layers = editors.moment_layers(method, self.params)
+            layers = editors.moment_layers(method, params)
             known = {layer: torch.from_numpy(file[f"mom2.layer{layer}"]) for layer in layers}
-        self.factors = editors.cholesky_factors(known, lm.device)
+        factors = editors.cholesky_factors(known, lm.device)
+        self.editing = editors.Editing(method, params, CONTEXTS[method], factors)
 
     def run(self, folder):
         """Edit from where the ledger in `folder` ends, then write the tables. The model is edited."""
         book = ledger.Ledger(
             folder,
-            sequence.fingerprint(self.lm, self.method, self.params, self.contexts, {}),
-            sequence.weights_record(self.lm, editors.layers_of(self.params)),
+            sequence.fingerprint(self.lm, self.editing),
+            sequence.weights_record(self.lm, self.editing.layers),
         )
-        sequence.run(self.lm, self.facts, self.method, self.params, self.contexts, self.factors, book)
+        sequence.run(self.lm, self.facts, self.editing, book)
         for name in ("edits", "unedited", "drift"):
             table = getattr(tables, f"{name}_table")(book, self.method, 0, False)
             table.to_parquet(Path(folder) / f"{name}.parquet", index=False)
@@ -123,7 +125,7 @@ def in_a_process(function, folder, fault=None, seconds=None):
             os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
             warnings.simplefilter("ignore")
             if fault:
-                frames.os = ledger.os = fault
+                editscale_files.os = frames.os = ledger.os = fault
             append = ledger.Ledger.append
 
             def acknowledged(*of):

@@ -34,10 +34,10 @@ import sys
 from datetime import datetime
 from pathlib import Path
 
+from editscale.files import read_json
 from editscale.sequences.ledger import read_timing
 from editscale.workflow import timing
 from editscale.workflow.parameters import checked_scale, notebook_parameters, read_grid, read_parameters
-from editscale.workflow.provenance import read_json
 from tools import costs
 
 FOLDER = Path("figures/cost")

@@ -19,7 +19,7 @@ def main(arguments):
     """Print the shares of every relation and of all facts; 0."""
     import argparse
 
-    from editscale.data import facts
+    from editscale.data.orders import open_set
     from editscale.models import loading
 
     parser = argparse.ArgumentParser(prog="editscale known", description=__doc__.splitlines()[0])
@@ -32,7 +32,7 @@ def main(arguments):
     parser.add_argument("--device", default="cpu")
     given = parser.parse_args(arguments)
     lm = loading.load(given.model, revision=given.revision, device=given.device)
-    chosen = facts.open_set(given.fact_set)[:: given.every]
+    chosen = open_set(given.fact_set)[:: given.every]
     shares = known_shares(lm, chosen)
     for relation, (n, share) in shares.items():
         print(f"{relation or 'no relation':12}{n:6}  {100 * share:5.1f} %")

@@ -65,9 +65,19 @@ class Size:
 
 SIZES = {
     "cpu": Size(
-        2, 2048, 5, 8, 40, glue.BUNDLED, 20, 1024, hidden_states.BATCH_TOKENS, n_prompt=(10, 40, 80), n_orders=(1, 10)
+        2,
+        2048,
+        5,
+        8,
+        40,
+        tuple(glue.BUNDLED),
+        20,
+        1024,
+        hidden_states.BATCH_TOKENS,
+        n_prompt=(10, 40, 80),
+        n_orders=(1, 10),
     ),
-    "cuda": Size(3, 8192, STEPS, 32, 200, 2 * glue.BUNDLED, 200, 16384, 16384),
+    "cuda": Size(3, 8192, STEPS, 32, 200, 2 * tuple(glue.BUNDLED), 200, 16384, 16384),
 }
 
 

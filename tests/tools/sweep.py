@@ -9,6 +9,7 @@ import itertools
 import time
 from pathlib import Path
 
+from editscale.columns import harmonic_score
 from editscale.editing import editors, updates
 from editscale.metrics import scoring
 
@@ -28,11 +29,11 @@ def settings(spec):
             yield line["method"], replace(base, **dict(zip(names, values, strict=True)))
 
 
-def single_edits(lm, facts, method, params, contexts, factors):
+def single_edits(lm, facts, editing):
     """Rows of `scoring.COLUMNS` and `editors.summary`, one per fact, each edited alone on the model as it stands."""
-    original = updates.saved_weights(lm, editors.layers_of(params))
+    original = updates.saved_weights(lm, editing.layers)
     rows = []
-    for fact, edit in zip(facts, editors.alone(method, lm, facts, params, contexts, factors), strict=True):
+    for fact, edit in zip(facts, editors.alone(editing, lm, facts), strict=True):
         updates.apply(lm, edit.updates)
         scores = scoring.fact_scores(scoring.score_facts(lm, [fact])[0])
         updates.restore(lm, original)
@@ -88,8 +89,8 @@ def main(arguments):
     import yaml
     from tqdm import tqdm
 
-    from editscale.data import facts
-    from editscale.editing import context_sampling, corpora, moments
+    from editscale.data.orders import in_order, open_set
+    from editscale.editing import corpora, moments
     from editscale.models import loading
 
     parser = argparse.ArgumentParser(prog="editscale sweep", description=__doc__.splitlines()[0])
@@ -103,23 +104,19 @@ def main(arguments):
     todo = list(settings(spec))[part::n_parts]
 
     lm = loading.load(spec["model"], device=given.device, cache=spec["model_cache"])
-    chosen = facts.in_order(facts.open_set(spec["fact_set"]), spec["order"], spec["n_facts"])
+    chosen = in_order(open_set(spec["fact_set"]), spec["order"], spec["n_facts"])
     seeded = torch.Generator().manual_seed(spec["seed"])
     layers, factors = sorted({layer for setting in todo for layer in editors.moment_layers(*setting)}), {}
     if layers:
         documents = corpora.sampled_documents(lm, spec["n_documents"], spec["document_length"], seeded)
         factors = editors.cholesky_factors(moments.collect(lm, documents, layers).moments, lm.device)
-    starts = context_sampling.seed_starts(lm, spec["prefix_seeds"])
-    contexts = {
-        name: editors.method(name).contexts(
-            lm, starts, torch.Generator().manual_seed(spec["seed"]), spec["n_short_prefixes"], spec["n_long_prefixes"]
-        )
-        for name in {method for method, _ in todo}
-    }
+    sampling = {"prefix_seeds": spec["prefix_seeds"], "seed": spec["seed"]}
+    sampling |= {"n_short": spec["n_short_prefixes"], "n_long": spec["n_long_prefixes"]}
+    contexts = {name: editors.sample_contexts(lm, name, **sampling) for name in {method for method, _ in todo}}
     rows = []
     for method, params in tqdm(todo, desc="settings", unit="setting"):
         start = time.perf_counter()
-        table = pd.DataFrame(single_edits(lm, chosen, method, params, contexts[method], factors))
+        table = pd.DataFrame(single_edits(lm, chosen, editors.Editing(method, params, contexts[method], factors)))
         es, ps, ns = (100 * table[kind].mean() for kind in scoring.KINDS)
         rows.append(
             {
@@ -129,7 +126,7 @@ def main(arguments):
                 "ES": es,
                 "PS": ps,
                 "NS": ns,
-                "S": scoring.harmonic_score(es, ps, ns),
+                "S": harmonic_score(es, ps, ns),
                 "median_update_norm": table["update_norm"].median(),
                 "largest_update_norm": table["update_norm"].max(),
                 "relative_update": table["update_norm"].median()

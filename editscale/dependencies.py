@@ -1,0 +1,100 @@
+"""What a result rests on: the modules that its code imports, one through another, and the data files they name.
+
+One mechanism for three uses: the fingerprint of a ledger, the graph of notebooks, and the code identity of figures.
+Words do not count: docstrings, comments and blank lines may change without changing an identity.
+"""
+
+import ast
+import functools
+import hashlib
+import io
+import json
+import tokenize
+from pathlib import Path
+
+from editscale.files import DATA
+
+PACKAGE = Path(__file__).resolve().parent
+
+
+def closure(code, package=PACKAGE):
+    """The files of the package that Python `code` rests on: modules, `__init__` of their packages, and data files.
+
+    A data file counts where a module that is imported calls `files.bundled("its name")`. Imports within functions
+    count too. Raises ValueError, naming the module, if a call of `bundled` does not name its file by a string.
+    """
+    todo, found = set(_mentioned(code, package, "the given code")), set()
+    while todo:
+        path = todo.pop()
+        found.add(path)
+        if path.suffix == ".py":
+            todo |= _mentioned(path.read_text(encoding="utf-8"), package, path) - found
+    return sorted(found)
+
+
+def identity(code, package=PACKAGE):
+    """sha256 of `code` and of all that it rests on (`closure`), without its words."""
+    total = hashlib.sha256(without_words(code).encode())
+    for path in closure(code, package):
+        content = path.read_bytes()
+        if path.suffix == ".py":
+            content = without_words(content.decode()).encode()
+        name = path.relative_to(package).as_posix()
+        total.update(f"{name} {hashlib.sha256(content).hexdigest()}\n".encode())
+    return total.hexdigest()
+
+
+def of_modules(*names):
+    """`identity` of modules, by their full names."""
+    return identity("".join(f"import {name}\n" for name in names))
+
+
+def of_notebook(path):
+    """`identity` of a notebook's code cells but the one tagged `parameters`, whose values are recorded themselves."""
+    cells = json.loads(Path(path).read_text(encoding="utf-8"))["cells"]
+    code = [cell for cell in cells if cell["cell_type"] == "code"]
+    tagged = [cell for cell in code if "parameters" not in cell["metadata"].get("tags", [])]
+    package = Path(path).resolve().parents[1] / "editscale"
+    return identity("\n".join("".join(cell["source"]) for cell in tagged), package if package.is_dir() else PACKAGE)
+
+
+@functools.cache
+def without_words(code):
+    """Python code without comments, blank lines and strings that nothing reads (docstrings). Others keep every byte."""
+    tree, lines, spans, verbatim = ast.parse(code), code.splitlines(), [], set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+            spans.append((node.lineno, node.col_offset, node.end_lineno, node.end_col_offset))
+        elif isinstance(node, (ast.Constant, ast.JoinedStr)) and node.end_lineno > node.lineno:
+            verbatim |= set(range(node.lineno, node.end_lineno))
+    for first, _, last, _ in spans:
+        verbatim -= set(range(first, last + 1))
+    for token in tokenize.generate_tokens(io.StringIO(code).readline):
+        if token.type == tokenize.COMMENT:
+            (row, column), (_, end) = token.start, token.end
+            spans.append((row, len(lines[row - 1][:column].encode()), row, len(lines[row - 1][:end].encode())))
+    for first, start, last, end in spans:
+        head, tail = lines[first - 1].encode()[:start].decode(), lines[last - 1].encode()[end:].decode()
+        lines[first - 1 : last] = [head + tail] + [""] * (last - first)
+    return "\n".join(line for i, line in enumerate(lines, 1) if i in verbatim or line.strip())
+
+
+@functools.cache
+def _mentioned(code, package, where):
+    """Files of the package that some code imports, and data files it names."""
+    names, data = set(), set()
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        elif isinstance(node, ast.Call) and getattr(node.func, "attr", getattr(node.func, "id", "")) == "bundled":
+            if not (len(node.args) == 1 and isinstance(node.args[0], ast.Constant)):
+                raise ValueError(f"{where}, line {node.lineno}: bundled(…) must name its file by one string")
+            data.add(package / DATA / node.args[0].value)
+    files = set()
+    for parts in (name.split(".")[1:] for name in names if name.split(".")[0] == "editscale"):
+        # Importing a module runs the __init__ of each package above it.
+        files |= {package.joinpath(*parts[:n], "__init__.py") for n in range(len(parts) + 1)}
+        files.add(package.joinpath(*parts).with_suffix(".py"))
+    return frozenset(file for file in files if file.is_file()) | data

@@ -1,0 +1,45 @@
+"""What makes up an editing method. A module of a method has METHODS: its names ↦ `Method`; `editors` finds it there."""
+
+from dataclasses import dataclass
+
+from editscale.editing import context_sampling
+
+
+def rome_contexts(lm, starts, generator, n_short, n_long):
+    """The bare prompt, and sampled texts of 5 and of 10 tokens."""
+    return context_sampling.rome_contexts(lm, starts, generator, n_short=n_short, n_long=n_long)
+
+
+def memit_contexts(lm, starts, generator, n_short, n_long):
+    """Two groups: the bare prompt, and one text from each of five seed words, whatever else is given."""
+    return context_sampling.memit_contexts(lm, generator)
+
+
+def bare_context(lm, starts, generator, n_short, n_long):
+    """The bare prompt alone."""
+    return ["{}"]
+
+
+@dataclass(frozen=True)
+class Method:
+    """One editing method.
+
+    Attributes:
+        params: the dataclass of its hyper-parameters; it has `layers`.
+        edit: (lm, facts, params, contexts, factors) -> [Edit, …], the model left as it was. Each fact is edited by
+            itself, as if it were the only one; given a stack of copies (`stacks`), fact i on copy i.
+        contexts: (lm, starts, generator, n_short, n_long) -> context templates.
+        ahead: (lm, facts, params, contexts, factors) -> list of what no edit of the method changes, one value per fact,
+            computed for many facts at once before the first edit and given to `edit` as its last argument; or None.
+        moments: whether it weighs its changes against second moments of keys.
+        kind: methods of one kind differ in what `ahead` gives only, so that a batch may hold facts of several of them.
+        order_free: whether an update is the same whatever was edited before it.
+    """
+
+    params: type
+    edit: object
+    contexts: object = rome_contexts
+    ahead: object = None
+    moments: bool = True
+    kind: str = ""
+    order_free: bool = False
