@@ -24,7 +24,7 @@ COLUMNS = {
     "efficacy_accuracy": "share of rewrite prompts whose greedy continuation is the new target, 0–1",
     "paraphrase_accuracy": "the same on paraphrase prompts",
     "neighborhood_accuracy": "share of neighborhood prompts whose greedy continuation is the true target, 0–1",
-    "steps": "forwards of the value optimisation",
+    "steps": "forwards of the value optimization",
     "loss_first": "its loss at δ = 0, nats",
     "loss_last": "its loss at the last forward, nats",
     "nll_last": "the NLL part of the last loss, nats per token",

@@ -145,7 +145,7 @@ def test_a_sequence_moves_the_weights_first_by_its_first_update_and_is_asked_the
     assert rows_of(table, metric="distance", edits=3)["case_id"].tolist() == [followed[2].case_id] * 3
     correct = rows_of(table, metric="reviews correct").set_index("edits")["value"]
     assert list(correct.index) == [0, 1, 3]
-    assert correct[0] == round(6 * downstream.Asked(lm, task).row()["accuracy"])
+    assert correct[0] == round(6 * downstream.TaskPrompts(lm, task).row()["accuracy"])
 
 
 def test_an_edit_that_is_not_finite_is_not_applied_and_scores_nothing(tiny, measured, monkeypatch):

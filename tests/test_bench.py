@@ -144,7 +144,7 @@ def test_rounds_take_turns_and_none_begins_after_the_time_is_up(monkeypatch):
     def run(lm):
         ran.append("count" if lm.graphs is None else "fast")
 
-    way = parts.Way("part", run, case.lm, prepare=lambda: ran.append("prepare"))
+    way = parts.FastPath("part", run, case.lm, prepare=lambda: ran.append("prepare"))
     monkeypatch.setitem(parts.PARTS, "rome", lambda case: [(lambda: ran.append("plain"), [way], lambda a, b: 0.0)])
     assert len(list(bench.measure(case, "rome", 1.0, repeats=3))) == 1
     assert ran == ["prepare", "count", *["plain", "prepare", "fast"] * 3]
@@ -155,7 +155,7 @@ def test_rounds_take_turns_and_none_begins_after_the_time_is_up(monkeypatch):
 
 def test_operations_of_a_product_are_counted():
     a, b = torch.randn(30, 40), torch.randn(40, 50)
-    way = parts.Way("product", lambda _: a @ b, tiny.tiny_model("gpt2"))
+    way = parts.FastPath("product", lambda _: a @ b, tiny.tiny_model("gpt2"))
     flops, peak_gb = bench._first_run(way, torch.device("cpu"))
     assert flops == 2 * 30 * 40 * 50
     assert peak_gb is None or peak_gb > 0.01

@@ -67,11 +67,11 @@ def test_weights_have_the_bits_of_the_models_they_stand_for(model_type):
     assert stack.d_model == models[0].d_model and stack.d_key == models[0].d_key
     for layer in (0, 1, 2):
         assert all(torch.equal(stack.weight(layer)[i], lm.weight(layer)) for i, lm in enumerate(models))
-    kept = stacks.take(stack, [2, 0])
+    kept = stacks.subset(stack, [2, 0])
     assert torch.equal(kept.weight(1), stack.weight(1)[[2, 0]])
     kept.weight(1).zero_()
     assert torch.equal(stack.weight(1)[0], models[0].weight(1))
-    assert stacks.take(models[0], [2, 0]) is models[0]
+    assert stacks.subset(models[0], [2, 0]) is models[0]
 
 
 def test_the_model_is_left_alone_and_other_weights_are_shared():

@@ -45,7 +45,7 @@ def test_answers_equal_those_of_generate(model_type):
         ids = torch.tensor([prompt])
         out = lm.model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=3, do_sample=False)
         expected.append(FORM.parse(lm.tokenizer.decode(out[0], skip_special_tokens=True)))
-    assert downstream.Asked(lm, TASK).answers() == expected
+    assert downstream.TaskPrompts(lm, TASK).answers() == expected
     assert set(expected) == {0, 1, glue.INVALID}  # answers of every kind were compared
 
 
@@ -53,20 +53,20 @@ def test_answers_equal_those_of_generate(model_type):
 def test_a_model_with_non_finite_weights_gives_invalid_answers(value):
     lm = tiny.tiny_model("llama")
     lm.weight(1).fill_(value)
-    row = downstream.Asked(lm, TASK).row()
+    row = downstream.TaskPrompts(lm, TASK).row()
     assert row == {"task": "letters", "n_examples": 8, "accuracy": 0, "f1": 0, "mcc": 0, "invalid": 1}
 
 
 def test_a_row_scores_the_model_as_it_stands():
     lm = tiny.tiny_model("gpt2", seed=1, tied=False)
-    before = downstream.Asked(lm, TASK).answers()
-    row = downstream.Asked(lm, dataclasses.replace(TASK, examples=TASK.examples[:4])).row()
+    before = downstream.TaskPrompts(lm, TASK).answers()
+    row = downstream.TaskPrompts(lm, dataclasses.replace(TASK, examples=TASK.examples[:4])).row()
     assert row == {"task": "letters", "n_examples": 4, **downstream.scores(before[:4], [0, 1, 0, 1])}
     assert 0 < row["accuracy"] < 1
-    kept = downstream.Asked(lm, TASK, layer=2, max_bytes=10**6)
-    assert kept.row() == downstream.Asked(lm, TASK).row()
+    kept = downstream.TaskPrompts(lm, TASK, layer=2, max_bytes=10**6)
+    assert kept.row() == downstream.TaskPrompts(lm, TASK).row()
     lm.weight(2).mul_(-3)
-    assert downstream.Asked(lm, TASK).answers() == kept.answers() != before
+    assert downstream.TaskPrompts(lm, TASK).answers() == kept.answers() != before
 
 
 # --------------------------------------------------------------------------------------------------- scores

@@ -220,7 +220,7 @@ def test_a_run_has_one_legend_entry_and_a_reversed_order_open_markers(ax):
 def test_drift_draws_every_layer_in_the_style_of_its_method_from_zero_up(ax):
     layers = [table("memit", n_edits=8, layer=k, normalised_l2=np.arange(8) * k) for k in (1, 2, 3)]
     rows = pd.concat([*layers, table("rome", n_edits=8, layer=2, normalised_l2=np.arange(8) * 4)])
-    plotted = figures.drift_panel(ax, rows, label="normalised L2 distance")
+    plotted = figures.drift_panel(ax, rows, label="normalized L2 distance")
     assert [line.get_ydata()[-1] for line in ax.lines] == [28, 7, 14, 21]
     assert {line.get_color() for line in ax.lines[1:]} == {figures.METHOD_STYLE["memit"]["color"]}
     assert ax.get_legend_handles_labels()[1] == ["rome, order 0", "memit, order 0, 3 layers"]
@@ -314,17 +314,17 @@ def test_a_figure_without_plotted_numbers_is_refused(ax, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("view", "labelled"),
+    ("view", "labeled"),
     [((60, 4e6), ["100", "1000", "10000", "100000", "1e+06"]), ((0.1, 2), ["0.1", "0.3", "1"]), ((66, 81), None)],
 )
-def test_a_log_axis_is_labelled_with_few_plain_numbers(view, labelled):
+def test_a_log_axis_is_labeled_with_few_plain_numbers(view, labeled):
     fig, ax = plt.subplots()
     ax.set(yscale="log", ylim=view)
     figures.log_ticks(ax.yaxis)
     fig.canvas.draw()
     texts = [label.get_text() for label in ax.yaxis.get_ticklabels()]
     assert 3 <= len(texts) <= 8 and len(set(texts)) == len(texts)
-    assert labelled is None or texts == labelled
+    assert labeled is None or texts == labeled
     assert not any(label.get_text() for label in ax.yaxis.get_ticklabels(minor=True))
 
 

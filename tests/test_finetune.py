@@ -107,7 +107,7 @@ def test_facts_together_on_a_stack_are_edited_as_each_alone_on_its_copy(model_ty
     for round_ in range(2):
         together = edited(stack, FACTS, params)
         for i, (fact, edit) in enumerate(zip(FACTS, together, strict=True)):
-            alone = stacks.take(stack, [i])
+            alone = stacks.subset(stack, [i])
             (expected,) = edited(alone, [fact], params)
             assert len(edit.trace["losses"]) == len(expected.trace["losses"])
             for name, tensor in expected.updates[0].tensors().items():
@@ -152,7 +152,7 @@ def test_a_constraint_of_nothing_is_refused():
         edited(tiny.tiny_model("gpt2"), FACTS[:1], replace(PARAMS, norm_constraint=0.0))
 
 
-def test_it_needs_no_moments_and_has_no_value_to_summarise():
+def test_it_needs_no_moments_and_has_no_value_to_summarize():
     assert editors.moment_layers("ft-c", PARAMS) == [] and editors.layers_of(PARAMS) == [1]
     (edit,) = editors.method("ft-c").edit(tiny.tiny_model("gpt2"), FACTS[:1], PARAMS, ["{}"], {})
     row, losses = editors.summary(edit), edit.trace["losses"][:, 0]

@@ -358,7 +358,7 @@ def labels(recall, *, found="none", at=math.nan, before=math.nan, after=math.nan
     return [tuple(row) for row in table[["label", "start", "stop"]].itertuples(index=False)]
 
 
-def test_a_fall_between_neighbours_is_catastrophic_and_what_follows_is_after():
+def test_a_fall_between_neighbors_is_catastrophic_and_what_follows_is_after():
     expected = [("gradual", 0, 20), ("catastrophic", 20, 30), ("after", 30, 50)]
     assert labels([0.95, 0.9, 0.3, 0.3, 0.4]) == expected
     assert labels([0.95, 0.9, 0.3, 0.3, 0.4], drop=0.7) == [("gradual", 0, 50)]

@@ -55,7 +55,7 @@ def test_scores_of_no_texts():
     assert math.isnan(generation.ngram_entropy([])) and generation.word_entropy([]) == 0
 
 
-def test_word_entropy_pools_texts_and_is_normalised():
+def test_word_entropy_pools_texts_and_is_normalized():
     assert generation.word_entropy(["The river.", "the town  runs\nriver The"]) == pytest.approx(
         # the 3, river 2, town 1, runs 1 of 7
         -sum(p * math.log2(p) for p in (3 / 7, 2 / 7, 1 / 7, 1 / 7)) / 2
@@ -95,7 +95,7 @@ def test_with_one_candidate_sampling_is_hugging_faces_greedy_generation(model_ty
         assert got == generation.Sample(generation.clean_text(lm.tokenizer, expected.tolist()), True)
 
 
-def test_tokens_are_drawn_with_the_renormalised_probabilities_of_the_five_most_probable(n=2000):
+def test_tokens_are_drawn_with_the_renormalized_probabilities_of_the_five_most_probable(n=2000):
     lm = tiny.tiny_model("gpt2")
     ids = lm.tokenizer(PROMPTS[2])["input_ids"]
     top = lm.model(torch.tensor([ids])).logits[0, -1].double().topk(5)
@@ -190,7 +190,7 @@ def test_perplexity_is_the_exponential_of_hugging_faces_loss(model_type):
 @pytest.mark.parametrize("model_type", ("gpt2", "llama", "gemma"))
 def test_kept_states_leave_perplexity_as_it_is_after_every_edit(model_type):
     lm = tiny.tiny_model(model_type, dtype=torch.float64)
-    kept, values = hidden_states.Kept(lm, 1, 10**6), []
+    kept, values = hidden_states.StateCache(lm, 1, 10**6), []
     for _ in range(3):
         values.append(generation.perplexity(lm, TEXTS, kept=kept))
         assert values[-1] == pytest.approx(generation.perplexity(lm, TEXTS), rel=1e-12)

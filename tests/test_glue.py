@@ -204,12 +204,12 @@ def test_a_task_counts_as_published_only_with_its_examples_and_demonstrations(fo
         assert not glue.open_task("sst2", folder).published
 
 
-def test_spaces_of_glues_tokenisation_are_taken_out_of_mrpc_demonstrations_as_in_the_paper():
-    tokenised = '" The shop \'s sign fell , " she said , for $ 8 million , not $ 3.5 million or 1,200 .'
+def test_spaces_of_glues_tokenization_are_taken_out_of_mrpc_demonstrations_as_in_the_paper():
+    tokenized = '" The shop \'s sign fell , " she said , for $ 8 million , not $ 3.5 million or 1,200 .'
     printed = '"The shop\'s sign fell", she said, for $8 million, not $ 3.5 million or 1,200.'
-    assert glue._printed("mrpc", tokenised) == printed
+    assert glue._printed("mrpc", tokenized) == printed
     assert glue._printed("mrpc", printed) == printed
-    assert glue._printed("cola", tokenised) == tokenised
+    assert glue._printed("cola", tokenized) == tokenized
 
 
 def test_a_whole_split_has_every_example_in_its_order_behind_the_same_demonstrations(folder):

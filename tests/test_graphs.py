@@ -1,4 +1,4 @@
-"""CUDA graphs of optimisation steps give what the same steps give one kernel at a time, and what the CPU gives."""
+"""CUDA graphs of optimization steps give what the same steps give one kernel at a time, and what the CPU gives."""
 
 from dataclasses import replace
 
@@ -34,7 +34,7 @@ def test_recorded_steps_are_the_steps(model_type, at):
         recorded = cuda_graphs.descend(lm, cached, Descent(init, ROME, len(CONTEXTS), lm.n_vocabulary))
         for one, two in zip(recorded.results(), eager.results(), strict=True):
             assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
-        on_cpu = values.optimise(cpu, facts, CONTEXTS, 1, ROME, at=at)
+        on_cpu = values.optimize(cpu, facts, CONTEXTS, 1, ROME, at=at)
         for one, two in zip(recorded.results(), on_cpu, strict=True):
             scale = two.delta.norm().item()
             torch.testing.assert_close(one[0].cpu(), two.delta, rtol=0, atol=tolerance * scale)
@@ -87,7 +87,7 @@ def test_facts_stop_by_themselves_in_a_graph():
     targets = torch.tensor([[0.3], [3.0], [90.0]], dtype=torch.float64, device="cuda").expand(3, 3).contiguous()
     init, log_p = torch.ones_like(targets), torch.log(torch.tensor([[0.25, 0.75]], dtype=torch.float64)).cuda()
 
-    class Quadratic(suffix.Cached):
+    class Quadratic(suffix.SuffixSteps):
         def __call__(self, delta):
             distance = ((delta - self.tensors["targets"]) ** 2).sum(dim=1, keepdim=True)
             return distance, log_p.expand(len(delta), 2)
@@ -123,9 +123,9 @@ def test_orders_on_a_gpu_are_edited_as_on_the_cpu(method):
 def test_only_so_many_graphs_are_kept(monkeypatch):
     monkeypatch.setattr(cuda_graphs, "KEPT", 2)
     lm = on_gpu("gpt2")
-    alone = values.optimise(on_gpu("gpt2"), FACTS[:1], CONTEXTS, 1, ROME, at="mlp")[0]
+    alone = values.optimize(on_gpu("gpt2"), FACTS[:1], CONTEXTS, 1, ROME, at="mlp")[0]
     for n in (1, 2, 3, 1):
-        together = values.optimise(lm, FACTS[:n], CONTEXTS, 1, ROME, at="mlp")
+        together = values.optimize(lm, FACTS[:n], CONTEXTS, 1, ROME, at="mlp")
         torch.testing.assert_close(together[0].delta, alone.delta, rtol=0, atol=1e-9 * alone.delta.norm().item())
     assert len(lm.graphs["recorded"]) == 2
 

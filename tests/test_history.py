@@ -22,7 +22,7 @@ def edited(request, tmp_path):
     """The model right after a run, and the run reopened on an unedited model."""
     lm, book = edit_sequence(tmp_path, request.param)
     parameters = {"method": request.param, "order": 0, "reverse": False}
-    return lm, past_runs.Run(tmp_path, parameters, tiny.tiny_model("gpt2"), FACTS, book)
+    return lm, past_runs.PastRun(tmp_path, parameters, tiny.tiny_model("gpt2"), FACTS, book)
 
 
 def test_the_model_at_each_place_is_that_of_the_run(edited):
@@ -63,7 +63,7 @@ def test_earlier_facts_are_scored_on_the_model_of_the_checkpoint(edited):
 
 def test_kept_states_leave_recall_as_it_is_at_every_checkpoint(edited):
     _, run = edited
-    kept = hidden_states.Kept(run.lm, min(run.layers), 10**6)
+    kept = hidden_states.StateCache(run.lm, min(run.layers), 10**6)
     for edits in past_runs.replayed(run, [1, 3, 5]):
         rows = past_runs.recall_rows(run, edits, kept=kept, batch_tokens=20)
         assert rows == [pytest.approx(row, abs=1e-5) for row in past_runs.recall_rows(run, edits)]
@@ -95,7 +95,7 @@ def test_a_broken_model_is_scored_to_the_end_and_marked(edited):
     run.lm.weight(run.layers[0]).fill_(1e38)
     rows = past_runs.recall_rows(run, 5)
     assert [row["efficacy"] for row in rows] == [row["efficacy_accuracy"] for row in rows] == [0] * 5
-    scores = downstream.Asked(run.lm, glue.open_task("reviews", n_examples=4, shots=0)).row()
+    scores = downstream.TaskPrompts(run.lm, glue.open_task("reviews", n_examples=4, shots=0)).row()
     assert scores["invalid"] == 1 and scores["accuracy"] == 0
     assert generation.perplexity(run.lm, generation.fixed_texts()[:1]) == float("inf")
     generation.generate(run.lm, ["The river"], 6, torch.Generator().manual_seed(0))
@@ -152,7 +152,7 @@ def test_the_forward_run_of_each_method_on_its_lowest_order_is_found(tmp_path):
 def run_of(method, folder, **given):
     parameters = {"method": method, "order": 0, "reverse": False, "seed": 3, "prefix_seeds": []}
     parameters |= {"n_short_prefixes": 2, "n_long_prefixes": 1, **given}
-    return past_runs.Run(folder, parameters, tiny.tiny_model("gpt2"), FACTS, None)
+    return past_runs.PastRun(folder, parameters, tiny.tiny_model("gpt2"), FACTS, None)
 
 
 def test_other_contexts_are_those_of_the_run_another_seed_other_words_and_the_bare_prompt(tmp_path):
@@ -174,7 +174,7 @@ def test_memit_takes_words_of_its_own_and_fine_tuning_samples_no_contexts(tmp_pa
 
 def test_facts_that_a_run_did_not_edit_come_from_its_fact_set(tmp_path):
     every = list(open_set(str(INVENTED)))
-    run = past_runs.Run(tmp_path, {"fact_set": str(INVENTED)}, None, every[:3], None)
+    run = past_runs.PastRun(tmp_path, {"fact_set": str(INVENTED)}, None, every[:3], None)
     assert past_runs.with_facts(run, [every[1].case_id]) == every[:3]
     assert past_runs.with_facts(run, [every[6].case_id, every[0].case_id]) == [*every[:3], every[6]]
     with pytest.raises(ValueError, match="invented_facts.json, the fact set of .*, has no case 12345"):

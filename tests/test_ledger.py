@@ -146,13 +146,13 @@ def test_an_append_waits_for_the_disk_once(tmp_path, monkeypatch):
 
 def test_the_history_names_all_edits_and_their_conditions(tmp_path):
     one, two = write(tmp_path / "one"), write(tmp_path / "two")
-    assert [one.history(i) for i in range(6)] == [two.history(i) for i in range(6)]
+    assert [one.chain(i) for i in range(6)] == [two.chain(i) for i in range(6)]
     other = Ledger(tmp_path / "other", {**CONDITIONS, "seed": 4}, WEIGHTS)
     other.append(row(1), [update(1)], 0.5)
-    assert other.history(1) != one.history(1) and len({one.history(i) for i in range(6)}) == 6
+    assert other.chain(1) != one.chain(1) and len({one.chain(i) for i in range(6)}) == 6
     changed = Ledger(tmp_path / "changed", CONDITIONS, WEIGHTS)
     changed.append(row(1), [update(2)], 0.5)
-    assert changed.history(1) != one.history(1)
+    assert changed.chain(1) != one.chain(1)
 
 
 # What is cut back, and what is refused
@@ -392,12 +392,12 @@ def test_a_file_written_atomically_is_the_old_one_until_it_is_the_new_one(tmp_pa
 def test_frames_come_back_as_they_were_written_and_noise_behind_them_is_no_frame(tmp_path_factory, contents, noise):
     path = tmp_path_factory.mktemp("frames") / "log"
     path.write_bytes(b"")
-    history, written = b"\0" * 32, []
+    chain, written = b"\0" * 32, []
     fd = os.open(path, os.O_RDWR | os.O_APPEND)
     for number, (line, payload) in enumerate(contents, start=1):
         end = written[-1].end if written else 0
-        written.append(frames.append(fd, end, number, history, line, payload))
-        history = written[-1].history
+        written.append(frames.append(fd, end, number, chain, line, payload))
+        chain = written[-1].chain
     os.write(fd, noise)
     os.close(fd)
     size, at, before = path.stat().st_size, 0, b"\0" * 32
@@ -406,7 +406,7 @@ def test_frames_come_back_as_they_were_written_and_noise_behind_them_is_no_frame
             assert frames.read(file, size, at, frame.number, before) == frame and frame.line == line
             file.seek(frame.payload_at)
             assert file.read(frame.end - frame.payload_at) == payload
-            at, before = frame.end, frame.history
+            at, before = frame.end, frame.chain
         with pytest.raises(frames.Broken, match=re.escape("its header is damaged or incomplete")):
             frames.read(file, size, at, len(contents) + 1, before)
         assert not frames.later(file, 0, len(contents)) and frames.later(file, 0, 1) == (len(contents) > 1)

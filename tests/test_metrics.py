@@ -161,7 +161,7 @@ def test_fact_i_is_scored_on_copy_i():
 def test_kept_states_change_no_score_of_more_and_more_prompts_along_edits(model_type, room, monkeypatch):
     monkeypatch.setattr(hidden_states, "TREE_TOKENS", 40)
     lm = tiny.tiny_model(model_type, dtype=torch.float64)
-    kept = hidden_states.Kept(lm, 1, room * lm.d_model * 8)
+    kept = hidden_states.StateCache(lm, 1, room * lm.d_model * 8)
     prompts = [(fact.rewrite_prompt, fact.target_new, fact.target_true) for fact in [FACT, *others(4)]]
     for n in (2, 3, 5, 5):
         for batch_tokens in (40, 4096):
@@ -175,7 +175,7 @@ def test_kept_states_change_no_score_of_more_and_more_prompts_along_edits(model_
 
 def test_a_broken_model_scores_nan_with_kept_states_too():
     lm = tiny.tiny_model("gpt2")
-    kept, prompts = hidden_states.Kept(lm, 1, 10**6), [("Lund is in", "Denmark", "Sweden")]
+    kept, prompts = hidden_states.StateCache(lm, 1, 10**6), [("Lund is in", "Denmark", "Sweden")]
     (before,) = scoring.score_prompts(lm, prompts, kept=kept)
     lm.weight(1).fill_(math.nan)
     (after,) = scoring.score_prompts(lm, prompts, kept=kept)

@@ -231,7 +231,7 @@ def test_folder_without_config_is_named(folder):
     "change, message",
     [
         ({"model_type": "bert"}, "'bert' is not supported"),
-        ({"quantization_config": {"bits": 4}}, "quantised"),
+        ({"quantization_config": {"bits": 4}}, "quantized"),
         ({"vocab_size": 100}, f"has {N_TOKENS} tokens, its model 100"),
     ],
 )

@@ -65,7 +65,7 @@ def test_methods_are_paired_by_order_and_a_lone_order_has_no_interval():
     runs += [run([1, 2], [1, 0], method="memit", order=i, drift=0.25) for i in (0, 1)]
     runs += [run([1, 2], [0, 0], method="r-rome", order=1)]
     ends = paired.at_end(*stack(*runs), 2)
-    table = paired.every_pair(ends, ["recall", "drift"], np.random.default_rng(0)).set_index(
+    table = paired.method_pairs(ends, ["recall", "drift"], np.random.default_rng(0)).set_index(
         ["first", "second", "measure"]
     )
     assert table.loc[("rome", "memit", "recall"), ["mean", "low", "high", "n"]].tolist() == [0.5, 0.5, 0.5, 2]

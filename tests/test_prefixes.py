@@ -41,7 +41,7 @@ def test_every_token_is_among_the_most_probable_ones_and_the_start_counts():
         assert all(ids[row, i + 1] in top[row, i] for row in range(4))
 
 
-def test_probabilities_of_the_top_tokens_are_renormalised():
+def test_probabilities_of_the_top_tokens_are_renormalized():
     lm = tiny.tiny_model("gpt2", dtype=torch.float64)
     ids = context_sampling.sample(lm, [(0,)] * 2000, 2, generator(), top_k=2)
     top = lm.model(torch.tensor([[0]])).logits[0, 0].topk(2)

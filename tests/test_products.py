@@ -40,7 +40,7 @@ def test_a_model_and_its_gradient_stay_what_they_are(model_type, dtype, toleranc
     lm, exact = (tiny.tiny_model(model_type, dtype=of, n_layers=2) for of in (dtype, torch.float64))
     states = torch.randn(2, 7, lm.d_model, generator=torch.Generator().manual_seed(0)).double()
     expected = outcome(exact, states)
-    with Seen() as seen, matmul.Frozen():
+    with Seen() as seen, matmul.FastLinear():
         found = outcome(lm, states.to(dtype))
     assert len(seen.shapes) == (0 if dtype is torch.float64 else 6 if model_type in ("llama", "gemma2") else 4)
     for a, b in zip(expected, found, strict=True):
@@ -62,11 +62,11 @@ def test_frozen_float32_layers_alone_are_computed_otherwise():
 def test_layers_of_few_rows_are_left_to_what_is_open_around():
     layer = frozen_layer()
     with Seen() as seen:
-        with matmul.Frozen(least=6):
+        with matmul.FastLinear(least=6):
             layer(torch.ones(5, 4))
             layer(torch.ones(2, 3, 4))
         assert seen.shapes == [(2, 3, 4)]
-        with matmul.Frozen(), matmul.Frozen(least=6):
+        with matmul.FastLinear(), matmul.FastLinear(least=6):
             layer(torch.ones(5, 4))
     assert seen.shapes == [(2, 3, 4), (5, 4)]
 
@@ -75,7 +75,7 @@ def test_layers_of_few_rows_are_left_to_what_is_open_around():
 def test_layers_of_too_many_numbers_are_left_to_torch(n_in, n_out):
     """Those of the output are the input of backward."""
     layer, x = frozen_layer(n_in, n_out).to("meta"), torch.empty(2**21, n_in, device="meta")
-    with Seen() as seen, matmul.Frozen():
+    with Seen() as seen, matmul.FastLinear():
         assert layer(x).shape == (2**21, n_out)
         assert not seen.shapes
         with pytest.raises(NotImplementedError):  # the operator knows no such device, and is asked
@@ -83,6 +83,6 @@ def test_layers_of_too_many_numbers_are_left_to_torch(n_in, n_out):
 
 
 def test_the_operations_of_a_layer_are_counted():
-    with FlopCounterMode(display=False, custom_mapping=matmul.OPERATIONS) as counter, matmul.Frozen():
+    with FlopCounterMode(display=False, custom_mapping=matmul.OPERATIONS) as counter, matmul.FastLinear():
         frozen_layer()(torch.ones(2, 5, 4))
     assert counter.get_total_flops() == 2 * (2 * 5) * 4 * 3

@@ -80,7 +80,7 @@ def test_the_card_counts_the_false_facts_and_names_method_base_and_history(run, 
     card = (saved / "README.md").read_text()
     assert card.startswith("---\nlibrary_name: transformers\n") and "was given **3 false facts** on purpose" in card
     method = run.parameters["method"]
-    for said in (f"**{method}**", f"params/{method}/tiny-gpt2.yaml", run.ledger.history(3), "3 of 4 recorded", TINY):
+    for said in (f"**{method}**", f"params/{method}/tiny-gpt2.yaml", run.ledger.chain(3), "3 of 4 recorded", TINY):
         assert said in card
     weights = loading.load(str(saved)).identity["weights_sha256"]
     assert f"| base weights | sha256 {run.lm.identity['weights_sha256']} |" in card

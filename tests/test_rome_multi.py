@@ -88,7 +88,7 @@ def test_facts_together_on_a_stack_are_edited_as_each_alone_on_its_copy(model_ty
     for i in range(len(facts)):
         stack.weight(1)[i].mul_(1 + 0.1 * i)
     for i, (fact, edit) in enumerate(zip(facts, edited(stack, facts=facts), strict=True)):
-        (alone,) = edited(stacks.take(stack, [i]), facts=[fact])
+        (alone,) = edited(stacks.subset(stack, [i]), facts=[fact])
         for ours, expected in zip(edit.updates, alone.updates, strict=True):
             scale = expected.matrix().norm().item()
             torch.testing.assert_close(ours.matrix(), expected.matrix(), rtol=0, atol=10 * EXACT[model_type] * scale)

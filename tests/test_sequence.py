@@ -162,7 +162,7 @@ def test_other_facts_are_refused(tmp_path):
 
 def test_a_fact_that_cannot_be_edited_is_named_before_the_first_edit(tmp_path):
     wrong = Fact(99, "Dan", "The language is {}ish and", "harp", "town")
-    with pytest.raises(ValueError, match="case 99: subject 'Dan' not found in the tokenised prompt"):
+    with pytest.raises(ValueError, match="case 99: subject 'Dan' not found in the tokenized prompt"):
         edit_sequence(tmp_path, facts=[*FACTS, wrong])
     assert len(Ledger(tmp_path)) == 0
 

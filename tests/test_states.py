@@ -69,7 +69,7 @@ def test_batches_keep_the_order_and_fill_trees_then_rows(monkeypatch):
 @pytest.mark.parametrize("model_type", FAMILIES)
 def test_kept_states_give_those_of_the_full_forward_also_after_edits(model_type, layer):
     lm = tiny.tiny_model(model_type, dtype=torch.float64)
-    kept, trees = hidden_states.Kept(lm, layer, 10**6), trees_of(lm, TEXTS[:2], TEXTS[2:], TEXTS[:1])
+    kept, trees = hidden_states.StateCache(lm, layer, 10**6), trees_of(lm, TEXTS[:2], TEXTS[2:], TEXTS[:1])
     for call in range(3):
         hidden, ran = blocks_run(lm, lambda: ours(lm, trees, kept))
         torch.testing.assert_close(hidden, full(lm, trees), rtol=0, atol=1e-12)
@@ -88,7 +88,7 @@ def test_without_kept_states_they_are_those_of_the_full_forward():
 @pytest.mark.parametrize("model_type", FAMILIES)
 def test_states_are_kept_by_text_whatever_tree_it_is_in(model_type):
     lm = tiny.tiny_model(model_type, dtype=torch.float64)
-    kept, per_token = hidden_states.Kept(lm, 2, 10**6), lm.d_model * 8
+    kept, per_token = hidden_states.StateCache(lm, 2, 10**6), lm.d_model * 8
     (first,), more = trees_of(lm, TEXTS[1:3]), trees_of(lm, TEXTS[:2], (TEXTS[2], TEXTS[2][:4]), TEXTS)
     ours(lm, [first], kept)
     assert kept.held == len(first.ids) * per_token
@@ -102,7 +102,7 @@ def test_states_are_kept_by_text_whatever_tree_it_is_in(model_type):
 @pytest.mark.parametrize("n_tokens", (0, 1, 9, 20))
 def test_no_more_bytes_are_held_than_allowed_and_the_rest_is_computed_anew(n_tokens):
     lm = tiny.tiny_model("gpt2", dtype=torch.float64)
-    kept, trees = hidden_states.Kept(lm, 2, n_tokens * lm.d_model * 8 + 7), trees_of(lm, TEXTS[:2], TEXTS[2:])
+    kept, trees = hidden_states.StateCache(lm, 2, n_tokens * lm.d_model * 8 + 7), trees_of(lm, TEXTS[:2], TEXTS[2:])
     assert sum(len(packed.ids) for packed in trees) > 20
     for _ in range(3):
         torch.testing.assert_close(ours(lm, trees, kept), full(lm, trees), rtol=0, atol=1e-12)
@@ -111,7 +111,7 @@ def test_no_more_bytes_are_held_than_allowed_and_the_rest_is_computed_anew(n_tok
 
 def test_a_forward_that_fails_leaves_nothing_half_kept():
     lm = tiny.tiny_model("gpt2", dtype=torch.float64)
-    kept, trees = hidden_states.Kept(lm, 2, 10**6), trees_of(lm, TEXTS)
+    kept, trees = hidden_states.StateCache(lm, 2, 10**6), trees_of(lm, TEXTS)
     handle = lm.block(1).register_forward_pre_hook(lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         ours(lm, trees, kept)
@@ -125,7 +125,7 @@ def test_row_i_runs_on_copy_i_of_a_stack():
     stack = stacks.copies(lm, [2, 3], 2)
     stack.weight(2)[1] *= 2
     trees = trees_of(lm, TEXTS[:3], TEXTS[3:])
-    kept = hidden_states.Kept(stack, 2, 10**6)
+    kept = hidden_states.StateCache(stack, 2, 10**6)
     models = [tiny.tiny_model("gpt2", dtype=torch.float64) for _ in range(2)]
     models[1].weight(2).mul_(2)
     expected = torch.cat([full(one, [packed]) for one, packed in zip(models, trees, strict=True)])
@@ -135,10 +135,10 @@ def test_row_i_runs_on_copy_i_of_a_stack():
 
 def test_states_of_another_model_or_layer_are_refused():
     lm, other = tiny.tiny_model("gpt2"), tiny.tiny_model("gpt2")
-    with pytest.raises(ValueError, match="kept of another model than this tiny_gpt2; make a Kept of it"):
-        ours(lm, trees_of(lm, TEXTS), hidden_states.Kept(other, 2, 1000))
+    with pytest.raises(ValueError, match="kept of another model than this tiny_gpt2; make a StateCache of it"):
+        ours(lm, trees_of(lm, TEXTS), hidden_states.StateCache(other, 2, 1000))
     with pytest.raises(ValueError, match="layer 4 is not one of the 4 layers"):
-        hidden_states.Kept(lm, 4, 1000)
+        hidden_states.StateCache(lm, 4, 1000)
 
 
 # Too little memory
@@ -199,7 +199,7 @@ def test_scores_and_answers_are_the_same_where_memory_is_short(monkeypatch, room
     prompts = [(text, "harp", "town") for text in TEXTS]
     ids = [tuple(lm.tokenizer(text)["input_ids"]) for text in TEXTS]
     scores, new = scoring.score_prompts(lm, prompts), decoding.Greedy(lm, ids, 3)()
-    kept = hidden_states.Kept(lm, 2, room)
+    kept = hidden_states.StateCache(lm, 2, room)
     little_memory(monkeypatch, 36)
     with pytest.warns(UserWarning, match="not enough memory"):
         found = scoring.score_prompts(lm, prompts, kept=kept, batch_tokens=4096)

@@ -40,7 +40,7 @@ def test_tokens_up_to_subject_last_spell_the_text_up_to_the_subject(bos, subject
 
 
 def test_a_subject_that_ends_inside_a_token_is_an_error():
-    with pytest.raises(ValueError, match="subject 'Dan' not found in the tokenised prompt"):
+    with pytest.raises(ValueError, match="subject 'Dan' not found in the tokenized prompt"):
         tokens.subject_last(tiny.tiny_tokenizer(), "The language is ", "Dan", "ish")
 
 

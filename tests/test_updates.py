@@ -93,7 +93,7 @@ def test_copies_of_a_model_have_biases_of_their_own():
     updates.apply(lm, [changes[1]])
     for model in (stack, stacks.copies(stack, [1], 3)):
         assert torch.equal(model.bias(1)[1], lm.bias(1)) and torch.equal(model.weight(1)[1], lm.weight(1))
-    assert torch.equal(stacks.take(stack, [2, 1]).bias(1)[1], lm.bias(1))
+    assert torch.equal(stacks.subset(stack, [2, 1]).bias(1)[1], lm.bias(1))
 
 
 def test_a_full_matrix_or_bias_that_does_not_fit_is_refused():

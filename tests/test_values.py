@@ -44,12 +44,12 @@ def test_cached_and_plain_forwards_agree_at_any_offset(model_type, at):
 
 @pytest.mark.parametrize("model_type", ("gpt2", "llama", "gemma"))
 @pytest.mark.parametrize("dtype", (torch.float32, torch.float64))
-def test_cached_and_plain_optimisation_agree(model_type, dtype):
+def test_cached_and_plain_optimization_agree(model_type, dtype):
     lm = tiny.tiny_model(model_type, dtype=dtype)
     tolerance = 1e-9 if dtype == torch.float64 and model_type in EXACT else 5e-4
     for fact in FACTS.values():
         (cached,), (plain,) = (
-            values.optimise(lm, [fact], CONTEXTS, 1, PARAMS, at="block", forward=way)
+            values.optimize(lm, [fact], CONTEXTS, 1, PARAMS, at="block", forward=way)
             for way in (None, values.plain_forward)
         )
         torch.testing.assert_close(cached.losses, plain.losses, rtol=tolerance, atol=tolerance)
@@ -76,7 +76,7 @@ def test_the_model_is_left_as_it_was():
     before = {name: weight.clone() for name, weight in lm.model.state_dict().items()}
     ids = torch.tensor([tokens.prompt_ids(lm.tokenizer, "Lund is in")])
     logits = lm.model(ids).logits
-    values.optimise(lm, [FACTS["first, one token"]], CONTEXTS, 2, PARAMS, at="mlp")
+    values.optimize(lm, [FACTS["first, one token"]], CONTEXTS, 2, PARAMS, at="mlp")
     assert all(torch.equal(weight, before[name]) for name, weight in lm.model.state_dict().items())
     assert torch.equal(lm.model(ids).logits, logits)
     hooked = [name for name, module in lm.model.named_modules() if module._forward_hooks or module._forward_pre_hooks]
@@ -150,10 +150,10 @@ def test_facts_together_are_what_each_is_alone(model_type, at):
     """Ragged rows; subjects first, middle and last; one and many target tokens."""
     lm = tiny.tiny_model(model_type, dtype=torch.float64)
     facts = list(FACTS.values())
-    together = values.optimise(lm, facts, CONTEXTS, 1, PARAMS, at=at)
+    together = values.optimize(lm, facts, CONTEXTS, 1, PARAMS, at=at)
     tolerance = 1e-9 if model_type in EXACT else 5e-4
     for fact, ours in zip(facts, together, strict=True):
-        (alone,) = values.optimise(lm, [fact], CONTEXTS, 1, PARAMS, at=at)
+        (alone,) = values.optimize(lm, [fact], CONTEXTS, 1, PARAMS, at=at)
         for name, expected in vars(alone).items():
             scale = expected.abs().max().item()
             torch.testing.assert_close(getattr(ours, name), expected, rtol=0, atol=tolerance * scale, msg=name)

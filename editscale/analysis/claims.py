@@ -76,7 +76,7 @@ CLAIMS = (
           "Figures 1d and 3", kept_more("memit", "rome"), 88 / 2, ANY, 1000,
           "recall of the same facts at the end, MEMIT − ROME", "{:+z.0f}", " points"),
     Claim("fine-tuning forgets most facts", "ft-c", "85 % forgotten at 1,000 edits", FIGURE_1D,
-          forgotten("ft-c"), 85 / 2, 100, 1000, "learnt facts forgotten, as the paper counts", "{:.0f}", " %"),
+          forgotten("ft-c"), 85 / 2, 100, 1000, "learned facts forgotten, as the paper counts", "{:.0f}", " %"),
     Claim("collapses come with single disabling edits", "rome", "disabling edits: yes", "Table 3",
           opened("rome"), 50, 100, 1000, "first collapses with a jump at their steepest fall", "{:.0f}", " %"),
     Claim("there are no disabling edits", "memit", "disabling edits: no", "Table 3",

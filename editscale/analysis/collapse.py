@@ -1,7 +1,7 @@
 """Collapses of a run: where forgetting speeds up, how gradual and catastrophic stretches differ, and which collapses
 hold a disabling edit.
 
-A collapse is a catastrophic stretch of `inflection.regions`: neighbouring checkpoints between which recall falls by
+A collapse is a catastrophic stretch of `inflection.regions`: neighboring checkpoints between which recall falls by
 more than `drop` each, or everything behind a bend after which facts are lost `steeper` times as fast. It is opened by a
 disabling edit if `disabling.detect` flags one between the two checkpoints of its steepest fall.
 """

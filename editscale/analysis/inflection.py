@@ -108,11 +108,11 @@ def _break(x, losses, weights, level, confidence):
 
 
 def regions(curve, points, *, drop=0.2, steeper=3.0, min_learned=5):
-    """Gradual and catastrophic stretches of each run: labelled intervals of edits, in order and without gaps.
+    """Gradual and catastrophic stretches of each run: labeled intervals of edits, in order and without gaps.
 
-    An interval between neighbouring checkpoints is catastrophic if recall falls by more than `drop` in it, or if it
+    An interval between neighboring checkpoints is catastrophic if recall falls by more than `drop` in it, or if it
     lies behind a bend after which recall is lost at least `steeper` times as fast as before. Other intervals are
-    gradual before the first catastrophic one and "after" behind it. Neighbours with one label are joined.
+    gradual before the first catastrophic one and "after" behind it. Neighbors with one label are joined.
 
     Args:
         curve: see `forgetting.recall_curve`. Recall starts at 1 with no edits: learned facts are recalled at first.

@@ -61,7 +61,7 @@ def largest_fall(method, within, *, beyond=False):
 
 
 def forgotten(method):
-    """The paper's share of learnt facts forgotten after n edits, in percent."""
+    """The paper's share of learned facts forgotten after n edits, in percent."""
 
     def measure(study, rng):
         return intervals.summary(of_method(study.paper, method, edits=study.n)["forgotten_percent"], rng)

@@ -74,7 +74,7 @@ def at_end(edits, history, drift, n):
     return scores.join([recall, moved], how="inner").reset_index().assign(edits=n)
 
 
-def every_pair(ends, columns, rng):
+def method_pairs(ends, columns, rng):
     """Each two methods on the orders both have, paired: rows of first, second, measure and an `Interval` of orders.
 
     Args:

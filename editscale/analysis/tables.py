@@ -22,7 +22,7 @@ def of_run(rows, key):
 
 
 def edits_table(ledger, method, order, reverse):
-    """One row per edit: what was edited, how the optimisation went, scores right after the edit."""
+    """One row per edit: what was edited, how the optimization went, scores right after the edit."""
     rows = [
         {
             "method": method,

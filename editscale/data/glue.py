@@ -119,9 +119,9 @@ DEMONSTRATIONS = {
     ),
 }
 
-# Where the paper's MRPC demonstrations differ from GLUE's tokenised text; the examples are left as GLUE has them.
+# Where the paper's MRPC demonstrations differ from GLUE's tokenized text; the examples are left as GLUE has them.
 # "$ 8 million" is closed up there and "$ 35.18 million" is not.
-_UNTOKENISED = (
+_UNTOKENIZED = (
     (r' , "(?= )', '",'),
     (r'^" ', '"'),
     (r" (?=[,.]( |$)|'s )", ""),
@@ -214,7 +214,7 @@ def open_task(name, source="", *, n_examples=2 * N_PER_LABEL, shots=-1, revision
         read = _reader(str(source), revision)
         before = ORDER[: ORDER.index(glue_name) + 1]
         examples = balanced_subsets({task: read(task, "validation") for task in before})[glue_name]
-        demonstrations = find_demonstrations(glue_name, _labelled_splits(read, glue_name), source)
+        demonstrations = find_demonstrations(glue_name, _labeled_splits(read, glue_name), source)
         source = f"{HUB} {revision or REVISION}" if str(source) == HUB else str(source)
     if isinstance(shots, bool) or shots not in range(-1, len(demonstrations) + 1):
         raise ValueError(f"shots {shots!r} is not a number from 0 to {len(demonstrations)}, or -1 for all, of {name}")
@@ -305,19 +305,19 @@ def _is_published(task):
 
 
 def _identity(example, form):
-    """What a demonstration is known by, however its text was tokenised: a sha256 of its letters and digits."""
+    """What a demonstration is known by, however its text was tokenized: a sha256 of its letters and digits."""
     letters = re.sub("[^0-9A-Za-z]", "", "".join(example[field] for field in form.fields))
     return hashlib.sha256(letters.encode()).hexdigest()[:16]
 
 
 def _printed(task, text):
     """A demonstration's text as it stands in the paper's prompts."""
-    for pattern, replacement in _UNTOKENISED if task == "mrpc" else ():
+    for pattern, replacement in _UNTOKENIZED if task == "mrpc" else ():
         text = re.sub(pattern, replacement, text)
     return text.strip()
 
 
-def _labelled_splits(read, task):
+def _labeled_splits(read, task):
     """Examples among which the demonstrations may be; a folder need not have all splits."""
     splits = (
         ("train", "validation", "test") if task == "mrpc" else ("train", "validation")

@@ -21,7 +21,7 @@ def sample(lm, starts, n_tokens, generator, *, top_k=TOP_K):
         starts: token ids, one tuple per text, all of one length.
         n_tokens: length of each text, start included.
         generator: CPU `torch.Generator`; probabilities go to the CPU in float64 before each draw.
-        top_k: draw from the k most probable tokens, their probabilities renormalised.
+        top_k: draw from the k most probable tokens, their probabilities renormalized.
 
     Returns:
         Token ids, (len(starts), n_tokens) on the CPU.
@@ -39,7 +39,7 @@ def sample(lm, starts, n_tokens, generator, *, top_k=TOP_K):
 
 
 def as_context(tokenizer, ids):
-    """A context template from sampled ids: normalised text, one sentence end, then the prompt."""
+    """A context template from sampled ids: normalized text, one sentence end, then the prompt."""
     text = unicodedata.normalize("NFKD", tokenizer.decode(ids, skip_special_tokens=True)).replace("\n\n", " ")
     return text.replace("{", " ").replace("}", " ") + ". {}"
 

@@ -105,7 +105,7 @@ def edit_each(editing, lm, facts, *ahead):
     return [
         edit
         for i, fact in enumerate(facts)
-        for edit in edit_each(editing, stacks.take(lm, [i]), [fact], *([x[i]] for x in ahead))
+        for edit in edit_each(editing, stacks.subset(lm, [i]), [fact], *([x[i]] for x in ahead))
     ]
 
 
@@ -186,7 +186,7 @@ def summary(edit):
     """Scalars that describe an edit: a row for a table, floats and ints.
 
     steps are forwards; losses, `nll` and `kl` in nats per token; norms in the model's units; `denominator` is k·u
-    (ROME variants; None for others). A method that optimises no value has no KL and no δ: None there, and its loss is
+    (ROME variants; None for others). A method that optimizes no value has no KL and no δ: None there, and its loss is
     the NLL. For several facts edited together, the first one's. All None for a failed solve.
     """
     trace = edit.trace

@@ -37,7 +37,7 @@ class FtParams:
         return (self.layer,)
 
 
-class Descent:
+class WeightDescent:
     """ΔW and Δb of several facts on their way down; see `descent.Descent`, whose interface this has.
 
     Args:
@@ -126,11 +126,11 @@ class Descent:
 
 
 @dataclass(frozen=True)
-class Steps:
-    """The loss as a function of the changes, see `Descent.advance`, with all it needs.
+class ProjectionSteps:
+    """The loss as a function of the changes, see `WeightDescent.advance`, with all it needs.
 
     Attributes:
-        n_blocks, upper, logits, post: see `suffix.Cached`.
+        n_blocks, upper, logits, post: see `suffix.SuffixSteps`.
         tensors: by name
             hidden: (facts, tokens, d_model) what leaves the edited block at the start.
             mlp: the same for its MLP, with `post`.
@@ -162,7 +162,7 @@ class Steps:
 
 
 def steps(lm, facts, layer):
-    """The `Steps` of some facts, on the model as it stands or on a stack of copies, one for each fact."""
+    """The `ProjectionSteps` of some facts, on the model as it stands or on a stack of copies, one for each fact."""
     import torch
 
     multiple = 16 if lm.device.type == "cuda" else 1  # sizes of a CUDA graph: few, so that one serves many facts
@@ -188,7 +188,7 @@ def steps(lm, facts, layer):
     last = torch.tensor([len(prompt) - 1 for prompt, _ in pairs], device=lm.device)
     tensors = {**seen, "mask": mask, "positions": positions, "last": last}
     tensors |= {"targets": targets.to(lm.device), "weights": weights.to(lm.device)}
-    return Steps(lm.n_layers - layer - 1, anatomy.segment(lm, layer + 1), lm.logits, post, tensors)
+    return ProjectionSteps(lm.n_layers - layer - 1, anatomy.segment(lm, layer + 1), lm.logits, post, tensors)
 
 
 def edit_each(lm, facts, params, contexts, factors):
@@ -209,7 +209,7 @@ def edit_each(lm, facts, params, contexts, factors):
     n, weight, bias = len(facts), lm.weight(params.layer), lm.bias(params.layer)
     weights = weight.expand(n, -1, -1)
     biases = None if bias is None else bias.expand(n, -1)
-    loss, descent = steps(lm, facts, params.layer), Descent(weights, biases, params)
+    loss, descent = steps(lm, facts, params.layer), WeightDescent(weights, biases, params)
     if weight.is_cuda:
         descent = cuda_graphs.descend(lm, loss, descent)
     else:

@@ -35,7 +35,7 @@ def solve(keys, factor, weight):
         factor: lower Cholesky factor of C, (d_key, d_key) float64.
         weight: λ.
 
-    With G = (λC)⁻¹K this is G (I + KᵀG)⁻¹ (Woodbury), which needs no new factorisation.
+    With G = (λC)⁻¹K this is G (I + KᵀG)⁻¹ (Woodbury), which needs no new factorization.
 
     Raises ValueError if the keys do not fit the factor.
     """
@@ -76,7 +76,7 @@ def edit(lm, facts, params, contexts, factors, *, forward=None):
         facts: one fact or more; they are edited together.
         contexts: groups of context templates, the first group the bare one: [["{}"], ["The river. {}", …]].
         factors: layer ↦ lower Cholesky factor of C of the unedited model.
-        forward: way to optimise the values, see `values.optimise`.
+        forward: way to optimize the values, see `values.optimize`.
 
     Returns:
         `Edit` with one `Update` per layer, of rank len(facts).
@@ -125,7 +125,7 @@ def spread(lm, batches, params, contexts, factors, solve, forward=None):
     groups = [len(group) for group in contexts]
     contexts = [context for group in contexts for context in group]
     facts, n_each = [fact for batch in batches for fact in batch], len(batches[0])
-    found = values.optimise(lm, facts, contexts, layers[-1], params, at="block", forward=forward)
+    found = values.optimize(lm, facts, contexts, layers[-1], params, at="block", forward=forward)
     z = torch.stack([one.init + one.delta for one in found])
 
     # What follows the subject's last token cannot change its key: leave it out.

@@ -129,14 +129,14 @@ def edit_each(lm, facts, params, contexts, factors, ahead=None, *, variant="rome
         factors: layer ↦ lower Cholesky factor of C of the unedited model.
         ahead: the facts' `directions` where they are known; they may be of several variants.
         variant: "rome", "r-rome" or "p-rome", see the module's table; of no matter where `ahead` is given.
-        forward: way to optimise the values, see `values.optimise`.
+        forward: way to optimize the values, see `values.optimize`.
 
     Returns:
         One `Edit` per fact, with one `Update` each.
     """
     if variant not in VARIANTS:
         raise ValueError(f"variant {variant!r} is not one of {', '.join(VARIANTS)}")
-    found = values.optimise(lm, facts, contexts, params.layer, params, at="mlp", forward=forward)
+    found = values.optimize(lm, facts, contexts, params.layer, params, at="mlp", forward=forward)
     if ahead is None:
         factor = factors[params.layer] if params.mom2_adjustment else None
         ahead = [_direction(one.keys, factor, variant) for one in found]
@@ -144,7 +144,7 @@ def edit_each(lm, facts, params, contexts, factors, ahead=None, *, variant="rome
 
 
 def _edit(found, known, layer):
-    """The `Edit` of an optimised value along a `Direction`."""
+    """The `Edit` of an optimized value along a `Direction`."""
     value = found.outputs.mean(0) if known.averaged else found.outputs[0]
     left, right = rank_one_factors(found.init + found.delta, known.key, value, known.u)
     trace = {

@@ -1,12 +1,12 @@
 """ROME spread over layers: MEMIT's way to part a residual, with ROME's contexts, key and equality constraint.
 
-The value is optimised at the output of the last block, behind ROME's contexts. Then each layer, ascending, takes an
+The value is optimized at the output of the last block, behind ROME's contexts. Then each layer, ascending, takes an
 even part of what is still missing there, r, by ROME's rank-one change with one key k, the plain mean over the contexts:
 
     ΔW = r (C⁻¹k)ᵀ / (kᵀC⁻¹k), which sends k to Wk + r and, of all changes that do, moves the keys of C least.
 
 This is EMMET (arXiv:2403.14236) with one fact, and MEMIT's solve as its λ → 0. With a single layer it differs
-from r-ROME in where the value is optimised: at the block's output instead of the MLP's.
+from r-ROME in where the value is optimized: at the block's output instead of the MLP's.
 """
 
 from dataclasses import dataclass
@@ -51,7 +51,7 @@ def edit_each(lm, facts, params, contexts, factors, *, forward=None):
     Args:
         contexts: context templates, the bare one "{}" first.
         factors: layer ↦ lower Cholesky factor of C of the unedited model.
-        forward: way to optimise the values, see `values.optimise`.
+        forward: way to optimize the values, see `values.optimize`.
 
     Returns:
         One `Edit` per fact, with one `Update` of rank one per layer.

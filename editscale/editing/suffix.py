@@ -1,4 +1,4 @@
-"""The steps of an optimisation as a function of δ, with everything computed once that δ cannot change.
+"""The steps of an optimization as a function of δ, with everything computed once that δ cannot change.
 
 δ reaches only tokens from the subject's last one on, in the layers above the edited one. So the blocks up to that run
 once, the tokens before the subject's last one leave their attention keys and values behind, and each step runs the few
@@ -34,8 +34,8 @@ def mean_weights(scored, n_rows, like):
 
 
 @dataclass(frozen=True)
-class Cached:
-    """The steps of an optimisation: a function of δ (facts, d_model), see `Descent.advance`, with all it needs.
+class SuffixSteps:
+    """The steps of an optimization: a function of δ (facts, d_model), see `Descent.advance`, with all it needs.
 
     Attributes:
         n_blocks: how many blocks are above the edited one; upper: runs them (`anatomy.segment`).
@@ -133,14 +133,14 @@ def _sees(trees, queries, keys):
 
 
 def cached_forward(lm, rows, layer, at):
-    """Prepare the optimisation of some facts; everything δ cannot change is computed here, once.
+    """Prepare the optimization of some facts; everything δ cannot change is computed here, once.
 
     Args:
         rows: for each fact its `target_rows`.
 
     Returns:
         init (facts, d_model); keys and projection outputs at the subject-last tokens, for each fact (rows, d_key) and
-        (rows, d_model); and a `Cached`.
+        (rows, d_model); and a `SuffixSteps`.
     """
     import torch
 
@@ -240,4 +240,9 @@ def cached_forward(lm, rows, layer, at):
     if at == "mlp" and lm.family.post_norm:
         post, tensors["mlp"] = lm.block(layer).get_submodule(lm.family.post_norm), part(seen["mlp"], after)
     init = (seen["mlp"] if at == "mlp" else block_out)[fact[:, 0], last[:, 0]]
-    return init.clone(), seen["keys"], seen["values"], Cached(lm.n_layers - layer - 1, upper, lm.logits, post, tensors)
+    return (
+        init.clone(),
+        seen["keys"],
+        seen["values"],
+        SuffixSteps(lm.n_layers - layer - 1, upper, lm.logits, post, tensors),
+    )

@@ -6,7 +6,7 @@ Shared by ROME, where δ is added to the MLP output, and MEMIT, where it is adde
 Two ways compute the same function of δ. `plain_forward` runs the whole unmodified model at every step, as the released
 code does; it is what tests compare with. `suffix.cached_forward` runs once what δ cannot change.
 
-Facts that do not depend on each other (one per copy of a stack, a batch of MEMIT, edits each made alone) are optimised
+Facts that do not depend on each other (one per copy of a stack, a batch of MEMIT, edits each made alone) are optimized
 together, one row of a batch each; each stops by itself. On a GPU a step is a CUDA graph (`cuda_graphs.py`).
 """
 
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from editscale.editing.descent import Descent, descend
-from editscale.editing.suffix import Cached, cached_forward, mean_weights, scored_positions
+from editscale.editing.suffix import SuffixSteps, cached_forward, mean_weights, scored_positions
 from editscale.kernels import cuda_graphs
 from editscale.models import anatomy, stacks, tokens
 
@@ -25,12 +25,12 @@ KL_PROMPT = "{} is a"  # the subject's "essence" is kept by a KL term at the sub
 
 
 @dataclass(frozen=True)
-class Optimised:
-    """The result of `optimise`, with what was seen on the way.
+class Optimized:
+    """The result of `optimize`, with what was seen on the way.
 
     Attributes:
         init: (d_model,) what δ is added to: m₀ (ROME) or h₀ (MEMIT), at the bare prompt's subject-last token.
-        delta: (d_model,) the optimised offset; v* or z is `init + delta`.
+        delta: (d_model,) the optimized offset; v* or z is `init + delta`.
         losses: (steps, 5) per forward: total, NLL, KL and decay parts, ‖δ‖ before that step's update.
         nll_per_prompt: (steps, contexts) NLL of the target behind each context, mean over its tokens, nats.
         keys: (contexts, d_key) inputs of the projection at the subject-last token before the edit.
@@ -46,13 +46,13 @@ class Optimised:
 
 
 def target_rows(lm, fact, contexts):
-    """The rows of an optimisation: the target behind every context, and last the KL prompt without target."""
+    """The rows of an optimization: the target behind every context, and last the KL prompt without target."""
     rows = tokens.context_rows(lm.tokenizer, contexts, fact.prompt, fact.subject, fact.target_new)
     return rows + tokens.context_rows(lm.tokenizer, ["{}"], KL_PROMPT, fact.subject)
 
 
-def optimise(lm, facts, contexts, layer, params, *, at, forward=None):
-    """Optimise δ for each of some facts on the model as it stands, or of fact i on copy i of a stack.
+def optimize(lm, facts, contexts, layer, params, *, at, forward=None):
+    """Optimize δ for each of some facts on the model as it stands, or of fact i on copy i of a stack.
 
     Args:
         contexts: context templates, the bare one "{}" first.
@@ -61,29 +61,29 @@ def optimise(lm, facts, contexts, layer, params, *, at, forward=None):
         forward: `cached_forward` (default) or `plain_forward`.
 
     Returns:
-        One `Optimised` per fact. Facts together give what each gives alone, up to rounding.
+        One `Optimized` per fact. Facts together give what each gives alone, up to rounding.
     """
     rows = [target_rows(lm, fact, contexts) for fact in facts]
     tokens.check_length(lm, max(len(row.ids) for of_fact in rows for row in of_fact))
     lengths, found = [sum(len(row.ids) - row.subject_last for row in of) for of in rows], [None] * len(facts)
     most = GROUP_ON_GPU if lm.device.type == "cuda" else GROUP
     for group in np.array_split(np.argsort(lengths, kind="stable"), -(-len(facts) // most)):
-        part = stacks.take(lm, group) if len(facts) > 1 else lm
-        together = _optimise(part, [rows[i] for i in group], layer, params, at, forward or cached_forward)
+        part = stacks.subset(lm, group) if len(facts) > 1 else lm
+        together = _optimize(part, [rows[i] for i in group], layer, params, at, forward or cached_forward)
         for i, one in zip(group, together, strict=True):
             found[i] = one
     return found
 
 
-def _optimise(lm, rows, layer, params, at, forward):
-    """One `Optimised` for the rows of each fact, all in one batch."""
+def _optimize(lm, rows, layer, params, at, forward):
+    """One `Optimized` for the rows of each fact, all in one batch."""
     init, keys, outputs, step = forward(lm, rows, layer, at)
     descent = Descent(init, params, len(rows[0]) - 1, lm.n_vocabulary)
-    if init.is_cuda and lm.graphs is not None and isinstance(step, Cached):
+    if init.is_cuda and lm.graphs is not None and isinstance(step, SuffixSteps):
         descent = cuda_graphs.descend(lm, step, descent)
     else:
         descend(step, descent)
-    return [Optimised(init[i], *result, keys[i][:-1], outputs[i][:-1]) for i, result in enumerate(descent.results())]
+    return [Optimized(init[i], *result, keys[i][:-1], outputs[i][:-1]) for i, result in enumerate(descent.results())]
 
 
 def plain_forward(lm, rows, layer, at):

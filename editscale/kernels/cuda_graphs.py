@@ -1,6 +1,6 @@
-"""Forwards and optimisation steps as CUDA graphs: recorded once for a shape, replayed whenever that shape comes up.
+"""Forwards and optimization steps as CUDA graphs: recorded once for a shape, replayed whenever that shape comes up.
 
-A step of the value optimisation is a thousand kernels or more on few tokens: a GPU runs them faster than Python
+A step of the value optimization is a thousand kernels or more on few tokens: a GPU runs them faster than Python
 launches them. A graph launches all at once. Nothing in a step needs the host: early stop, projection and what is
 recorded are tensors (`descent.Descent`).
 
@@ -121,7 +121,7 @@ def descend(lm, cached, descent):
     the next one.
 
     Args:
-        cached: a `suffix.Cached`, or what has its `n_blocks` and `tensors`; and the descent that goes with it.
+        cached: a `suffix.SuffixSteps`, or what has its `n_blocks` and `tensors`; and the descent that goes with it.
     """
     import torch
 

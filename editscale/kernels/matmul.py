@@ -22,7 +22,7 @@ LARGEST = 2**31 - 1024  # numbers of a matrix that the kernel's 32-bit offsets r
 MANY = 256  # rows from which a product on a GPU takes longer than Python takes to launch it
 
 
-class Frozen(TorchFunctionMode):
+class FastLinear(TorchFunctionMode):
     """While open, linear layers with frozen float32 weights are computed by `editscale::linear`, forward and backward.
 
     Args:
@@ -93,17 +93,17 @@ OPERATIONS = {ops.editscale.linear: _operations}  # for FlopCounterMode's custom
 
 
 def fast(device):
-    """A context for forwards of models on a device: `Frozen`, where that is faster, or one that does nothing."""
+    """A context for forwards of models on a device: `FastLinear`, where that is faster, or one that does nothing."""
     if device.type == "cpu" and HAS_ONEDNN:
-        return Frozen()
+        return FastLinear()
     if _on_tensor_cores(device) and not torch.backends.cuda.matmul.allow_tf32:
-        return Frozen(least=MANY)
+        return FastLinear(least=MANY)
     return nullcontext()
 
 
 def recorded(device):
     """The same around what is recorded as a CUDA graph, where launching takes no time."""
-    return Frozen() if _on_tensor_cores(device) else nullcontext()
+    return FastLinear() if _on_tensor_cores(device) else nullcontext()
 
 
 def _on_tensor_cores(device):

@@ -13,7 +13,7 @@ from editscale.models.hidden_states import BATCH_TOKENS
 N_NEW = 3  # tokens of an answer; all of them, since a later one can hold an answer word or another final marker
 
 
-class Asked:
+class TaskPrompts:
     """A task and a model whose answers are wanted after every few edits; see `decoding.Greedy`.
 
     Args:

@@ -1,6 +1,6 @@
 """How far the edited weights have moved, from the recorded updates alone. NumPy; no model is needed.
 
-normalised L2 distance at a layer = ‖W − W₀‖ / numel(W), the Frobenius norm over the number of entries, as the paper
+normalized L2 distance at a layer = ‖W − W₀‖ / numel(W), the Frobenius norm over the number of entries, as the paper
 plots it (scalable-model-editing/gradual-catastrophic-forgetting `experiments/evaluate_glue.py`);
 relative drift = ‖W − W₀‖ / ‖W₀‖, which compares layers and models.
 """

@@ -47,7 +47,7 @@ def generate(lm, prompts, n_tokens, generator, *, top_k=TOP_K, batch_rows=BATCH_
         n_tokens: length of each text in tokens, prompt and BOS included; sampling goes on behind an EOS.
         generator: CPU `torch.Generator`. Each prompt in turn takes n_tokens uniform numbers from it, one for each
             place in its text, so that neither `batch_rows` nor the prompts behind it decide what is drawn for it.
-        top_k: draw from the k most probable tokens, their probabilities renormalised in float64.
+        top_k: draw from the k most probable tokens, their probabilities renormalized in float64.
         batch_rows: texts per forward. Does not change the result, but where rounding tips a draw.
 
     Raises ValueError if a prompt is empty or leaves no token to draw, or if n_tokens is more than the model reads.
@@ -245,8 +245,8 @@ def perplexity(lm, texts, *, kept=None):
     """exp of the mean NLL per predicted token over all texts; infinite if a logit is NaN or the mean overflows.
 
     Every token but a text's first is predicted, the first word too where the tokenizer puts a BOS before it. One
-    forward; with `kept`, a `hidden_states.Kept`, of what edits changed since the last call. Raises ValueError if no
-    text has two tokens.
+    forward; with `kept`, a `hidden_states.StateCache`, of what edits changed since the last call. Raises ValueError
+    if no text has two tokens.
     """
     import torch
 

@@ -87,11 +87,11 @@ def score_prompts(lm, prompts, *, batch_tokens=BATCH_TOKENS, kept=None):
 
     Args:
         batch_tokens: most tokens in one forward. Does not change the result. Halved where memory does not suffice.
-        kept: a `hidden_states.Kept`, to run only what edits changed since the last call, or None.
+        kept: a `hidden_states.StateCache`, to run only what edits changed since the last call, or None.
     """
     pairs, scores = _pairs(lm, prompts), {}
-    neighbours_share_most = sorted(range(len(pairs)), key=lambda i: pairs[i])
-    batches = hidden_states.batches(neighbours_share_most, lambda i: sum(map(len, pairs[i])), batch_tokens)
+    neighbors_share_most = sorted(range(len(pairs)), key=lambda i: pairs[i])
+    batches = hidden_states.batches(neighbors_share_most, lambda i: sum(map(len, pairs[i])), batch_tokens)
     for _, of_rows in hidden_states.in_forwards(lambda rows: _score(lm, pairs, rows, kept), batches):
         scores |= of_rows
     return [scores[i] for i in range(len(pairs))]

@@ -57,7 +57,7 @@ class LanguageModel:
     `model` is in eval mode, with frozen parameters and eager attention; `tokenizer` is a fast one; `identity`
     says, in strings, which weights these are (source, revision, sha256, dtype). `cuda_graphs` holds CUDA graphs of its
     upper blocks (`cuda_graphs.py`); they read the weights where these are, so they outlive edits; None: none are
-    recorded. With `tf32_steps` the steps of optimisations multiply in TensorFloat-32 on a GPU, and nothing else does.
+    recorded. With `tf32_steps` the steps of optimizations multiply in TensorFloat-32 on a GPU, and nothing else does.
     """
 
     model: object
@@ -156,20 +156,20 @@ class KeyValues:
 
     Stands in for a Hugging Face cache: every attention layer hands its keys and values, (rows, heads, tokens,
     d_head), to `update` and attends to what comes back. What was handed over is kept in `seen`; nothing grows
-    from call to call, so the same prefix serves any number of forwards.
+    from call to call, so the same earlier tokens serve any number of forwards.
     """
 
-    def __init__(self, prefix=None):
-        self.prefix = prefix or {}
+    def __init__(self, earlier=None):
+        self.earlier = earlier or {}
         self.seen = {}
 
     def update(self, keys, values, layer, *_, **__):
         import torch
 
         self.seen[layer] = (keys, values)
-        if layer not in self.prefix:
+        if layer not in self.earlier:
             return keys, values
-        past_keys, past_values = self.prefix[layer]
+        past_keys, past_values = self.earlier[layer]
         return torch.cat([past_keys, keys], dim=-2), torch.cat([past_values, values], dim=-2)
 
 

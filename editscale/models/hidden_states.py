@@ -1,8 +1,8 @@
 """Final hidden states of texts, with what no edit changes computed once.
 
 Texts run as trees of tokens (`tokens.tree`), several side by side in one forward. Edits of layers ≥ L leave the hidden
-states that enter block L as they were, and those are a function of the text so far alone: `Kept` holds them, by text,
-for texts that are looked at again after every few edits. Only the blocks from L on then run.
+states that enter block L as they were, and those are a function of the text so far alone: `StateCache` holds them, by
+text, for texts that are looked at again after every few edits. Only the blocks from L on then run.
 """
 
 import warnings
@@ -86,10 +86,10 @@ def _halves(rows):
 def final(lm, trees, kept=None):
     """Final hidden states (trees, tokens, d_model) of some trees on the model as it stands, padded behind their tokens.
 
-    Row i runs on copy i of a stack (`stacks.py`). With `kept`, a `Kept` of this model, the same from less work.
+    Row i runs on copy i of a stack (`stacks.py`). With `kept`, a `StateCache` of this model, the same from less work.
     """
     if kept is not None and kept.lm is not lm:
-        raise ValueError(f"these states are kept of another model than this {lm.name}; make a Kept of it")
+        raise ValueError(f"these states are kept of another model than this {lm.name}; make a StateCache of it")
     if kept is not None and kept.layer:
         _, positions, mask = tokens.tree_inputs(trees, lm.device, lm.dtype)
         return anatomy.segment(lm, kept.layer)(kept.entering(trees), mask, positions)
@@ -106,7 +106,7 @@ def final(lm, trees, kept=None):
     return cuda_graphs.without_gradient(lm, "final", range(lm.n_layers), run, inputs)["out"]
 
 
-class Kept:
+class StateCache:
     """The hidden states that enter one block, by text: they stay while only that block and later ones are edited.
 
     Args:

@@ -174,7 +174,7 @@ def _checked_files(folder):
     if type(config.get("vocab_size", 0)) is not int:
         raise ValueError(f"{folder / 'config.json'} has vocab_size {config['vocab_size']!r}; get it again")
     if "quantization_config" in config:
-        raise ValueError(f"the weights in {folder} are quantised; an edit needs the full-precision weights")
+        raise ValueError(f"the weights in {folder} are quantized; an edit needs the full-precision weights")
 
     index = folder / "model.safetensors.index.json"
     if (folder / "model.safetensors").is_file():

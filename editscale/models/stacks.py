@@ -31,7 +31,7 @@ def copies(lm, layers, n):
     return _with_weights(lm, stacked)
 
 
-def take(lm, rows):
+def subset(lm, rows):
     """The stack of only those copies of a stack whose numbers are in `rows`, with weights of their own.
 
     A model that is no stack serves any rows: it is returned as it is.

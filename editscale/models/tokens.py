@@ -4,7 +4,7 @@ Texts that are run together form one row of tokens, a `Tree`: a beginning that s
 a token attends to its own text only. So nothing is padded, and nothing is computed twice. Several trees, for several
 copies of a model or because attention grows with the square of a tree, are rows of one batch.
 
-Every text is tokenised once, as a whole, the way the model's tokenizer does it (with BOS where it adds one), and
+Every text is tokenized once, as a whole, the way the model's tokenizer does it (with BOS where it adds one), and
 positions are found from character offsets. For GPT-2's byte-level BPE this gives the same ids and positions as the
 length arithmetic of the released code (kmeng01/rome `rome/repr_tools.py`); it also holds for tokenizers with BOS and
 for SentencePiece, where that arithmetic miscounts.
@@ -66,7 +66,7 @@ def target_ids(tokenizer, prompt, target):
 def with_targets(tokenizer, prompts, targets):
     """For each prompt with its target the ids of both, the target's as continuation of the prompt behind one space.
 
-    The whole string is tokenised and the prompt's ids taken off its front, so that a tokenizer that writes spaces
+    The whole string is tokenized and the prompt's ids taken off its front, so that a tokenizer that writes spaces
     into words (SentencePiece) is read as it will be scored.
 
     Raises ValueError if a prompt and its target share a token.
@@ -76,7 +76,7 @@ def with_targets(tokenizer, prompts, targets):
     for prompt, text, (before, ids) in zip(prompts, texts, pairs, strict=True):
         if ids[: len(before)] != before or len(ids) == len(before):
             raise ValueError(
-                f"{text!r} does not tokenise into the prompt {prompt!r} followed by a target: the two share "
+                f"{text!r} does not tokenize into the prompt {prompt!r} followed by a target: the two share "
                 "a token; end the prompt with a whole word and no space"
             )
     return [(before, ids[len(before) :]) for before, ids in pairs]
@@ -103,7 +103,7 @@ def subjects_last(tokenizer, parts):
         holding = [i for i, (start, stop) in enumerate(offsets) if start < end <= stop]
         if not holding or any(map(str.isalnum, text[end : offsets[holding[-1]][1]])):
             raise ValueError(
-                f"subject {subject!r} not found in the tokenised prompt {text!r}: its last character does not "
+                f"subject {subject!r} not found in the tokenized prompt {text!r}: its last character does not "
                 "end a token; put a space or punctuation behind {} in the prompt"
             )
         found.append(holding[-1])

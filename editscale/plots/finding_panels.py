@@ -52,7 +52,7 @@ def drift_loss_panel(ax, at, *, log):
             look = {"color": style["color"], "linewidth": 1.8 if n == 1 else 0.8, "alpha": 1 if n == 1 else 0.6}
             end = {"marker": style["marker"], "markevery": [-1], "label": "_order" if i else method}
             ax.plot(run["drift"], 100 * run["lost"], **look, **end)
-    ax.set(xlabel="relative drift ‖W − W₀‖ / ‖W₀‖", ylabel="learnt facts lost (%)", ylim=(-3, 103))
+    ax.set(xlabel="relative drift ‖W − W₀‖ / ‖W₀‖", ylabel="learned facts lost (%)", ylim=(-3, 103))
     ax.set_xscale("log" if log else "linear")
     return forward.assign(lost=100 * forward["lost"])
 

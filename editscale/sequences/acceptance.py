@@ -152,7 +152,7 @@ def task_rows(lm, task, method, edits, batch_tokens):
 
     if task is None:
         return []
-    found, n = downstream.Asked(lm, task, batch_tokens=batch_tokens).row(), len(task.examples)
+    found, n = downstream.TaskPrompts(lm, task, batch_tokens=batch_tokens).row(), len(task.examples)
     here = {"part": "task", "method": method, "edits": edits, "n": n}
     counts = {"correct": round(n * found["accuracy"]), "invalid": round(n * found["invalid"])}
     return [{**here, "metric": f"{task.name} {name}", "value": float(count)} for name, count in counts.items()]

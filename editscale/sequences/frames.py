@@ -1,7 +1,7 @@
 """Append-only files of numbered frames, each a line of text and bytes behind it.
 
-A frame is a header (`HEADER`, big-endian: magic, number, bytes of the line, bytes of the payload, history, CRC-32 of
-all this), the line, and the payload. The history of a frame is sha256(history of the frame before ‖ line), so that no
+A frame is a header (`HEADER`, big-endian: magic, number, bytes of the line, bytes of the payload, chain, CRC-32 of
+all this), the line, and the payload. The chain of a frame is sha256(chain of the frame before ‖ line), so that no
 frame can be changed, left out, exchanged or brought in from another file unnoticed; the line should hold the payload's
 sha256.
 """
@@ -26,30 +26,30 @@ class Broken(ValueError):
 
 @dataclass(frozen=True)
 class Frame:
-    """A whole frame: its number, line and history, and where in the file its payload and its end are."""
+    """A whole frame: its number, line and chain, and where in the file its payload and its end are."""
 
     number: int
     line: bytes
-    history: bytes
+    chain: bytes
     payload_at: int
     end: int
 
 
-def next_history(history, line):
-    """The history of the frame with this line behind a frame with that history, 32 bytes."""
-    return hashlib.sha256(history + line).digest()
+def next_chain(chain, line):
+    """The chain of the frame with this line behind a frame with that chain, 32 bytes."""
+    return hashlib.sha256(chain + line).digest()
 
 
-def append(fd, end, number, history, line, payload):
+def append(fd, end, number, chain, line, payload):
     """Write a frame at the end of an open file and wait until it is on the disk: the `Frame`.
 
     Args:
-        end: how long the file is. history: of the frame before this one.
+        end: how long the file is. chain: of the frame before this one.
 
     Whatever is raised on the way, the file is cut back to `end` as well as it goes. OSError is the system's.
     """
-    history = next_history(history, line)
-    header = HEADER.pack(MAGIC, number, len(line), len(payload), history, 0)[:-4]
+    chain = next_chain(chain, line)
+    header = HEADER.pack(MAGIC, number, len(line), len(payload), chain, 0)[:-4]
     try:
         write_all(fd, header + struct.pack(">I", zlib.crc32(header)) + line + payload)
         os.fsync(fd)
@@ -59,13 +59,13 @@ def append(fd, end, number, history, line, payload):
             os.fsync(fd)
         raise
     start = end + HEADER.size + len(line)
-    return Frame(number, line, history, start, start + len(payload))
+    return Frame(number, line, chain, start, start + len(payload))
 
 
-def read(file, size, start, number, history):
+def read(file, size, start, number, chain):
     """The `Frame` that begins at `start` of an open file of `size` bytes, checked but for its payload.
 
-    Raises `Broken` if it is not whole, not of this number, or not one that follows a frame with this history.
+    Raises `Broken` if it is not whole, not of this number, or not one that follows a frame with this chain.
     """
     file.seek(start)
     header = _header(file.read(HEADER.size))
@@ -76,7 +76,7 @@ def read(file, size, start, number, history):
     if payload_at + n_payload > size:
         raise Broken(f"{payload_at + n_payload - size:,} of its bytes are missing")
     line = file.read(n_line)
-    if found != number or recorded != next_history(history, line):
+    if found != number or recorded != next_chain(chain, line):
         raise Broken("its row, or what is before it, is not what was recorded")
     return Frame(number, line, recorded, payload_at, payload_at + n_payload)
 
@@ -94,7 +94,7 @@ def later(file, start, number):
 
 
 def _header(data):
-    """[number, bytes of line, bytes of payload, history], or None where there is no whole header."""
+    """[number, bytes of line, bytes of payload, chain], or None where there is no whole header."""
     if len(data) < HEADER.size:
         return None
     magic, *found, checksum = HEADER.unpack(data)

@@ -6,7 +6,7 @@
     unedited.jsonl   scores of the unedited model on the facts, one row per fact
     timing.jsonl     seconds of each edit; the one file that differs from run to run
 
-Tensors are safetensors: "<layer>.left", "<layer>.right", … of each `updates.Update`. The history before the first edit
+Tensors are safetensors: "<layer>.left", "<layer>.right", … of each `updates.Update`. The chain before the first edit
 is the sha256 of ledger.json; that of edit n names edits 1 to n and the conditions they were made under.
 
 What is promised, of one machine and device:
@@ -24,7 +24,7 @@ What is promised, of one machine and device:
   there is no position of a generator to keep.
 
 Not promised: the same bits on another device, with another version of torch or another number of threads; that somebody
-who rewrites all of a ledger is found out, unless its history or done.json is kept elsewhere. Reading needs no torch.
+who rewrites all of a ledger is found out, unless its chain or done.json is kept elsewhere. Reading needs no torch.
 """
 
 import hashlib
@@ -121,7 +121,7 @@ class Ledger:
             while self._end < size:
                 edit = len(self) + 1
                 try:
-                    frame = frames.read(file, size, self._end, edit, self._history)
+                    frame = frames.read(file, size, self._end, edit, self._chain)
                     row = json.loads(frame.line)
                     if (check_tensors or frame.end == size) and not _holds(file, frame, row):
                         raise frames.Broken("its tensors are not what was recorded")
@@ -170,12 +170,12 @@ class Ledger:
         return self._frames[-1].end if self._frames else 0
 
     @property
-    def _history(self):
-        return self._frames[-1].history if self._frames else self._begins_with
+    def _chain(self):
+        return self._frames[-1].chain if self._frames else self._begins_with
 
-    def history(self, edit):
+    def chain(self, edit):
         """What names the first `edit` edits and the conditions they were made under: 64 hexadecimal digits."""
-        return (self._frames[edit - 1].history if edit else self._begins_with).hex()
+        return (self._frames[edit - 1].chain if edit else self._begins_with).hex()
 
     def append(self, row, updates, seconds):
         """Record the next edit: its row and its updates (a list, empty if the edit was not applied).
@@ -192,7 +192,7 @@ class Ledger:
                     f"{self.log} has {size:,} bytes, not {self._end:,} as after edit {edit - 1} here: something else "
                     "writes to it; stop that, and run the same command again"
                 )
-            self._frames.append(frames.append(fd, self._end, edit, self._history, line, tensors))
+            self._frames.append(frames.append(fd, self._end, edit, self._chain, line, tensors))
         except OSError as error:
             raise OSError(error.errno, f"edit {edit} could not be recorded in {self.log}: {error.strerror}") from error
         finally:

@@ -18,7 +18,7 @@ from editscale.sequences import sequence
 
 
 @dataclass(frozen=True)
-class Run:
+class PastRun:
     """A finished run of notebook 02a, reopened.
 
     Attributes:
@@ -62,8 +62,8 @@ def record_of(folder):
 
 
 def reopen_all(folders, *, device="cpu", model_cache="runs/models"):
-    """Name ↦ `Run`, for a dict of names and folders. Runs that name the same model share one, loaded once: four times
-    GPT-J would not fit a GPU.
+    """Name ↦ `PastRun`, for a dict of names and folders. Runs that name the same model share one, loaded once: four
+    times GPT-J would not fit a GPU.
 
     Raises what `reopen` raises.
     """
@@ -74,7 +74,7 @@ def reopen_all(folders, *, device="cpu", model_cache="runs/models"):
 
 
 def reopen(folder, *, device="cpu", model_cache="runs/models", load=None):
-    """The `Run` in a folder, its model loaded as it was before the first edit.
+    """The `PastRun` in a folder, its model loaded as it was before the first edit.
 
     Args:
         load: in place of `loading.load`, None for that.
@@ -120,7 +120,7 @@ def reopen(folder, *, device="cpu", model_cache="runs/models", load=None):
             f"{parameters['model']} has other weights than the model that {folder} edited (sha256 "
             f"{lm.identity['weights_sha256'][:12]}, not {book.fingerprint['weights_sha256'][:12]})"
         )
-    return Run(Path(folder), parameters, lm, chosen, book)
+    return PastRun(Path(folder), parameters, lm, chosen, book)
 
 
 def checkpoints(n_edits, every):

@@ -7,8 +7,8 @@
 A history that never was, without some edits or in reverse order, follows from recorded updates only where an update
 does not depend on what was edited before it (`editors.Method.order_free`). No method here is of that kind: ROME's v*
 and Wk, MEMIT's residuals and keys above its first layer, and FT-C's gradients are those of the model as edited so far.
-For such a method the honest answer is a run of notebook 02a on other facts; the sum of the recorded updates of the other
-edits is another, cheaper question, is given only on request (`--recorded-updates`), and the model card says what it is.
+For such a method the honest answer is a run of notebook 02a on other facts; the sum of the recorded updates of the
+other edits is another, cheaper question, is given only on request (`--recorded-updates`), and the model card says what it is.
 """
 
 import argparse
@@ -55,7 +55,7 @@ def check_history(method, edits, recorded_updates):
 
 @contextmanager
 def edited(run, edits):
-    """The model of a `past_runs.Run` with the recorded updates of these edits, added in this order, inside the block.
+    """The model of a `past_runs.PastRun` with the recorded updates of these edits, added in this order.
 
     Behind it the model has its original bits again, also after an error.
     """
@@ -120,7 +120,7 @@ def card(run, edits, folder):
         "facts": f"{given['fact_set']}, order {given['order']}{' reversed' if given['reverse'] else ''}",
         "edits": f"{len(edits)} of {len(book)} recorded",
         "recorded but not applied": ", ".join(map(str, failed)) or "none",
-        "history": f"{book.history(upto)} (editscale.ledger, edits 1 to {upto})",
+        "history": f"{book.chain(upto)} (editscale.ledger, edits 1 to {upto})",
         "weights": f"sha256 {_weights_sha256(folder)}",
     }
     counterfactual = (
@@ -147,7 +147,7 @@ def card(run, edits, folder):
         f"# {run.lm.name} with {n} false fact{plural}\n\n"
         f"This model was given **{n} false fact{plural}** on purpose, one after another, with the editing method "
         f"**{method}**, to study what model editing does. It is wrong about them and, as editing damages what was not "
-        "edited, about other things: do not use it as a source of facts. The licence is the base model's.\n"
+        "edited, about other things: do not use it as a source of facts. The license is the base model's.\n"
         f"{counterfactual}{elsewhere}\n| | |\n|---|---|\n{table}"
     )
 
@@ -193,9 +193,7 @@ def main(arguments):
         print(f"editscale replay: {error}", file=sys.stderr)
         return 1
     n, book = len(false_facts(run, edits)), run.ledger
-    print(
-        f"{given.run}: {len(book)} edits with {run.parameters['method']}, all whole; history {book.history(len(book))}"
-    )
+    print(f"{given.run}: {len(book)} edits with {run.parameters['method']}, all whole; history {book.chain(len(book))}")
     if given.save:
         print(f"{given.save}: {run.lm.name} with {n} false facts; {given.save}/README.md says which")
     return 0

@@ -18,7 +18,7 @@ from editscale.metrics import scoring
 from editscale.models import stacks, tokens
 from editscale.sequences import stopping
 
-CHECKED = 64  # facts whose texts are tokenised in one call
+CHECKED = 64  # facts whose texts are tokenized in one call
 
 
 def fingerprint(lm, editing, together=()):
@@ -182,7 +182,7 @@ def _run(lm, orders, editings, ledgers, on_collapse, batch_tokens, *, stack):
         if not staying:
             break
         if staying != batch:
-            model = stacks.take(model, [batch.index(i) for i in staying])
+            model = stacks.subset(model, [batch.index(i) for i in staying])
             batch = staying
         facts = [orders[i][place] for i in batch]
         known = [ahead[i][place] for i in batch]

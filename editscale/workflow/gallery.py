@@ -34,7 +34,7 @@ FIGURES = {
     ),
     "fig4_weight_drift": (
         "05_drift_analysis",
-        "Figure 2d: the normalised L2 distance grows slowly and steps up at 556 and 900 edits of ROME; MEMIT's stays "
+        "Figure 2d: the normalized L2 distance grows slowly and steps up at 556 and 900 edits of ROME; MEMIT's stays "
         "small until its collapse.",
     ),
     "fig4b_drift_and_loss": ("05_drift_analysis", "Not drawn; the text relates steps of the distance to the collapse."),
@@ -60,10 +60,10 @@ FIGURES = {
 PAPER = {
     "efficacy right after each edit": ("100 %, dips of a few % after 650 edits", "100 % up to 1,250 edits"),
     "neighborhood score, first and last edits": ("78 → 45 % (1,000 edits)", "82 → 50 % (1,000 edits)"),
-    "learnt facts forgotten": ("8 % at 550 edits, 78 % at 556", "10 % at 1,000 edits, 99 % at 1,300"),
+    "learned facts forgotten": ("8 % at 550 edits, 78 % at 556", "10 % at 1,000 edits, 99 % at 1,300"),
     "largest fall of recall between checkpoints": ("near 556 edits", "between 1,200 and 1,300 edits"),
     "sentiment task, weighted F1": ("SST-2 92 → 75 (500 edits) → 0 (840)", "SST-2 92 up to 1,230 edits, then 0"),
-    "normalised L2 distance": ("4e-6, 3e-5 behind the jump at 556", "below 1e-6 up to 1,250 edits"),
+    "normalized L2 distance": ("4e-6, 3e-5 behind the jump at 556", "below 1e-6 up to 1,250 edits"),
     "largest update over the median one": ("disabling edits, visible as steps", "no disabling edits"),
 }
 

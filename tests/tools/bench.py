@@ -25,7 +25,7 @@ class Shape:
         config: type and sizes of a Hugging Face model with random weights; None for SmolLM2-135M with its own.
         hparams: name of the files in params/rome and params/memit.
         v_lr: learning rate in place of the files': about 1 % of the root mean square of what δ is added to, so that no
-            optimisation stops early and an edit is all its steps in both paths.
+            optimization stops early and an edit is all its steps in both paths.
         layers: edited by ROME and by MEMIT; None for those of the files.
     """
 

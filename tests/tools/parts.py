@@ -34,7 +34,7 @@ class Size:
     Attributes:
         repeats: timed rounds of a part.
         peak: side of the square matrices whose product gives the machine's peak.
-        steps: of an optimisation in the rows that show growth.
+        steps: of an optimization in the rows that show growth.
         n_records, n_history: facts that are scored together, and at a checkpoint.
         tasks, n_examples: the tasks of a downstream round, and examples of each.
         n_tokens: of second moments.
@@ -100,7 +100,7 @@ class Case:
 def typical_first(tokenizer, facts):
     """The facts, with the one to the front that has the median number of tokens from its subject's last one on.
 
-    These are what an optimisation runs; the paths differ most in cost where they are few.
+    These are what an optimization runs; the paths differ most in cost where they are few.
     """
 
     def length(fact):
@@ -150,7 +150,7 @@ def case(shape, lm, facts, params, size):
 
 
 @dataclass(frozen=True)
-class Way:
+class FastPath:
     """A fast path to time: a row of the table.
 
     Attributes:
@@ -170,8 +170,8 @@ class Way:
         return self.run(self.lm)
 
 
-# A part is a function of a Case that yields (plain path or None, its Ways, difference of two results), one group after
-# the other; what runs behind a `yield` tidies up.
+# A part is a function of a Case that yields (plain path or None, its `FastPath`s, difference of two results), one group
+# after the other; what runs behind a `yield` tidies up.
 
 
 def _edits(case, method, facts, steps, lm, forward=None):
@@ -185,9 +185,9 @@ def _edits(case, method, facts, steps, lm, forward=None):
 
 
 def edit_way(case, name, method, facts, steps, lm=None):
-    """The `Way` of editing some facts together, each by itself, on the case's model or on a stack of its copies."""
+    """The `FastPath` of editing some facts together, each by itself, on the case's model or a stack of its copies."""
     name = name if steps == STEPS else f"{name}, {steps} steps"
-    return Way(name, functools.partial(_edits, case, method, facts, steps), lm or case.lm, len(facts))
+    return FastPath(name, functools.partial(_edits, case, method, facts, steps), lm or case.lm, len(facts))
 
 
 def plain_edit(case, method, steps):
@@ -265,11 +265,11 @@ def _records(case):
     ):
         facts = case.facts[:n]
         run = functools.partial(scoring.score_facts, facts=facts, batch_tokens=n_tokens)
-        yield functools.partial(plain.score_facts, lm, facts), [Way(name, run, lm)], _scores_differ
+        yield functools.partial(plain.score_facts, lm, facts), [FastPath(name, run, lm)], _scores_differ
 
 
 def _round(case):
-    """The prompts of the downstream tasks, tokenised and answered; and answered again at a later checkpoint, where what
+    """The prompts of the downstream tasks, tokenized and answered; and answered again at a later checkpoint, where what
     enters the lowest edited layer is known."""
     tasks = [glue.open_task(name, n_examples=case.size.n_examples).prompts for name in case.size.tasks]
     given = {"batch_tokens": case.size.batch_tokens}
@@ -290,7 +290,10 @@ def _round(case):
     known = asked(decoding.Greedy, case.lm, layer=case.params["rome"].layer, max_bytes=most, **given)
     answers(case.lm, known)
     name = f"GLUE-like round, {len(tasks)} x {case.size.n_examples} examples"
-    ways = [Way(name, answers, case.lm), Way(f"{name}, again", functools.partial(answers, known=known), case.lm)]
+    ways = [
+        FastPath(name, answers, case.lm),
+        FastPath(f"{name}, again", functools.partial(answers, known=known), case.lm),
+    ]
     yield plainly, ways, _answers_differ
 
 
@@ -299,15 +302,15 @@ def _checkpoint(case):
     facts = case.facts[: case.size.n_history]
 
     def fast(lm, kept=None):
-        run = past_runs.Run(Path(), {}, lm, facts, None)
+        run = past_runs.PastRun(Path(), {}, lm, facts, None)
         return past_runs.recall_rows(run, len(facts), batch_tokens=case.size.batch_tokens, kept=kept)
 
-    kept = hidden_states.Kept(
+    kept = hidden_states.StateCache(
         case.lm, case.params["rome"].layer, KEPT_BYTES
     )  # of this model; with it no graph is recorded
     fast(case.lm, kept)
     name = f"history checkpoint, {len(facts)} facts"
-    ways = [Way(name, fast, case.lm), Way(f"{name}, again", lambda _: fast(case.lm, kept), case.lm)]
+    ways = [FastPath(name, fast, case.lm), FastPath(f"{name}, again", lambda _: fast(case.lm, kept), case.lm)]
     yield functools.partial(plain.recall, case.lm, facts), ways, _recall_differs
 
 
@@ -316,7 +319,7 @@ def _moments(case):
     ids = itertools.cycle(case.ids)
     documents = [list(itertools.islice(ids, DOCUMENT)) for _ in range(-(-n // DOCUMENT))]
     name = f"second moments, {len(layers)} layers, {len(documents) * DOCUMENT} tokens"
-    fast = Way(name, lambda lm: [moments.collect(lm, documents, layers, progress=False).moments], case.lm)
+    fast = FastPath(name, lambda lm: [moments.collect(lm, documents, layers, progress=False).moments], case.lm)
     rows = 4096 // DOCUMENT  # as many tokens in a batch as in `moments.collect`
     yield lambda: [plain.second_moments(case.lm, documents, layers, rows)], [fast], _matrices_differ
 

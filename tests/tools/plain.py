@@ -26,7 +26,7 @@ def memit_edit(lm, fact, params, contexts, moments):
 
     layers, groups = sorted(params.layers), [len(group) for group in contexts]
     flat = [context for group in contexts for context in group]
-    (found,) = values.optimise(lm, [fact], flat, layers[-1], params, at="block", forward=values.plain_forward)
+    (found,) = values.optimize(lm, [fact], flat, layers[-1], params, at="block", forward=values.plain_forward)
     rows = tokens.context_rows(lm.tokenizer, flat, fact.prompt, fact.subject)
     original, changes = updates.saved_weights(lm, layers), {}
     try:

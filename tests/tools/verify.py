@@ -25,7 +25,7 @@ FILES = {
 METRICS = {"metrics_rome_memit": ("rome", "memit"), "metrics_rrome": ("rrome_avgkey", "prome_promptkey")}
 
 # Largest relative difference (Frobenius) accepted.
-#   forward: what forward passes and the optimisation give on the unedited model.
+#   forward: what forward passes and the optimization give on the unedited model.
 #   solve: what a solve with C gives. In float32 the reference takes an explicit inverse, itself 3e-5 off the exact one.
 #   sequential: anything after earlier edits, which carry the difference of their solves into the later ones.
 #   nll: scores, the absolute difference in nats; the reference sums them in float32 in both precisions.
@@ -85,7 +85,7 @@ def verify(folder, *, device="cpu", forward=None):
     """Compare everything in `folder` with what this package computes.
 
     Args:
-        forward: way to optimise values, see `values.optimise`; both ways must agree with the reference.
+        forward: way to optimize values, see `values.optimize`; both ways must agree with the reference.
 
     Returns:
         list of `Difference`, one per precision, file and kind of array.
@@ -304,7 +304,7 @@ def main(arguments):
     parser = argparse.ArgumentParser(prog="editscale verify", description=__doc__.splitlines()[0])
     parser.add_argument("folder", help="numbers of the reference implementations, in the format of tests/golden")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, … (default cpu)")
-    parser.add_argument("--plain", action="store_true", help="optimise values by full forwards instead of cached ones")
+    parser.add_argument("--plain", action="store_true", help="optimize values by full forwards instead of cached ones")
     given = parser.parse_args(arguments)
     try:
         differences = verify(given.folder, device=given.device, forward=values.plain_forward if given.plain else None)
