@@ -8,7 +8,8 @@ A history that never was, without some edits or in reverse order, follows from r
 does not depend on what was edited before it (`editors.Method.order_free`). No method here is of that kind: ROME's v*
 and Wk, MEMIT's residuals and keys above its first layer, and FT-C's gradients are those of the model as edited so far.
 For such a method the honest answer is a run of notebook 02a on other facts; the sum of the recorded updates of the
-other edits is another, cheaper question, is given only on request (`--recorded-updates`), and the model card says what it is.
+other edits is another, cheaper question, is given only on request (`--recorded-updates`), and the model card says
+what it is.
 """
 
 import argparse
