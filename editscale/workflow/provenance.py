@@ -114,7 +114,7 @@ class Record:
         self.files.append(
             write_json(folder / f"{name}.json", {"figure": name, "found": found, "caption": caption, **origin})
         )
-        display(Markdown(f"**Found.** {caption}"))
+        display(Markdown(f"**Found.** {caption}"), metadata={"figure": (folder / f"{name}.png").as_posix()})
 
     def parquet(self, **tables):
         """Write tables into `out` as parquet, by name."""
