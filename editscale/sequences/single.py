@@ -1,9 +1,106 @@
-"""What single edits do, each made alone on the unedited model. The tables: `analysis.disabling`."""
+"""What single edits do, each made alone on the unedited model: one edit shown in its parts, and many measured.
+
+What the measurements say of disabling edits: `analysis.disabling`.
+"""
+
+import math
+from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 
 from editscale.editing import editors, updates
 from editscale.metrics import generation, scoring
+from editscale.models import decoding, tokens
+from editscale.sequences import sequence
+
+
+def shown_edit(lm, fact, editing, *, n_new=8):
+    """The parts of one edit, and what it does to the model: two tables, made with one edit that is taken back.
+
+    Args:
+        editing: see `editors.prepare`.
+        n_new: tokens that the model writes after the rewrite prompt, the most probable ones.
+
+    Returns:
+        parts: a row per quantity, in words, and a column per edited layer. NaN where there is no such quantity; what is
+            optimized once for all layers (δ, losses) stands with the last one.
+        effect: a row before and a row after the edit, with what the model writes, and p(new) and p(true), geometric
+            means of the probabilities of an object's tokens. An edit that is not finite or whose solve failed is not
+            applied; the second row then says so.
+
+    Weights are put back bit for bit, also after an error; nothing is drawn, and no CUDA graph is kept. Raises
+    ValueError, naming the fact, if it cannot be edited.
+    """
+    sequence.check_facts(lm, [fact], editing.contexts)
+    lm = replace(lm, graphs=None if lm.graphs is None else {})
+    original, before = updates.saved_weights(lm, editing.layers), _effect(lm, fact, n_new)
+    (edit,) = editors.edit_each(editing, lm, [fact])
+    status = editors.status(edit)
+    try:
+        if status == "edited":
+            updates.apply(lm, edit.updates)
+        after = _effect(lm, fact, n_new)
+    finally:
+        updates.restore(lm, original)
+    effect = pd.DataFrame([before, after], ["before the edit", "after the edit" if status == "edited" else status])
+    return _parts(edit, editing), effect.rename_axis(f"{fact.rewrite_prompt} …")
+
+
+def _parts(edit, editing):
+    """The first table of `shown_edit`."""
+    columns, made = {}, editors.summary(edit)
+    for update in edit.updates:
+        columns[f"layer {update.layer}"] = part = {}
+        key, change = _key_and_change(edit.trace, update.layer)
+        if key is not None:
+            part |= {"entries of the key k*": len(key), "norm of the key k*": key.norm().item()}
+            part["norm of the change asked for, v* − Wk"] = change.norm().item()
+            part["denominator"] = _denominator(edit, editing, update.layer, key)
+        part["norm of ΔW"] = update.norm()
+        part["rank of ΔW, at most"] = min(update.left.shape if update.right is None else update.right.shape)
+    columns.setdefault(f"layer {editing.layers[-1]}", {}).update(
+        {
+            "norm of the offset δ": made["delta_norm"],
+            "norm of what δ is added to": made["init_norm"],
+            "loss at the first forward": made["loss_first"],
+            "loss at the last forward": made["loss_last"],
+            "forwards": made["steps"],
+        }
+    )
+    return pd.DataFrame(columns, dtype=float).dropna(how="all")
+
+
+def _key_and_change(trace, layer):
+    """The key an update of a layer is made for, and the change of the output asked for: vectors, or None."""
+    if layer in trace:  # of several layers
+        return trace[layer]["keys"][:, 0], trace[layer]["residual"][:, 0]
+    if "key_mean" in trace:
+        return trace["key_mean"], trace["init"] + trace["delta"] - trace["value"]
+    return None, None
+
+
+def _denominator(edit, editing, layer, key):
+    """What an update is divided by: k·u (ROME variants), 1 + kᵀ(λC)⁻¹k (MEMIT), kᵀC⁻¹k (ROME over several layers)."""
+    import torch
+
+    if "denominator" in edit.trace:
+        return edit.trace["denominator"].item()
+    key = key.double()[:, None]
+    weighed = (key.T @ torch.cholesky_solve(key, editing.factors[layer])).item()
+    weight = getattr(editing.params, "mom2_update_weight", None)
+    return weighed if weight is None else 1 + weighed / weight
+
+
+def _effect(lm, fact, n_new):
+    """A row of the second table of `shown_edit`, of the model as it stands."""
+    (written,) = decoding.Greedy(lm, [tokens.prompt_ids(lm.tokenizer, fact.rewrite_prompt)], n_new)()
+    (score,) = scoring.score_prompts(lm, [(fact.rewrite_prompt, fact.target_new, fact.target_true)])
+    return {
+        "the model writes": generation.clean_text(lm.tokenizer, list(written)),
+        f"p({fact.target_new})": math.exp(-score.nll_new),
+        f"p({fact.target_true})": math.exp(-score.nll_true),
+    }
 
 
 def unedited(lm, facts, texts):
