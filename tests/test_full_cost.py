@@ -110,25 +110,26 @@ def test_what_a_bench_measured_of_the_shape_on_that_gpu_stands_before_the_dry_ru
         assert (found[key]["seconds"], found[key]["source"]) == (seconds, "bench")
 
 
-def test_the_table_and_the_page_say_what_the_file_holds(dry, capsys):
-    assert full_cost.table("figures/cost") == ""
-    assert full_cost.main(["dry-xl", "--of", "gpt2-xl"]) == 0
-    one = json.loads(Path("figures/cost/full-gpt2-xl.json").read_text())
-    page = Path("figures/cost/full-gpt2-xl.md").read_text()
-    assert capsys.readouterr().out == page == full_cost.page(one)
-    assert "| second moments | second moments | 100 µs | token | dry run | 102,400,000 | 2.84 |" in page
+def test_the_page_says_what_the_file_holds(dry):
+    one = full_cost.cost("dry-xl", "gpt2-xl")
+    assert json.loads(full_cost.write("dry-xl", "gpt2-xl").read_text()) == one
     # All runs of one stage started together; the first notebook started at 10:00, the last ended at 10:23.
     assert (one["minutes"], one["side_by_side"]) == (23.0, 4)
-    head, _, row = full_cost.table("figures/cost").splitlines()
-    assert "| [gpt2-xl](figures/cost/full-gpt2-xl.md) | NVIDIA H100 | 23.0 minutes, up to 4 notebooks at once |" in row
-    assert "| 30 GB (06) | 2.85 |" in row and head.count("|") == row.count("|")
-    assert costs.read("figures/cost") == {}
+    page = [[cell.strip() for cell in line.split("|")[1:-1]] for line in costs.study_page(one).splitlines()]
+    assert ["second moments", "second moments", "token", "100 µs", "dry run", "102,400,000", "2.84"] in page
+    row = costs._study_row("full-gpt2-xl", one)
+    assert (row["study"], row["GPU"]) == ("[gpt2-xl](full-gpt2-xl.md)", "NVIDIA H100")
+    assert row["dry run"] == "23.0 min, up to 4 notebooks at once"
+    assert (row["most memory"], row["second moments"]) == ("30 GB (06)", "2.85")
+    assert float(row["all"]) == pytest.approx(sum(part["hours"] or 0 for part in one["parts"]), rel=0.01)
+    assert costs.read("figures/cost") == {}, "no table of a device"
 
 
-def test_a_dry_run_that_is_not_complete_or_of_two_machines_is_refused(dry, capsys):
+def test_a_dry_run_that_is_not_complete_or_of_two_machines_is_refused(dry):
     leave(dry / "single", [], gpu=None, peak=None)
-    assert full_cost.main(["dry-xl", "--of", "gpt2-xl"]) == 2
-    assert "was made on NVIDIA H100 and a CPU; run it again" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="was made on NVIDIA H100 and a CPU; run it again"):
+        full_cost.write("dry-xl", "gpt2-xl")
     (dry / "single/done.json").unlink()
-    assert full_cost.main(["dry-xl", "--of", "gpt2-xl"]) == 2
-    assert "no runs/dry-xl/single/done.json; run the graph of scale dry-xl to its end" in capsys.readouterr().err
+    missing = "no runs/dry-xl/single/done.json; run the graph of scale dry-xl to its end"
+    with pytest.raises(FileNotFoundError, match=missing):
+        full_cost.write("dry-xl", "gpt2-xl")

@@ -1,4 +1,6 @@
-"""Tables of what things cost: `figures/cost/<device>.json`, a list of rows that `bench` measured, and their renderings.
+"""What things cost: measurements in `figures/cost/*.json`, and the pages that are drawn from them.
+
+`<device>.json` is a list of rows that `bench` measured:
 
 | field | meaning |
 |---|---|
@@ -13,19 +15,43 @@
 
 The difference is the largest ‖A − B‖ / ‖A‖ of changed weights or second moments, the largest relative one of a negative
 log-likelihood or (history) a probability, or the share of answers that differ (GLUE-like round). A field that does not
-apply is null.
+apply is null. `full-<study>.json` is what `full_cost` found.
 """
 
 import json
 import re
+from datetime import datetime
 from pathlib import Path
 
-FIELDS = (
-    "part", "shape", "device", "precision", "orders", "plain_s", "fast_s", "ratio", "max_rel_diff", "peak_gb",
-    "tflops", "share_of_peak",
-)  # fmt: skip
+import pandas as pd
+
+from editscale.files import write_whole
+from editscale.workflow import recorded
+
+FOLDER = Path("figures/cost")
+HEADS = {  # field ↦ what stands above its column
+    "part": "part",
+    "shape": "model",
+    "device": "device",
+    "precision": "precision",
+    "orders": "orders",
+    "plain_s": "plain path, s",
+    "fast_s": "here, s",
+    "ratio": "ratio",
+    "max_rel_diff": "largest relative difference",
+    "peak_gb": "peak memory, GB",
+    "tflops": "TFLOP/s",
+    "share_of_peak": "share of matmul peak",
+}
+FIELDS = tuple(HEADS)
 KEY = ("part", "shape", "precision", "orders")  # what names a row in the table of one device
-SHOWN = ("smollm2-135m", "gpt2-xl")  # the models in the README
+SHOWN = ("smollm2-135m", "gpt2-xl")  # the models on the first page
+SCALE = "smollm2"  # the recorded one
+ORDERS = 10  # the published ones
+GROUPS = ("second moments", "editing", "recall", "tasks", "edits alone", "notebooks")  # of a full study
+
+
+# ------------------------------------------------------------------------------------ rows of one device
 
 
 def row(**given):
@@ -53,132 +79,276 @@ def slug(name):
 
 
 def merged(old, new):
-    """`old` rows with `new` ones in the place of those of the same KEY, or behind them."""
+    """`old` rows with `new` ones in the place of those of the same KEY, or after them."""
     by_key = {tuple(r[name] for name in KEY): r for rows in (old, new) for r in rows}
     return list(by_key.values())
 
 
 def read(folder):
-    """File stem ↦ rows, of all tables of a device in a folder, by name; those of `full_cost` are no such tables."""
+    """File stem ↦ rows, of all tables of a device in a folder, by name."""
     paths = [path for path in sorted(Path(folder).glob("*.json")) if not path.name.startswith("full-")]
     return {path.stem: json.loads(path.read_text()) for path in paths}
 
 
 def write(folder, rows):
-    """Merge the rows of one device into its table in `folder`, and draw its Markdown again. Returns the JSON's path."""
+    """Merge the rows of one device into its table in `folder`; the path of that."""
     path = Path(folder) / f"{slug(rows[0]['device'])}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
     rows = merged(json.loads(path.read_text()) if path.exists() else [], rows)
     lines = ",\n".join(" " + json.dumps(r, ensure_ascii=False) for r in rows)
-    path.write_text(f"[\n{lines}\n]\n", encoding="utf-8")
-    path.with_suffix(".md").write_text(page(rows), encoding="utf-8")
-    return path
+    return write_whole(path, f"[\n{lines}\n]\n".encode())
+
+
+def line(r):
+    """A row in a line of text."""
+    return ", ".join(f"{HEADS[name]} {_cell(x)}" for name, x in r.items() if x is not None)
+
+
+# ------------------------------------------------------------------------------------------------- pages
+
+
+def write_pages(folder=FOLDER, tables=f"figures/{SCALE}/tables"):
+    """Draw all pages of a folder: README.md, and one for each JSON file. Returns their paths.
+
+    Args:
+        tables: the folder with the recorded tables of scale SCALE.
+    """
+    folder, devices = Path(folder), read(folder)
+    studies = {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("full-*.json"))}
+    texts = {stem: device_page(rows) for stem, rows in devices.items()}
+    texts |= {stem: study_page(one) for stem, one in studies.items()}
+    texts["README"] = first_page(devices, recorded.read(tables, SCALE), studies)
+    return [write_whole(folder / f"{stem}.md", text.encode()) for stem, text in texts.items()]
+
+
+def first_page(devices, results, studies):
+    """figures/cost/README.md.
+
+    Args:
+        devices: what `read` returns.
+        results: `recorded.Results` of scale SCALE.
+        studies: file stem ↦ what `full_cost.cost` returns.
+    """
+    sections = [_beside_plain(stem, rows, shape) for shape in SHOWN for stem, rows in devices.items()]
+    gpus = {parts["edits"].get("gpu") for run, parts in results.made.items() if _on_gpu(results, run, "edits")}
+    return f"""# What it costs
+
+`python -m editscale costs` draws this page and those it links from the measurements beside it.
+
+## One edit, one score, one checkpoint
+
+Each in float32 beside the plain path, which is what the public implementations do: full forwards of the unmodified
+model ([plain.py](../../tests/tools/plain.py)). Both are timed in turns (`make bench`). Part of the ratio is that frozen
+layers are computed here by oneDNN on a CPU and on the tensor cores of an H100, with the same precision
+([matmul.py](../../editscale/kernels/matmul.py)), while the plain path leaves the choice to torch. The row "matmul peak"
+on the page of each device shows that part alone: one large product in both ways. "Again" is a later checkpoint of the
+same run, which keeps what enters the lowest edited layer.
+
+{"".join(filter(None, sections))}## The recorded study
+
+Scale `{SCALE}` took this long on one {" or ".join(sorted(filter(None, gpus))) or "GPU"}. These times are older than
+[tensor_cores.py](../../editscale/kernels/tensor_cores.py), which makes edits, scores and tasks faster. One edit is time
+on the clock, with the scores right after it, on a GPU that other notebooks shared. Recall and tasks are the time in
+which at least one of a method's notebooks ran. The last column is {ORDERS} times the means of the measured runs.
+
+{table(recorded_rows(results, SCALE))}
+
+## Full studies
+
+What the paper's studies would take in GPU hours, from dry runs of every notebook on random weights of these shapes.
+The dry runs too are older than tensor_cores.py. The page of each study says what was counted.
+
+{table([_study_row(stem, one) for stem, one in studies.items()])}
+"""
+
+
+def _beside_plain(stem, rows, shape):
+    """The section of one model on one device; "" where it was not measured."""
+    of_shape = [r for r in rows if r["shape"] == shape]
+    full = [r for r in of_shape if r["precision"] == "float32"]
+    tf32 = {r["part"]: r["fast_s"] for r in of_shape if r["precision"] == "tf32"}
+    shown = [
+        {"part": r["part"], "plain path": _number(r["plain_s"], "s"), "here": _number(r["fast_s"], "s")}
+        | {"ratio": _number(r["ratio"], "×")}
+        | ({"here in TF32": _number(tf32.get(r["part"]), "s")} if tf32 else {})
+        for r in full
+        if r["ratio"] is not None and not r["part"].startswith(("ROME edits,", "MEMIT edits,"))
+    ]
+    if not shown:
+        return ""
+    link = f"All rows, with agreement, memory and operations: [{rows[0]['device']}]({stem}.md)."
+    return f"### {shape} on {rows[0]['device']}\n\n{table(shown)}\n\n{_growth(full)}{link}\n\n"
+
+
+def _growth(rows):
+    """Sentences on how the cost of an edit grows with edits before it, its prompt, and orders in a batch."""
+    after, prompts, orders = (
+        sorted((int(match[1]), r["fast_s"]) for r in rows if (match := re.match(f"ROME {pattern}", r["part"])))
+        for pattern in (r"edit after (\d+) edits", r"edit, prompt of (\d+) tokens", r"edits, (\d+) orders?")
+    )
+
+    def times(pairs):
+        return f"{pairs[-1][1] / pairs[0][1]:.2f} times as long as"
+
+    said = []
+    if len(after) > 1:
+        said.append(f"The {after[-1][0]:,}th ROME edit takes {times(after)} the {after[0][0]}th.\n")
+    if len(prompts) > 1:
+        said.append(f"With a prompt of {prompts[-1][0]} tokens it takes {times(prompts)} with {prompts[0][0]}.\n")
+    if len(orders) > 1:
+        said.append(f"In a batch of {orders[-1][0]} orders an edit takes {times(orders)} alone.\n")
+    return "".join(said)
+
+
+def device_page(rows):
+    """The table of one device as a page."""
+    cells = [{head: _cell(r[name]) for name, head in HEADS.items() if name != "device"} for r in rows]
+    return f"""# What it costs on {rows[0]["device"]}
+
+Measured by `python -m editscale bench`. [README.md](README.md) says what the plain path is,
+[parts.py](../../tests/tools/parts.py) what is run, and [costs.py](../../tests/tools/costs.py) what each column means.
+Seconds are medians of one edit, one round or one checkpoint. An edit is all of its 20 steps where no other number is
+named. gpt2-small, gpt2-xl and gpt-j have random weights of these sizes. The GLUE-like round asks `reviews` and
+`paraphrases`, the tasks that come with the package, in place of GLUE's.
+
+{table(cells)}
+"""
+
+
+def study_page(one):
+    """What `full_cost.cost` found of a study as a page."""
+    parts = [
+        part | {"seconds": _duration(part["seconds"]), "count": f"{part['count']:,}", "hours": _number(part["hours"])}
+        for part in one["parts"]
+    ]
+    ran = [{name: _cell(value) for name, value in notebook.items()} for notebook in one["notebooks"]]
+    return f"""# What the study {one["study"]} costs on one {one["device"]}
+
+From a dry run of it on random weights (`python -m editscale full-cost {one["dry"]} --of {one["study"]}`).
+[full_cost.py](../../tests/tools/full_cost.py) says what is counted, and how. `seconds` are those of one unit, `hours`
+those of the GPU. All parts together take {_number(hours(one))} hours.
+
+{table(parts)}
+
+## The dry run {one["dry"]}
+
+Up to {one["side_by_side"]} notebooks shared the GPU; `peak_gb` is the most memory in tensors, 10⁹ bytes.
+
+{table(ran)}
+"""
+
+
+def _study_row(stem, one):
+    most = max(one["notebooks"], key=lambda notebook: notebook["peak_gb"] or 0)
+    return {
+        "study": f"[{one['study']}]({stem}.md)",
+        "GPU": one["device"],
+        "dry run": f"{one['minutes']:.1f} min, up to {one['side_by_side']} notebooks at once",
+        "most memory": f"{most['peak_gb']:.0f} GB ({most['notebook'][:2]})" if most["peak_gb"] else "",
+        **{group: _number(hours(one, group)) for group in GROUPS},
+        "all": f"{hours(one):.0f}" if hours(one) >= 10 else f"{hours(one):.1f}",
+    }
+
+
+def hours(one, group=""):
+    """GPU hours of a group of a full study, of all without one."""
+    return sum(part["hours"] or 0 for part in one["parts"] if group in ("", part["group"]))
+
+
+def table(rows):
+    """Dicts of cells as a table in Markdown."""
+    return pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)
+
+
+def _cell(x):
+    return _number(x) if x is None or isinstance(x, float) else x
 
 
 def _number(x, unit=""):
     """Three digits, without an exponent where one can read it so; an empty cell for None."""
     if x is None:
         return ""
-    short = f"{x:.3g}" if abs(x) < 100 else f"{x:,.0f}"
+    short = f"{x:.3g}" if abs(x) < 1000 else f"{x:,.0f}"
     return f"{short} {unit}".strip()
 
 
-def line(r):
-    """A row in a line of text."""
-    facts = [
-        ("plain", r["plain_s"], "s"), ("fast", r["fast_s"], "s"), ("ratio", r["ratio"], "x"),
-        ("difference", r["max_rel_diff"], ""), ("peak", r["peak_gb"], "GB"), ("rate", r["tflops"], "TFLOP/s"),
-    ]  # fmt: skip
-    found = ", ".join(f"{name} {_number(x, unit)}" for name, x, unit in facts if x is not None)
-    return f"{r['part']} | {r['shape']} | {r['precision']}: {found}"
+def _duration(seconds):
+    """Seconds with a unit, "" for None."""
+    if seconds is None:
+        return ""
+    unit, scale = next((u, k) for u, k in (("s", 1), ("ms", 1e3), ("µs", 1e6)) if seconds * k >= 1 or u == "µs")
+    return f"{seconds * scale:.3g} {unit}"
 
 
-def markdown_table(head, rows):
-    """A table in Markdown."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(map(str, cells))} |" for cells in lines)
+# ---------------------------------------------------------------------------------- what a recorded study took
 
 
-def page(rows):
-    """The table of one device as a Markdown page."""
-    head = ["part", "model", "precision", "orders", "plain path, s", "here, s", "ratio", "largest relative difference"]
-    head += ["peak memory, GB", "TFLOP/s", "share of matmul peak"]
-    cells = [
-        [r["part"], r["shape"], r["precision"], r["orders"]]
-        + [_number(r[name]) for name in FIELDS[FIELDS.index("plain_s") :]]
-        for r in rows
-    ]
-    return f"""# What it costs on {rows[0]["device"]}
+def minutes(results, scale):
+    """What the runs of a scale that were made on a GPU took: one row per method and part, methods as in the grid.
 
-Measured by `python -m editscale bench`; the plain path (`tests/tools/plain.py`) is what the public implementations do,
-by full forwards of the unmodified model, timed in turns with this package's. Medians; seconds are those of one edit,
-one round or one checkpoint, an edit being all of its 20 steps where no other number is named. `costs.py` says
-what each column means, `bench.py` what is run. gpt2-small, gpt2-xl and gpt-j have random weights of these
-sizes. The GLUE-like round asks `reviews` and `paraphrases`, the tasks that come with the package, in place of GLUE's.
-"Again" is a later checkpoint of the same run, which knows what enters the lowest edited layer from the first. Frozen
-float32 layers and the matmul peak are computed by oneDNN on a CPU and on the tensor cores of an H100
-(`editscale/kernels/matmul.py`); the plain path computes them as torch does by itself.
-
-{markdown_table(head, cells)}
-"""
-
-
-def _growth(rows, pattern):
-    """[(n, row), …] of the parts that a pattern with one number matches, by that number."""
-    found = [(int(match[1]), r) for r in rows if (match := re.match(pattern, r["part"]))]
-    return sorted(found, key=lambda one: one[0])
-
-
-def _sentences(rows, shape):
-    """What growth costs on one model, one device and in one precision: sentences."""
-    after, prompts, orders = (
-        _growth(rows, f"ROME {pattern}")
-        for pattern in (r"edit after (\d+) edits", r"edit, prompt of (\d+) tokens", r"edits, (\d+) orders?")
-    )
-
-    def times(pairs):
-        return f"{pairs[-1][1]['fast_s'] / pairs[0][1]['fast_s']:.2f}"
-
-    said = []
-    if len(after) > 1:
-        said.append(f"the {after[-1][0]:,}th ROME edit takes {times(after)} times as long as the {after[0][0]}th")
-    if len(prompts) > 1:
-        said.append(f"one behind {prompts[-1][0]} tokens {times(prompts)} times as long as behind {prompts[0][0]}")
-    if len(orders) > 1:
-        said.append(f"in a batch of {orders[-1][0]} orders an edit takes {times(orders)} times as long as alone")
-    return f"On {shape} {'; '.join(said)}." if said else ""
-
-
-def section(rows_by_device, shapes=SHOWN):
-    """The README's section on costs, as Markdown.
+    - editing: the seconds of edits in timing.parquet, the scores right after each included. A batch's are shared by its
+      runs, so that the sum over runs is time on the clock.
+    - recall and tasks: notebooks of several runs work side by side, so the time of a part is the length of the union of
+      the [started, finished] intervals of one method's runs, on each GPU, added up over GPUs. Loading included; other
+      methods' notebooks may share the GPU.
 
     Args:
-        rows_by_device: what `read` returns.
-        shapes: the models it shows.
+        results: `recorded.Results` of the scale.
+
+    Returns:
+        method; part ("editing", "recall", "tasks"); runs: measured; edits: of these runs together, NaN but for editing;
+        minutes: in total, 0 without runs.
     """
-    cells, growth = [], []
-    for shape in shapes:
-        for rows in rows_by_device.values():
-            of_shape = [r for r in rows if r["shape"] == shape]
-            full = [r for r in of_shape if r["precision"] == "float32"]
-            tf32 = {r["part"]: r["fast_s"] for r in of_shape if r["precision"] == "tf32"}
-            for r in full:
-                if r["ratio"] is not None and not r["part"].startswith(("ROME edits,", "MEMIT edits,")):
-                    numbers = [_number(r["plain_s"], "s"), _number(r["fast_s"], "s"), _number(r["ratio"], "×")]
-                    numbers.append(_number(tf32.get(r["part"]), "s"))
-                    cells.append([r["part"], f"{shape}, {r['device']}", *numbers])
-            growth.append(_sentences(full, shape))
-    table = markdown_table(["part", "model, device", "plain path", "here", "ratio", "here in TF32"], cells)
-    links = ", ".join(f"[{rows[0]['device']}](figures/cost/{name}.md)" for name, rows in rows_by_device.items())
-    return f"""## What it costs
+    rows, grid = [], recorded.grid_of(scale)
+    for method in dict.fromkeys(key[0] for key in grid.values()):
+        of_method = {run: key for run, key in grid.items() if key[0] == method}
+        times = [results.rows(recorded.TIMING, key) for run, key in of_method.items() if _on_gpu(results, run, "edits")]
+        times = [found["seconds"] for found in times if found is not None]
+        found = {"runs": len(times), "edits": sum(map(len, times)), "minutes": sum(t.sum() for t in times) / 60}
+        rows.append({"method": method, "part": "editing", **found})
+        for part, name in (("recall", "recall"), ("tasks", "downstream")):
+            made = [results.made[run][name] for run in of_method if _on_gpu(results, run, name)]
+            spans = {}  # by GPU; older records do not tell those of one kind apart
+            for one in made:
+                span = [datetime.fromisoformat(one[end]).timestamp() for end in ("started", "finished")]
+                spans.setdefault(one.get("gpu_uuid"), []).append(span)
+            taken = sum(map(union_length, spans.values())) / 60
+            rows.append({"method": method, "part": part, "runs": len(made), "minutes": taken})
+    return pd.DataFrame(rows)
 
-Float32, beside the plain path: the same by full forwards of the unmodified model, as the public implementations do it,
-timed in turns with it (`make bench`). Part of the ratio is that frozen layers are computed by oneDNN here on a CPU and
-on the tensor cores of an H100, no less exactly ([matmul.py](editscale/kernels/matmul.py)), and in the plain path
-by what torch takes itself: the row "matmul peak" has one large product in both ways. All rows, with agreement, memory
-and operations: {links}.
 
-{table}
+def union_length(intervals):
+    """Length of the union of intervals (first, last), in their unit; 0 of none."""
+    total, reached = 0, float("-inf")
+    for first, last in sorted(intervals):
+        total += max(last - max(first, reached), 0)
+        reached = max(reached, last)
+    return total
 
-{" ".join(filter(None, growth))}
-"""
+
+def recorded_rows(results, scale):
+    """The cells of a table of `minutes`: a row for each method, ValueError if nothing was done on a GPU."""
+    measured = minutes(results, scale).query("runs > 0")
+    if measured.empty:
+        raise ValueError(f"the recorded tables of {scale} name no part of a run that was made with device cuda")
+    rows = []
+    for method, parts in measured.groupby("method", sort=False):
+        parts = parts.set_index("part")[["runs", "edits", "minutes"]]
+        cells = {name: f"{taken:.1f} min, {n} run{'s' * (n > 1)}" for name, n, _, taken in parts.itertuples()}
+        if "editing" in parts.index:
+            edits, taken = parts.loc["editing", ["edits", "minutes"]]
+            cells |= {"edits": f"{edits:,.0f}", "one edit": f"{60 * taken / edits:.3f} s"}
+        if len(parts) == 3:
+            cells[f"{ORDERS} orders"] = f"{ORDERS * (parts['minutes'] / parts['runs']).sum():.0f} min"
+        shown = ("editing", "edits", "one edit", "recall", "tasks", f"{ORDERS} orders")
+        rows.append({"method": method, **{name: cells.get(name, "not measured") for name in shown}})
+    return rows
+
+
+def _on_gpu(results, run, part):
+    made = results.made.get(run, {}).get(part, {})
+    return str(made.get("parameters", {}).get("device", "")).startswith("cuda")
+
+
+def main():
+    """Draw the pages of figures/cost from the measurements there."""
+    print(*write_pages(), sep="\n")

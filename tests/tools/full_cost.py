@@ -8,9 +8,9 @@ On a machine with a GPU:
     python -m editscale full-cost dry-xl --of gpt2-xl
 
 Read are the times and peak memory that the dry run left (done.json, timing.jsonl) and the parameters of both scales;
-written is `figures/cost/full-<study>.json` with its page. GPU hours are seconds of one × how many, summed:
+written are `figures/cost/full-<study>.json` and the pages of `costs`. GPU hours are seconds of one × how many, summed:
 
-- second moments: seconds of a token, in the groups of documents behind the first, which warms up; n_documents ×
+- second moments: seconds of a token, in the groups of documents after the first, which warms up; n_documents ×
   max_length tokens, the most there can be. Documents of a dry run are shorter, so that attention costs less there.
 - editing: seconds of an edit with the scores right after it, the median of a run's without its first two, which hold
   set-up; all runs of the grid × n_edits. Scores of the unedited model: seconds of a fact; one for each edit.
@@ -30,18 +30,18 @@ bound there too. Downloads, the text of Wikipedia, and the notebooks that draw f
 
 import json
 import statistics
-import sys
 from datetime import datetime
 from pathlib import Path
+from typing import Annotated
 
-from editscale.files import read_json
+from typer import Argument, Option
+
+from editscale.files import read_json, write_whole
 from editscale.sequences.ledger import read_timing
 from editscale.workflow import timing
 from editscale.workflow.parameters import checked_scale, notebook_parameters, read_grid, read_parameters
 from tools import costs
 
-FOLDER = Path("figures/cost")
-GROUPS = ("second moments", "editing", "recall", "tasks", "edits alone", "notebooks")
 WHOLE = {"sst2": 872}  # examples of a whole validation split
 WARM_UP = 2  # first measurements, which hold set-up
 # Notebooks with a model ↦ their folder: in runs/<scale>, or in that of each run.
@@ -105,7 +105,7 @@ def rates(rows, bench):
 
     Returns:
         kind ↦ (seconds, source); an edit's kind is ("edit", method), that of a notebook's rest ("rest", notebook). None
-        for seconds that nothing tells.
+        for seconds that were not measured.
     """
     dry, found = "dry run", {}
     for name in dict.fromkeys(row["notebook"] for row in rows):
@@ -144,8 +144,7 @@ def rates(rows, bench):
 
 def bench_of(device, shape):
     """Part ↦ seconds of a shape in float32, one order, in figures/cost; empty for a device without a table."""
-    path = FOLDER / f"{costs.slug(device)}.json"
-    rows = json.loads(path.read_text()) if path.is_file() else []
+    rows = costs.read(costs.FOLDER).get(costs.slug(device), [])
     return {r["part"]: r["fast_s"] for r in rows if (r["shape"], r["precision"], r["orders"]) == (shape, "float32", 1)}
 
 
@@ -237,90 +236,17 @@ def _short(x):
     return float(f"{x:.4g}")
 
 
-def _cell(x):
-    return "" if x is None else f"{x:.3g}" if abs(x) < 1000 else f"{x:,.0f}"
+def write(dry, study):
+    """Write what `cost` finds to figures/cost/full-<study>.json; its path."""
+    one = cost(dry, study)
+    text = json.dumps(one, indent=1, ensure_ascii=False) + "\n"
+    return write_whole(costs.FOLDER / f"full-{study}.json", text.encode())
 
 
-def _duration(seconds):
-    """Seconds with a unit, "" for None."""
-    if seconds is None:
-        return ""
-    unit, scale = next((u, k) for u, k in (("s", 1), ("ms", 1e3), ("µs", 1e6)) if seconds * k >= 1 or u == "µs")
-    return f"{seconds * scale:.3g} {unit}"
-
-
-def hours(one, group=""):
-    """GPU hours of a group, of all without one."""
-    return sum(part["hours"] or 0 for part in one["parts"] if group in ("", part["group"]))
-
-
-def peak(one):
-    """The most GPU memory of a notebook, in words."""
-    most = max(one["notebooks"], key=lambda row: row["peak_gb"] or 0)
-    return (
-        f"{most['peak_gb']:.0f} GB ({most['notebook'][:2]} {most['method']}".rstrip() + ")" if most["peak_gb"] else ""
-    )
-
-
-def table(folder=FOLDER):
-    """What the README says of all studies in a folder: a table in Markdown, "" without any."""
-    found = [json.loads(path.read_text()) for path in sorted(Path(folder).glob("full-*.json"))]
-    if not found:
-        return ""
-    head = ["study", "GPU", "dry run", "most memory", *(f"{group}, h" for group in GROUPS), "all, GPU hours"]
-    rows = [
-        [
-            f"[{one['study']}](figures/cost/full-{one['study']}.md)",
-            one["device"],
-            f"{one['minutes']:.1f} minutes, up to {one['side_by_side']} notebooks at once",
-            peak(one),
-            *(_cell(hours(one, group)) for group in GROUPS),
-            f"{hours(one):.0f}" if hours(one) >= 10 else f"{hours(one):.1f}",
-        ]
-        for one in found
-    ]
-    return costs.markdown_table(head, rows)
-
-
-def page(one):
-    """A study's cost as a Markdown page."""
-    parts = [
-        [p["group"], p["part"], _duration(p["seconds"]), p["unit"], p["source"], f"{p['count']:,}", _cell(p["hours"])]
-        for p in one["parts"]
-    ]
-    parts.append(["all", "", "", "", "", "", _cell(hours(one))])
-    ran = [[row["notebook"], row["method"], f"{row['seconds']:.0f}", _cell(row["peak_gb"])] for row in one["notebooks"]]
-    return f"""# What the study {one["study"]} costs on one {one["device"]}
-
-From a dry run of it on random weights (`python -m editscale full-cost {one["dry"]} --of {one["study"]}`); what is
-counted and how: `tests/tools/full_cost.py`.
-
-{costs.markdown_table(["group", "part", "one", "unit", "from", "how many", "GPU hours"], parts)}
-
-## The dry run {one["dry"]}
-
-Up to {one["side_by_side"]} notebooks shared the GPU.
-
-{costs.markdown_table(["notebook", "method", "s", "most memory in tensors, GB"], ran)}
-"""
-
-
-def main(arguments):
-    """Write the JSON and the page of a study's cost, and print the page; exit status."""
-    import argparse
-
-    parser = argparse.ArgumentParser(prog="editscale full-cost", description=__doc__.splitlines()[0])
-    parser.add_argument("dry", metavar="DRY", help="the scale of the dry run, such as dry-xl")
-    parser.add_argument("--of", required=True, metavar="STUDY", help="the scale that it stands for, such as gpt2-xl")
-    given = parser.parse_args(arguments)
-    try:
-        one = cost(checked_scale(given.dry), checked_scale(given.of))
-    except (ValueError, OSError) as error:
-        print(f"editscale full-cost: {error}", file=sys.stderr)
-        return 2
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    path = FOLDER / f"full-{given.of}.json"
-    path.write_text(json.dumps(one, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    path.with_suffix(".md").write_text(page(one), encoding="utf-8")
-    print(page(one), end="")
-    return 0
+def main(
+    dry: Annotated[str, Argument(metavar="DRY", help="the scale of the dry run, such as dry-xl")],
+    of: Annotated[str, Option(metavar="STUDY", help="the scale that it stands for, such as gpt2-xl")],
+):
+    """Estimate what a full study costs on one GPU, from a dry run of it, and draw the pages of figures/cost."""
+    print(write(checked_scale(dry), checked_scale(of)))
+    costs.write_pages()
