@@ -6,7 +6,6 @@ import shutil
 import struct
 from pathlib import Path
 
-import gguf
 import pytest
 import synthetic
 import tiny
@@ -14,13 +13,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
-from test_models import tiny_gguf
 
 from editscale import files
 from editscale.__main__ import main
 from editscale.data import facts, glue
 from editscale.editing import moments
-from editscale.models import gguf_file, loading, smollm2, tokens
+from editscale.models import loading, tokens
 from editscale.sequences import past_runs
 from editscale.workflow import parameters
 
@@ -194,135 +192,7 @@ def test_a_changed_or_cut_safetensors_file_is_read_or_refused_and_nothing_else(t
         assert read.moments[1].shape == (48, 48) and read.moments[1].dtype == torch.float64
 
 
-# GGUF
-
-
-def text(value):
-    return struct.pack("<Q", len(value)) + value
-
-
-def fact(name, kind, value):
-    return text(name) + struct.pack("<I", kind) + value
-
-
-def tensor(name=b"t", dims=(32,), kind=0, place=0):
-    return text(name) + struct.pack(f"<I{len(dims)}QIQ", len(dims), *dims, kind, place)
-
-
-def gguf_of(facts=(), tensors=(), n_facts=None, n_tensors=None, version=3, data=b"\0" * 4096):
-    counts = len(tensors) if n_tensors is None else n_tensors, len(facts) if n_facts is None else n_facts
-    head = b"GGUF" + struct.pack("<IQQ", version, *counts) + b"".join(facts) + b"".join(tensors)
-    return head + b"\0" * (-len(head) % 32) + data
-
-
-U32, I64, BOOL = (lambda x: struct.pack("<I", x)), 11, 7
-HUGE = struct.pack("<Q", 2**62)
-GGUFS = {
-    "nothing": (b"", "is not a GGUF file: it is empty"),
-    "two bytes": (b"GG", "the magic takes 4 bytes, and 2 are left"),
-    "another file": (b"PK\3\4" + b"\0" * 100, "does not begin with GGUF"),
-    "an unknown version": (gguf_of(version=99), "has GGUF version 99; versions 2 and 3"),
-    "the other byte order": (b"GGUF\0\0\0\3" + b"\0" * 100, "has GGUF version 50331648"),
-    "no counts": (b"GGUF\3\0\0\0", "the number of tensors takes 8 bytes, and 0 are left"),
-    "2^62 tensors": (gguf_of(n_tensors=2**62), "states 4,611,686,018,427,387,904 tensors, more than fit"),
-    "2^62 facts": (gguf_of(n_facts=2**62), "states 4,611,686,018,427,387,904 facts, more than fit"),
-    "a name of 2^62 bytes": (gguf_of([HUGE + b"a"]), "the name of a fact takes 4,611,686,018,427,387,904 bytes"),
-    "a string of 2^62 bytes": (gguf_of([fact(b"a", 8, HUGE)]), "a takes 4,611,686,018,427,387,904 bytes"),
-    "a list of 2^62 numbers": (gguf_of([fact(b"a", 9, U32(4) + HUGE)]), "items of a, more than fit"),
-    "a list of 2^62 strings": (gguf_of([fact(b"a", 9, U32(8) + HUGE)]), "items of a, more than fit"),
-    "a list of lists": (gguf_of([fact(b"a", 9, U32(9) + HUGE)]), "is an array of type 9; arrays hold numbers"),
-    "a fact of an unknown type": (gguf_of([fact(b"a", 77, b"")]), "fact 'a' has the unknown type 77"),
-    "a fact that comes twice": (gguf_of([fact(b"a", 4, U32(1))] * 2), "fact 'a' comes twice"),
-    "a name that is no text": (gguf_of([fact(b"\xff", 4, U32(1))]), "the name of a fact is not UTF-8"),
-    "an odd alignment": (gguf_of([fact(b"general.alignment", 4, U32(33))]), "general.alignment is 33, not a power"),
-    "no alignment": (gguf_of([fact(b"general.alignment", 4, U32(0))]), "general.alignment is 0, not a power"),
-    "an alignment in words": (gguf_of([fact(b"general.alignment", 8, text(b"x"))]), "general.alignment is 'x'"),
-    "a tensor of no dimensions": (gguf_of(tensors=[tensor(dims=())]), "tensor 't' has 0 dimensions, not 1 to 4"),
-    "a tensor of 2^32 dimensions": (
-        gguf_of(tensors=[text(b"t") + b"\xff" * 4 + b"\0" * 60]),
-        "tensor 't' has 4294967295 dimensions",
-    ),
-    "a tensor of an unknown type": (gguf_of(tensors=[tensor(kind=999)]), "tensor 't' has the unknown type 999"),
-    "a tensor without entries": (gguf_of(tensors=[tensor(dims=(32, 0))]), r"tensor 't' has shape \(0, 32\)"),
-    "half a block": (gguf_of(tensors=[tensor(dims=(33,), kind=8)]), "rows of its type hold a multiple of 32"),
-    "a tensor behind the end": (gguf_of(tensors=[tensor(place=2**40)]), "is not within the file's"),
-    "a tensor larger than the file": (gguf_of(tensors=[tensor(dims=(2**60, 4))]), "is not within the file's"),
-    "a shape that overflows": (gguf_of(tensors=[tensor(dims=(2**63, 2**63))]), "is not within the file's"),
-    "a tensor at an odd place": (gguf_of(tensors=[tensor(place=1)]), "is not within the file's"),
-    "a tensor that comes twice": (gguf_of(tensors=[tensor(), tensor()]), "tensor 't' comes twice"),
-    "tensors over each other": (
-        gguf_of(tensors=[tensor(bytes([97 + i]), dims=(1024,)) for i in range(3)]),
-        "lies over others",
-    ),
-}
-
-
-@pytest.mark.parametrize("name", GGUFS)
-def test_a_bad_gguf_file_is_refused_by_name(tmp_path, name):
-    content, message = GGUFS[name]
-    (tmp_path / "model.gguf").write_bytes(content)
-    with pytest.raises(ValueError, match=f"model.gguf .*{message}"):
-        smollm2.convert(tmp_path / "model.gguf", tmp_path)
-
-
-@pytest.fixture(scope="module")
-def whole_gguf(tmp_path_factory):
-    path = tmp_path_factory.mktemp("gguf") / "tiny.gguf"
-    tiny_gguf(tiny.tiny_model("llama", bos=False), path)
-    return path.read_bytes()
-
-
-def test_a_gguf_file_is_read_as_the_gguf_package_reads_it(tmp_path, whole_gguf):
-    path = tmp_path / "tiny.gguf"
-    path.write_bytes(whole_gguf)
-    read, stored = gguf_file.read(path)
-    reader = gguf.GGUFReader(path)
-    known = {name: field.contents() for name, field in reader.fields.items() if not name.startswith("GGUF.")}
-    assert read == known and set(stored) == {one.name for one in reader.tensors}
-    for one in reader.tensors:
-        ours = stored[one.name]
-        assert ours.kind == one.tensor_type and ours.shape == tuple(one.shape[::-1])
-        assert (gguf.dequantize(ours.data, one.tensor_type) == gguf.dequantize(one.data, one.tensor_type)).all()
-
-
-@PROPERTY
-@given(data=st.data())
-def test_a_changed_or_cut_gguf_file_is_read_or_refused_and_nothing_else(tmp_path_factory, whole_gguf, data):
-    content = bytearray(whole_gguf)
-    for _ in range(data.draw(st.integers(1, 4))):
-        place = data.draw(st.integers(0, 2000) | st.integers(0, len(content) - 1))
-        content[place : place + 8] = data.draw(st.binary(min_size=1, max_size=8))
-    path = tmp_path_factory.mktemp("gguf") / "m.gguf"
-    path.write_bytes(content[: data.draw(st.integers(0, len(content)) | st.just(len(content)))])
-    try:
-        read, stored = gguf_file.read(path)
-    except ValueError as error:
-        assert str(path) in str(error)
-    else:
-        assert sum(one.data.nbytes for one in stored.values()) <= len(content) and isinstance(read, dict)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"general.architecture": "gpt2"}, "its architecture is not llama"),
-        ({"llama.block_count": 10**9}, "it states more layers than it has tensors"),
-        ({"llama.block_count": None}, "fact llama.block_count is None, not int"),
-        ({"llama.embedding_length": -1}, "a size is not positive"),
-        ({"llama.attention.head_count": 5}, "heads do not divide its width"),
-        ({"llama.feed_forward_length": 49}, "the tensor for .* is of shape"),
-        ({"tokenizer.ggml.bos_token_id": 10**6}, "a special token is not among its tokens"),
-        ({"tokenizer.ggml.token_type": [1]}, "tokens and their types are not of one number"),
-        ({"tokenizer.ggml.merges": ["a b c"]}, "tokens and merges are not strings, or not pairs"),
-        ({"tokenizer.chat_template": 3}, "fact tokenizer.chat_template is 3, not str"),
-    ],
-)
-def test_a_gguf_file_of_another_model_is_refused(tmp_path, monkeypatch, whole_gguf, change, message):
-    (tmp_path / "m.gguf").write_bytes(whole_gguf)
-    read, stored = gguf_file.read(tmp_path / "m.gguf")
-    monkeypatch.setattr(gguf_file, "read", lambda path: (read | change, stored))
-    with pytest.raises(ValueError, match=f"m.gguf is no model of this kind: .*{message}"):
-        smollm2.convert(tmp_path / "m.gguf", tmp_path)
+# The wheel
 
 
 @pytest.mark.parametrize("listed", ("../outside/model.gguf", "/etc/model.gguf"))
