@@ -120,11 +120,10 @@ def test_unedited_scores_are_those_of_the_first_facts(tiny, measured):
 
 def test_single_edits_are_each_made_on_the_unedited_model(tiny, measured):
     lm, known, *_ = tiny
-    params, contexts, factors = measured[2]["rome"]
-    scored = []
+    editing, scored = measured[2]["rome"], []
     for fact in known[:3]:
-        original = updates.saved_weights(lm, editors.layers_of(params))
-        (edit,) = editors.method("rome").edit(lm, [fact], params, contexts, factors)
+        original = updates.saved_weights(lm, editing.layers)
+        (edit,) = editors.edit_each(editing, lm, [fact])
         updates.apply(lm, edit.updates)
         scored.append(scoring.fact_scores(scoring.score_facts(lm, [fact])[0]))
         updates.restore(lm, original)
@@ -135,9 +134,9 @@ def test_single_edits_are_each_made_on_the_unedited_model(tiny, measured):
 
 def test_a_sequence_moves_the_weights_first_by_its_first_update_and_is_asked_the_task(tiny, measured):
     lm, known, _, task = tiny
-    table, _, (params, contexts, factors) = measured[0], measured[1], measured[2]["memit"]
+    table, _, editing = measured
     followed = acceptance.sequence_facts(known, 3)
-    (first,) = editors.method("memit").edit(lm, followed[:1], params, contexts, factors)
+    (first,) = editors.edit_each(editing["memit"], lm, followed[:1])
     for update in first.updates:
         row = rows_of(table, metric="distance", edits=1, layer=update.layer).iloc[0]
         assert row["value"] == pytest.approx(update.norm() / lm.weight(update.layer).numel(), rel=1e-4)
@@ -151,9 +150,9 @@ def test_a_sequence_moves_the_weights_first_by_its_first_update_and_is_asked_the
 def test_an_edit_that_is_not_finite_is_not_applied_and_scores_nothing(tiny, measured, monkeypatch):
     lm, known, *_ = tiny
     monkeypatch.setattr(updates.Update, "is_finite", lambda _: False)
-    rows = acceptance.single_rows(lm, known[:2], "rome", *measured[2]["rome"])
+    rows = acceptance.single_rows(lm, known[:2], measured[2]["rome"])
     assert {row["value"] for row in rows} == {0}
-    distances = acceptance.sequence_rows(lm, known[:2], "memit", *measured[2]["memit"], [2], None, 512)
+    distances = acceptance.sequence_rows(lm, known[:2], measured[2]["memit"], [2], None, 512)
     assert {row["value"] for row in distances if row["metric"] == "distance"} == {0}
 
 

@@ -9,7 +9,7 @@ import pytest
 
 CODE = """
 import sys; sys.path.insert(0, {tests!r})
-import crashtest
+from tools import crashtest
 print(crashtest.main(["6", "--seed", "3"]))
 append, run, held = crashtest.ledger.Ledger.append, crashtest.Sequence.run, []
 def late(*of):  # writes an edit when the next one comes

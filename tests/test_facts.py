@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 from synthetic import to_record
 
+from editscale.__main__ import main
 from editscale.data import facts
 from editscale.data.facts import Fact, parse
 from editscale.data.orders import in_order, orders_json, published_orders, unique_subjects, write_orders
+from editscale.workflow import cli
 
 SHARED = Path(__file__).parents[2] / "shared"
 DROPPED = Path(__file__).parent / "data_facts" / "dropped_positions.json"
@@ -309,9 +311,9 @@ def test_orders_text_has_the_published_layout(tmp_path):
 def test_orders_command_prints_the_hash_or_one_error(tmp_path, capsys):
     path, out = tmp_path / "facts.json", tmp_path / "orders.json"
     path.write_text(json.dumps([record()]))
-    assert facts.orders_main([str(path), str(out)]) == 0
+    assert cli.main(["orders", str(path), str(out)]) == 0
     assert hashlib.sha256(out.read_bytes()).hexdigest() in capsys.readouterr().out
-    assert facts.orders_main([str(tmp_path / "no.json"), str(out)]) == 1
+    assert cli.main(["orders", str(tmp_path / "no.json"), str(out)]) == 2
     assert "no facts file" in capsys.readouterr().err
 
 

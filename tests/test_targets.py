@@ -9,6 +9,7 @@ import yaml
 from editscale import columns
 from editscale.analysis import targets
 from editscale.columns import harmonic_score
+from editscale.files import bundled
 from editscale.sequences import acceptance
 
 MODELS = ("gpt2-medium", "gpt2-large", "gpt2-xl", "gpt-j-6b")
@@ -124,7 +125,7 @@ def test_a_table_as_published_passes_in_every_row():
 
 
 def test_the_file_of_targets_holds_nothing_that_is_not_read():
-    path = targets.Path(targets.__file__).parent / "data" / "acceptance.yaml"
+    path = bundled("acceptance.yaml")
     known = {"part", "method", "edits", "source", "values", "tolerance", "relative", "case_id"}
     known |= {"distances", "exponents", "coefficients"}
     for model, entries in yaml.safe_load(path.read_text(encoding="utf-8")).items():
