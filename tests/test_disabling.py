@@ -96,7 +96,7 @@ def test_layers_that_jump_together_are_one_row_with_the_largest_ratio():
 
 def test_detect_names_what_a_table_lacks_or_holds_twice():
     drift = drift_table()
-    with pytest.raises(ValueError, match="the drift table lacks update_norm; it has method, order"):
+    with pytest.raises(ValueError, match="the table of drift lacks update_norm; it has method, order"):
         disabling.detect(drift.drop(columns="update_norm"))
     with pytest.raises(ValueError, match="several rows for one run, layer and edit"):
         disabling.detect(pd.concat([drift, drift]))
@@ -225,7 +225,7 @@ def fake_edit(monkeypatch, value):
     of = rome.METHODS["rome"]
 
     def edit(*arguments):
-        done = rome.edit(*arguments)
+        done = of.edit(*arguments)
         for update in done[0].updates:
             update.left.fill_(value)
         return done

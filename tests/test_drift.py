@@ -57,3 +57,9 @@ def test_full_matrices_drift_as_the_same_changes_in_factors(tmp_path):
     for one, two in zip(drift.of_ledger(low), drift.of_ledger(full), strict=True):
         assert one == pytest.approx(two, rel=1e-12, abs=1e-12)
     assert drift.of_ledger(full)[1]["update_norm"] == 0
+
+
+def test_the_exponent_of_a_growth_is_that_of_its_law_whatever_its_factor():
+    edits = np.array([1, 5, 20, 80])
+    assert drift.exponent(edits, 3e-7 * edits**0.7) == pytest.approx(0.7)
+    assert drift.exponent(edits, [0, 0, 0, 2.0]) != drift.exponent(edits, [0, 0, 0, 2.0])  # NaN: one positive distance

@@ -84,23 +84,10 @@ def test_values_without_an_interval_are_an_error(rng, values, message):
         intervals.bootstrap(values, rng)
 
 
-# ------------------------------------------------------------------------------------------------------ over orders
+# ------------------------------------------------------------------------------------------------------------ bands
 
 
-def test_intervals_over_orders_take_one_mean_per_order(rng):
-    """Facts within an order vary, orders do not: the interval has no width however many facts there are."""
-    found = intervals.over_orders(table(score=lambda order, i: i), "recall", rng)
-    assert found == intervals.Interval(2.5, 2.5, 2.5, 3)
-
-
-def test_orders_weigh_the_same_however_many_edits_they_have(rng):
-    uneven = pd.concat([table(orders=[0], n_edits=9, score=lambda *_: 0), table(orders=[1], score=lambda *_: 1)])
-    assert intervals.over_orders(uneven, "recall", rng).mean == 0.5
-
-
-def test_one_order_has_no_interval(rng):
-    with pytest.raises(ValueError, match="no second order for an interval over orders: rome has order 2 only"):
-        intervals.over_orders(table(orders=[2]), "recall", rng)
+def test_one_order_has_no_band(rng):
     with pytest.raises(ValueError, match="no second order for a band: rome has order 2 only"):
         intervals.band(table(orders=[2]), "recall", rng)
 
@@ -109,9 +96,6 @@ def test_one_order_has_no_interval(rng):
 def test_methods_and_directions_are_not_mixed(rng, other):
     with pytest.raises(ValueError, match="2 methods or directions, not one"):
         intervals.band(pd.concat([table(), table(**other)]), "recall", rng)
-
-
-# ------------------------------------------------------------------------------------------------------------ bands
 
 
 def test_bands_hold_the_mean_over_orders_at_each_number_of_edits(rng):
@@ -167,7 +151,8 @@ def test_what_orders_share_does_not_widen_a_paired_interval(rng):
     """Orders differ by whole units and one method is always 0.5 better: paired, nothing is uncertain."""
     first, second = table(score=lambda order, i: order + 0.5), table("memit", score=lambda order, i: order)
     assert intervals.paired_over_orders(first, second, "recall", rng) == intervals.Interval(0.5, 0.5, 0.5, 3)
-    assert intervals.over_orders(first, "recall", rng).high > intervals.over_orders(first, "recall", rng).low
+    alone = intervals.summary(first.groupby("order")["recall"].mean(), rng)
+    assert alone.high > alone.low
 
 
 def test_exchanging_the_methods_changes_the_sign():

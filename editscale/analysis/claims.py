@@ -1,8 +1,9 @@
 """The claims of arXiv:2401.07453 and its companions beside what this study finds: claim, numbers, verdict.
 
-Each claim of `CLAIMS` names a measure of the study's tables, one value per order, and the range of it that would agree.
-The rule for the range: where the paper's figure shows an effect, at least half of it in the same direction; where it
-shows none, less than `CLAIMS` says beside it. A verdict is taken from the 95 % bootstrap interval over orders:
+What the paper shows is in data/paper.yaml. Each claim of `CLAIMS` names a measure of the study's tables, an `Interval`
+over the forward orders of a method, and the range of it that would agree. The rule for the range: where the paper's
+figure shows an effect, at least half of it in the same direction; where it shows none, less than `CLAIMS` says beside
+it. A verdict is taken from the 95 % bootstrap interval over orders:
 
 - agrees: the whole interval lies in the range;
 - disagrees: the whole interval lies outside it, on one side;
@@ -14,35 +15,152 @@ The paper edits GPT-J (GPT-2 XL in its first version): a verdict is about shapes
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pandas as pd
+import yaml
 
-from editscale.analysis import intervals
-from editscale.analysis.measures import (
-    change,
-    change_before_collapse,
-    disabling_edits,
-    forgotten,
-    growth,
-    inflection_place,
-    kept_more,
-    largest_fall,
-    mean_score,
-    opened,
-    step_of_distance,
-    task_score,
-)
+from editscale.analysis import collapse, intervals, paired, task_loss
+from editscale.analysis.intervals import Interval
+from editscale.analysis.rows import groups, rows_of
+from editscale.files import bundled
+from editscale.metrics import drift
+
+EDGE = 50  # edits at the start and at the end of a run whose means are compared
+PAPER = yaml.safe_load(bundled("paper.yaml").read_text(encoding="utf-8"))
+
+
+def says(name):
+    """What an entry of data/paper.yaml says, its values filled in."""
+    return PAPER[name]["says"].format_map(PAPER[name])
+
+
+def half_effect(name):
+    """Half of the effect that an entry of data/paper.yaml shows: of its `after` less its `before`."""
+    return (PAPER[name]["after"] - PAPER[name]["before"]) / 2
+
+
+# ------------------------------------------------------------------------------------- measures of a `study.Study`
+
+
+def _forward(table, method, **wanted):
+    return rows_of(table, method=method, reversed=False, **wanted)
+
+
+def mean_score(study, rng, method, column):
+    """Mean of a score right after each edit, in percent."""
+    rows = _forward(study.edits, method)
+    return intervals.summary(100 * rows[rows["edits"] <= study.n].groupby("order")[column].mean(), rng)
+
+
+def change(study, rng, method, column):
+    """Last less first `EDGE` edits of a score right after each edit, in points."""
+    rows, edge = _forward(study.edits, method), min(EDGE, study.n // 2)
+    last = rows[(rows["edits"] > study.n - edge) & (rows["edits"] <= study.n)].groupby("order")[column].mean()
+    first = rows[rows["edits"] <= edge].groupby("order")[column].mean()
+    return intervals.summary(100 * (last - first), rng)
+
+
+def largest_fall(study, rng, method, within, beyond=False):
+    """Largest loss of recall within a number of edits, in points; `beyond`: of whole runs, those longer than n only."""
+    values = []
+    for _, run in groups(_forward(study.recall, method), ("order",)):
+        curve = run.set_index("edits")["recall"]
+        if beyond and curve.index.max() <= study.n:
+            continue
+        curve = pd.concat([pd.Series({0: 1.0}), curve if beyond else curve[curve.index <= study.n]]).dropna()
+        lowest = [curve[(curve.index >= at) & (curve.index <= at + within)].min() for at in curve.index]
+        values.append(100 * (curve.to_numpy() - lowest).max())
+    return intervals.summary(values, rng)
+
+
+def forgotten(study, rng, method):
+    """The paper's share of learned facts forgotten after n edits, in percent."""
+    return intervals.summary(_forward(study.paper, method, edits=study.n)["forgotten_percent"], rng)
+
+
+def kept_more(study, rng, method, other):
+    """Recall of all n facts under a method less that under another one on the same sequences, in points."""
+    ends = paired.at_end(study.edits, study.history, study.drift, study.n)
+    left, right = (rows_of(ends, method=name).set_index("order")["recall"] for name in (method, other))
+    return intervals.summary(100 * (left - right), rng)
+
+
+def opened(study, rng, method):
+    """Share of first collapses with a disabling edit at their steepest fall, in percent."""
+    first = collapse.first_of_each(_forward(study.collapses, method))
+    counts = collapse.by_order(first, _forward(study.points, method))
+    share = intervals.ratio(counts["opened"], counts["collapses"], rng)
+    return Interval(100 * share.mean, 100 * share.low, 100 * share.high, share.n)
+
+
+def disabling_edits(study, rng, method):
+    """Updates above the jump, per order, up to the first checkpoint at which less than half of the facts are recalled.
+
+    After that a large update disables nothing: the model is broken already, and makes large updates for that.
+    """
+    places = collapse.places(_forward(study.points, method), _forward(study.recall, method))
+    ends = places.set_index("order")["half"]
+    rows = _forward(study.jumps, method)
+    counted = rows["edits"] <= rows["order"].map(ends).clip(upper=study.n)
+    return intervals.summary(rows[counted].groupby("order").size().reindex(ends.index, fill_value=0), rng)
+
+
+def step_of_distance(study, rng, method):
+    """Distance of the most moved layer after a collapse's steepest fall, over that before it; largest of each order."""
+    far = _forward(study.drift, method).groupby(["order", "edits"])["distance"].max()
+    steps = {}
+    for row in _forward(study.collapses, method).itertuples():
+        if row.steepest_start > 0:
+            step = far[row.order, row.steepest_stop] / far[row.order, row.steepest_start]
+            steps[row.order] = max(step, steps.get(row.order, 0))
+    return intervals.summary(list(steps.values()), rng)
+
+
+def inflection_place(study, rng, method):
+    """Median over the orders that have an inflection of its place, in edits."""
+    return intervals.summary(_forward(study.points, method)["inflection"], rng, statistic=np.median)
+
+
+def change_before_collapse(study, rng, method, task, at):
+    """Weighted F1 of a task less that of the unedited model, in points, at the last checkpoint up to the order's first
+    collapse and to `at` edits (at most n). Orders without a checkpoint there have no value."""
+    first = collapse.first_of_each(_forward(study.collapses, method)).set_index("order")["start"]
+    values = []
+    for order, run in _forward(study.downstream, method, task=task).groupby("order"):
+        f1 = run.set_index("edits")["f1"].sort_index().loc[: min(at, study.n, first.get(order, at))]
+        values += [100 * (f1.iloc[-1] - f1.iloc[0])] if len(f1) > 1 else []
+    return intervals.summary(values, rng)
+
+
+def task_score(study, rng, method, task, at=None):
+    """Weighted F1 of a task after `at` edits, or after n, in percent."""
+    place = study.n if at is None else at
+    rows = task_loss.scores_at(_forward(study.downstream, method, task=task), [place])
+    return intervals.summary(100 * rows["f1"], rng)
+
+
+def growth(study, rng, method, first=50, last=500):
+    """Exponent of the distance's growth with the number of edits from `first` to `last`, in the deepest layer."""
+    rows = _forward(study.drift, method)
+    rows = rows[(rows["layer"] == rows["layer"].max()) & rows["edits"].between(first, last)]
+    values = [drift.exponent(run["edits"], run["distance"]) for _, run in rows.groupby("order")]
+    return intervals.summary(values, rng)
+
+
+# ------------------------------------------------------------------------------------------------------ claims
 
 
 @dataclass(frozen=True)
 class Claim:
-    """What the paper says, where, and which range of `measure` agrees. `edits`: a study with fewer cannot tell."""
+    """What the paper says, its entry in data/paper.yaml, and which range of `measure` (of the entry's method) agrees.
+
+    `edits`: a study with fewer cannot decide it. `measured` says what the measure is; form and unit write its numbers.
+    """
 
     claim: str
-    method: str
     paper: str
-    source: str
     measure: Callable
     low: float
     high: float
@@ -54,53 +172,49 @@ class Claim:
 
 VERDICTS = ("agrees", "disagrees", "undecided", "not comparable")
 ANY = np.inf
-FIGURE_1C, FIGURE_1D, FIGURE_2, FIGURE_3 = "Figure 1c", "Figure 1d", "Figure 2", "Figure 3"
+EFFICACY, NEIGHBORHOOD = partial(mean_score, column="efficacy"), partial(change, column="neighborhood")
+JUMPS = "jumps per order while half of the facts last; less than one in two orders"
 CLAIMS = (
-    Claim("edits keep taking to the end", "rome", "100 %, dips of a few % after 650 edits", FIGURE_1C,
-          mean_score("rome", "efficacy"), 95, 100, 1000, "efficacy right after each edit", "{:.1f}", " %"),
-    Claim("edits keep taking to the end", "memit", "100 % up to 1,250 edits", FIGURE_3,
-          mean_score("memit", "efficacy"), 95, 100, 1000, "efficacy right after each edit", "{:.1f}", " %"),
-    Claim("neighborhood score falls with the edits", "rome", "78 → 45 % in 1,000 edits", FIGURE_1C,
-          change("rome", "neighborhood"), -ANY, -33 / 2, 1000, "last less first 50 edits", "{:+z.0f}", " points"),
-    Claim("neighborhood score falls with the edits", "memit", "82 → 50 % in 1,000 edits", FIGURE_3,
-          change("memit", "neighborhood"), -ANY, -32 / 2, 1000, "last less first 50 edits", "{:+z.0f}", " points"),
-    Claim("facts are lost all at once", "rome", "8 % forgotten at 550 edits, 78 % at 556", FIGURE_1D,
-          largest_fall("rome", 20), 70 / 2, ANY, 1000, "largest fall of recall within 20 edits", "{:.0f}", " points"),
-    Claim("facts are lost all at once, late", "memit", "14 % forgotten at 1,150 edits, 99 % at 1,300", FIGURE_3,
-          largest_fall("memit", 150, beyond=True), 85 / 2, ANY, 1000,
+    Claim("edits keep taking to the end", "rome-efficacy", EFFICACY, 95, 100, 1000,
+          "efficacy right after each edit", "{:.1f}", " %"),
+    Claim("edits keep taking to the end", "memit-efficacy", EFFICACY, 95, 100, 1000,
+          "efficacy right after each edit", "{:.1f}", " %"),
+    Claim("neighborhood score falls with the edits", "rome-neighborhood", NEIGHBORHOOD,
+          -ANY, half_effect("rome-neighborhood"), 1000, "last less first 50 edits", "{:+z.0f}", " points"),
+    Claim("neighborhood score falls with the edits", "memit-neighborhood", NEIGHBORHOOD,
+          -ANY, half_effect("memit-neighborhood"), 1000, "last less first 50 edits", "{:+z.0f}", " points"),
+    Claim("facts are lost all at once", "rome-forgotten", partial(largest_fall, within=20),
+          half_effect("rome-forgotten"), ANY, 1000, "largest fall of recall within 20 edits", "{:.0f}", " points"),
+    Claim("facts are lost all at once, late", "memit-forgotten", partial(largest_fall, within=150, beyond=True),
+          half_effect("memit-forgotten"), ANY, 1000,
           "largest fall of recall within 150 edits, longer runs", "{:.0f}", " points"),
-    Claim("forgetting inflects after 100 to 1,000 edits", "rome", "depends on the order, about 100 to 1,000",
-          "first version, second-hand", inflection_place("rome"), 100, 1000, 1000, "median inflection", "{:.0f}",
-          " edits"),
-    Claim("MEMIT keeps more facts than ROME", "memit", "10 % forgotten at 1,000 edits, ROME about 98 %",
-          "Figures 1d and 3", kept_more("memit", "rome"), 88 / 2, ANY, 1000,
+    Claim("forgetting inflects after 100 to 1,000 edits", "rome-inflection", inflection_place,
+          PAPER["rome-inflection"]["least"], PAPER["rome-inflection"]["most"], 1000,
+          "median inflection", "{:.0f}", " edits"),
+    Claim("MEMIT keeps more facts than ROME", "memit-forgotten-less", partial(kept_more, other="rome"),
+          -half_effect("memit-forgotten-less"), ANY, 1000,
           "recall of the same facts at the end, MEMIT − ROME", "{:+z.0f}", " points"),
-    Claim("fine-tuning forgets most facts", "ft-c", "85 % forgotten at 1,000 edits", FIGURE_1D,
-          forgotten("ft-c"), 85 / 2, 100, 1000, "learned facts forgotten, as the paper counts", "{:.0f}", " %"),
-    Claim("collapses come with single disabling edits", "rome", "disabling edits: yes", "Table 3",
-          opened("rome"), 50, 100, 1000, "first collapses with a jump at their steepest fall", "{:.0f}", " %"),
-    Claim("there are no disabling edits", "memit", "disabling edits: no", "Table 3",
-          disabling_edits("memit"), 0, 0.5, 1000,
-          "jumps per order while half of the facts last; less than one in two orders", "{:.1f}"),
-    Claim("there are no disabling edits", "r-rome", "no steps of the distance", "arXiv:2403.07175",
-          disabling_edits("r-rome"), 0, 0.5, 500,
-          "jumps per order while half of the facts last; less than one in two orders", "{:.1f}"),
-    Claim("the distance steps up at the collapse", "rome", "4e-6 → 3e-5 at 556 edits (× 7.5)", "Figure 2d",
-          step_of_distance("rome"), 7.5 / 2, ANY, 1000, "distance behind the steepest fall over before",
-          "{:.1f}", " ×"),
-    Claim("the distance grows as the root of the edits", "memit", "exponent 0.50 from 50 to 500 edits (GPT-2 XL)",
-          "released logs", growth("memit"), 0.4, 0.6, 500, "exponent from 50 to 500 edits; ± 0.1", "{:.2f}"),
-    Claim("SST-2 declines before the collapse", "rome", "F1 92 → 75 at 500 edits", FIGURE_2,
-          change_before_collapse("rome", "sst2", 500), -ANY, -17 / 2, 500,
-          "F1 before the collapse, or at 500 edits, less unedited", "{:+z.0f}", " points"),
-    Claim("SST-2 is lost to the last answer", "rome", "F1 0 from 840 edits on", FIGURE_2,
-          task_score("rome", "sst2", None), 0, 100 / 6, 1000, "F1 at the end; half a constant answer's", "{:.0f}",
-          " %"),
-    Claim("SST-2 is untouched up to the collapse", "memit", "F1 92 up to 1,230 edits", FIGURE_3,
-          change_before_collapse("memit", "sst2", 1000), -5, ANY, 1000,
-          "F1 before the collapse, or at 1,000 edits, less unedited; − 5", "{:+z.0f}", " points"),
-    Claim("MRPC carries no signal to begin with", "rome", "F1 33.3, a constant answer's", FIGURE_2,
-          task_score("rome", "mrpc", 0), 100 / 3 - 7, 100 / 3 + 7, 0, "F1 of the unedited model; ± 7", "{:.0f}", " %"),
+    Claim("fine-tuning forgets most facts", "ft-c-forgotten", forgotten, half_effect("ft-c-forgotten"), 100, 1000,
+          "learned facts forgotten, as the paper counts", "{:.0f}", " %"),
+    Claim("collapses come with single disabling edits", "rome-disabling", opened, 50, 100, 1000,
+          "first collapses with a jump at their steepest fall", "{:.0f}", " %"),
+    Claim("there are no disabling edits", "memit-disabling", disabling_edits, 0, 0.5, 1000, JUMPS, "{:.1f}"),
+    Claim("there are no disabling edits", "r-rome-disabling", disabling_edits, 0, 0.5, 500, JUMPS, "{:.1f}"),
+    Claim("the distance steps up at the collapse", "rome-distance", step_of_distance,
+          PAPER["rome-distance"]["times"] / 2, ANY, 1000, "distance after the steepest fall over before", "{:.1f}",
+          " ×"),
+    Claim("the distance grows as the root of the edits", "memit-growth", growth,
+          PAPER["memit-growth"]["exponent"] - 0.1, PAPER["memit-growth"]["exponent"] + 0.1, 500,
+          "exponent from 50 to 500 edits; ± 0.1", "{:.2f}"),
+    Claim("SST-2 declines before the collapse", "rome-sst2", partial(change_before_collapse, task="sst2", at=500),
+          -ANY, half_effect("rome-sst2"), 500, "F1 before the collapse, or at 500 edits, less unedited", "{:+z.0f}",
+          " points"),
+    Claim("SST-2 is lost to the last answer", "rome-sst2-end", partial(task_score, task="sst2"), 0, 100 / 6, 1000,
+          "F1 at the end; half a constant answer's", "{:.0f}", " %"),
+    Claim("SST-2 is untouched up to the collapse", "memit-sst2", partial(change_before_collapse, task="sst2", at=1000),
+          -5, ANY, 1000, "F1 before the collapse, or at 1,000 edits, less unedited; − 5", "{:+z.0f}", " points"),
+    Claim("MRPC carries no signal to begin with", "rome-mrpc", partial(task_score, task="mrpc", at=0),
+          100 / 3 - 7, 100 / 3 + 7, 0, "F1 of the unedited model; ± 7", "{:.0f}", " %"),
 )  # fmt: skip
 
 
@@ -111,13 +225,15 @@ def claims(study, rng, wanted=CLAIMS):
     """
     rows = []
     for claim in wanted:
-        found = claim.measure(study, rng)
+        entry = PAPER[claim.paper]
+        found = claim.measure(study, rng, entry["method"])
         short = study.n < claim.edits
         ours = f"{study.n} edits are too few" if short else intervals.in_words(found, claim.form, claim.unit)
         rows.append(
             {
-                **{"claim": claim.claim, "method": claim.method, "paper": claim.paper, "source": claim.source},
-                **{"measured": claim.measured, "mean": found.mean, "low": found.low, "high": found.high},
+                **{"claim": claim.claim, "method": entry["method"], "paper": says(claim.paper)},
+                **{"source": entry["source"], "measured": claim.measured},
+                **{"mean": found.mean, "low": found.low, "high": found.high},
                 **{"orders": found.n, "least": claim.low, "most": claim.high},
                 **{"verdict": "not comparable" if short else verdict(found, claim.low, claim.high), "ours": ours},
             }
@@ -141,6 +257,17 @@ def tally(table):
     return ", ".join(f"{n} {name if n == 1 else plural.get(name, name)}" for name, n in counts.items() if n)
 
 
+def for_reading(table):
+    """The claims with few columns: claim (of which method, and what is measured), the paper's number, ours, verdict.
+
+    Args:
+        table: see `claims`, also as read back from claims.csv.
+    """
+    claim = table["claim"] + " (" + table["method"] + "): " + table["measured"]
+    paper = table["paper"] + " (" + table["source"] + ")"
+    return pd.DataFrame({"claim": claim, "paper": paper, "here": table["ours"], "verdict": table["verdict"]})
+
+
 # What is said of each method: heading, finding and measure of `over_orders` (notebook 07), stretch, scale, form.
 ABOUT_METHODS = (
     ("median inflection, edits", "places", "inflection", "", 1, "{:.0f}"),
@@ -155,41 +282,22 @@ ABOUT_METHODS = (
 
 
 def about_methods(over_orders):
-    """What holds over the forward orders of each method, with 95 % intervals, as a table in Markdown.
+    """What holds over the forward orders of each method, in words: a row per finding of `ABOUT_METHODS`, a column per
+    method; "none" where no order has one.
 
     Args:
         over_orders: columns method, reversed, finding, measure, label, mean, low, high, n.
     """
     forward = over_orders[~over_orders["reversed"].fillna(True).astype(bool)].fillna({"label": ""})
-    found = {
-        key: intervals.Interval(*rows[["mean", "low", "high", "n"]].to_numpy(float)[0])
-        for key, rows in forward.groupby(["method", "finding", "measure", "label"])
-    }
     methods = forward.loc[forward["finding"] == "places", "method"].unique()
-    lines = [f"| | {' | '.join(methods)} |", f"| --- |{' --- |' * len(methods)}"]
-    for heading, finding, measure, label, scale, form in ABOUT_METHODS:
-        cells = [found.get((method, finding, measure, label)) for method in methods]
-        lines.append(f"| {heading} | {' | '.join(_cell(cell, scale, form) for cell in cells)} |")
-    return "\n".join(lines) + "\n"
 
+    def cell(method, finding, measure, label, scale, form):
+        rows = rows_of(forward, method=method, finding=finding, measure=measure, label=label).dropna(subset="mean")
+        if rows.empty:
+            return "none"
+        mean, low, high, n = rows[["mean", "low", "high", "n"]].to_numpy(float)[0]
+        return intervals.in_words(Interval(scale * mean, scale * low, scale * high, int(n)), form)
 
-def _cell(interval, scale, form):
-    """An interval in words, "none" where no order has one."""
-    if interval is None or np.isnan(interval.mean):
-        return "none"
-    scaled = intervals.Interval(*(scale * x for x in (interval.mean, interval.low, interval.high)), int(interval.n))
-    return intervals.in_words(scaled, form)
-
-
-def markdown(table):
-    """The claims as a table in Markdown: claim, method, the paper's number and where, ours with interval, verdict.
-
-    Args:
-        table: see `claims`, also as read back from claims.csv.
-    """
-    lines = ["| claim | method | paper | here | verdict |", "| --- | --- | --- | --- | --- |"]
-    for row in table.itertuples():
-        paper, here = f"{row.paper} ({row.source})", f"{row.measured}: {row.ours}"
-        cells = (row.claim, row.method, paper, here, row.verdict)
-        lines.append(f"| {' | '.join(cell.replace('|', '∣') for cell in cells)} |")
-    return "\n".join(lines) + "\n"
+    headings = [about[0] for about in ABOUT_METHODS]
+    cells = {method: [cell(method, *about[1:]) for about in ABOUT_METHODS] for method in methods}
+    return pd.DataFrame(cells, index=headings).rename_axis("over orders")

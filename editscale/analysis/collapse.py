@@ -2,14 +2,14 @@
 hold a disabling edit.
 
 A collapse is a catastrophic stretch of `inflection.regions`: neighboring checkpoints between which recall falls by
-more than `drop` each, or everything behind a bend after which facts are lost `steeper` times as fast. It is opened by a
+more than `drop` each, or everything after a bend at which forgetting gets `steeper` times as fast. It is opened by a
 disabling edit if `disabling.detect` flags one between the two checkpoints of its steepest fall.
 """
 
 import numpy as np
 import pandas as pd
 
-from editscale.analysis.forgetting import groups, require
+from editscale.analysis.rows import groups, require, rows_of
 from editscale.columns import RUN
 
 
@@ -65,8 +65,8 @@ def collapses(regions, recall, jumps):
         Falls count, rises do not.
     """
     rows = []
-    for key, group in groups(regions[regions["label"] == "catastrophic"], RUN):
-        table = falls(_of(recall, key), _of(jumps, key))
+    for key, group in groups(rows_of(regions, label="catastrophic")):
+        table = falls(rows_of(recall, **key), rows_of(jumps, **key))
         for region in group.itertuples():
             inside = table[(table["start"] >= region.start) & (table["stop"] <= region.stop)]
             steepest = inside.loc[inside["lost"].idxmax()]
@@ -130,14 +130,10 @@ def gradual_intervals(regions, recall, jumps):
     Returns method, order, reversed, intervals, flagged. The share of collapses with one is to be read against this.
     """
     rows = []
-    for key, group in groups(recall, RUN):
-        table, stretch = falls(group, _of(jumps, key)), _of(regions, key)
-        gradual = stretch[stretch["label"] == "gradual"]
+    for key, group in groups(recall):
+        table = falls(group, rows_of(jumps, **key))
+        gradual = rows_of(regions, label="gradual", **key)
         inside = [((gradual["start"] <= start) & (start < gradual["stop"])).any() for start in table["start"]]
         quiet = table[np.array(inside, dtype=bool)]
         rows.append({**key, "intervals": len(quiet), "flagged": int((quiet["disabling"] > 0).sum())})
     return pd.DataFrame(rows, columns=[*RUN, "intervals", "flagged"])
-
-
-def _of(table, key):
-    return table[np.logical_and.reduce([table[name] == value for name, value in key.items()])]

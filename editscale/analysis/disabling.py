@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from editscale.analysis.rows import groups, require, rows_of
 from editscale.columns import RUN
 
 JUMP = 5.0  # times the running median of earlier updates
@@ -35,7 +36,7 @@ def detect(drift, *, jump=JUMP, least_earlier=5):
     collapse many updates may be large; the first of them is the disabling one.
     """
     place = [*RUN, "layer"]
-    _check_columns(drift, "drift", [*place, "edits", "update_norm"])
+    require(drift, (*place, "edits", "update_norm"), "drift")
     if not (jump > 1 and least_earlier >= 1):
         raise ValueError(f"jump is {jump} and least_earlier {least_earlier}; expected jump > 1 and least_earlier ≥ 1")
     if drift.duplicated([*place, "edits"]).any():
@@ -69,35 +70,32 @@ def effects(jumps, edits, history=None, perplexity=None):
     edits that fall between two checkpoints share their numbers. Perplexity is that with one edit less, and with the
     edit. What was not measured is NaN.
     """
-    _check_columns(edits, "edits", [*RUN, "edits", "case_id", "efficacy_accuracy"])
+    require(edits, (*RUN, "edits", "case_id", "efficacy_accuracy"), "edits")
     if history is not None:
-        _check_columns(history, "history", [*RUN, "edits", "edit", "efficacy_accuracy"])
+        require(history, (*RUN, "edits", "edit", "efficacy_accuracy"), "history")
     if perplexity is not None:
-        _check_columns(perplexity, "perplexity", [*RUN, "edits", "perplexity"])
-    edits, history, perplexity = (_by_run(table) for table in (edits, history, perplexity))
+        require(perplexity, (*RUN, "edits", "perplexity"), "perplexity")
     rows = []
-    for jump in jumps.to_dict("records"):
-        run, edit = {name: jump[name] for name in RUN}, jump["edits"]
-        done = _of_run(edits, run).set_index("edits")
-        if edit not in done.index:
-            raise ValueError(f"the edits table lacks edit {edit} of {run}; give the tables of the same runs")
-        recall = perplexities = (np.nan, np.nan)
-        if history is not None:
-            learned = done.index[done["efficacy_accuracy"] == 1]
-            recall = _recall_around(_of_run(history, run), edit, learned)
-        if perplexity is not None:
-            values = _of_run(perplexity, run).set_index("edits")["perplexity"]
-            perplexities = tuple(values.get(n, np.nan) for n in (edit - 1, edit))
-        rows.append(
-            {
-                **run,
-                "edits": edit,
-                "case_id": done.loc[edit, "case_id"],
-                **{name: jump[name] for name in ("layer", "update_norm", "times_median")},
-                **dict(zip(("recall_before", "recall_after"), recall, strict=True)),
-                **dict(zip(("perplexity_before", "perplexity_after"), perplexities, strict=True)),
-            }
-        )
+    for run, of_run in groups(jumps):
+        done = rows_of(edits, **run).set_index("edits")
+        learned = done.index[done["efficacy_accuracy"] == 1]
+        asked = None if history is None else rows_of(history, **run)
+        values = {} if perplexity is None else rows_of(perplexity, **run).set_index("edits")["perplexity"]
+        for jump in of_run.itertuples():
+            edit = jump.edits
+            if edit not in done.index:
+                raise ValueError(f"the edits table lacks edit {edit} of {run}; give the tables of the same runs")
+            recall = (np.nan, np.nan) if asked is None else _recall_around(asked, edit, learned)
+            rows.append(
+                {
+                    **run,
+                    "edits": edit,
+                    "case_id": done.loc[edit, "case_id"],
+                    **{name: getattr(jump, name) for name in ("layer", "update_norm", "times_median")},
+                    **dict(zip(("recall_before", "recall_after"), recall, strict=True)),
+                    **{f"perplexity_{name}": values.get(edit - n, np.nan) for name, n in (("before", 1), ("after", 0))},
+                }
+            )
     sizes = ["update_norm", "times_median", "recall_before", "recall_after", "perplexity_before", "perplexity_after"]
     names = [*RUN, "edits", "case_id", "layer", *sizes]
     return pd.DataFrame(rows, columns=names).astype(dict.fromkeys(sizes, float))  # also where there is no row
@@ -106,7 +104,7 @@ def effects(jumps, edits, history=None, perplexity=None):
 def foreseen(jumps, edits, *, low=LOW):
     """How well the denominators k·u of ROME's updates announce flagged edits: one row per run that has both.
 
-    The unedited model tells all denominators before the first edit: no edit changes what enters the edited layer.
+    All denominators follow from the unedited model: no edit changes what enters the edited layer.
 
     Args:
         jumps: what `detect` returned.
@@ -118,10 +116,10 @@ def foreseen(jumps, edits, *, low=LOW):
         denominator than another one of its run (area under the ROC curve, ties count half); warned: share of all edits
         with a low denominator; caught: share of the flagged ones among these, 0–1.
     """
-    _check_columns(edits, "edits", [*RUN, "edits", "denominator"])
-    rows, found = [], _by_run(jumps)
-    for key, run in edits.dropna(subset="denominator").groupby(list(RUN), sort=False):
-        hit = run["edits"].isin(found.get(key, found[""])["edits"]).to_numpy()
+    require(edits, (*RUN, "edits", "denominator"), "edits")
+    rows = []
+    for key, run in groups(edits.dropna(subset="denominator")):
+        hit = run["edits"].isin(rows_of(jumps, **key)["edits"]).to_numpy()
         n = int(hit.sum())
         if not 0 < n < len(run):
             continue
@@ -129,7 +127,7 @@ def foreseen(jumps, edits, *, low=LOW):
         above = denominator.rank(ascending=False).to_numpy()[hit].sum() - n * (n + 1) / 2
         warned = (denominator < low * denominator.median()).to_numpy()
         shares = {"auc": above / (n * (len(run) - n)), "warned": warned.mean(), "caught": warned[hit].mean()}
-        rows.append(dict(zip(RUN, key, strict=True)) | {"edits": len(run), "flagged": n} | shares)
+        rows.append({**key, "edits": len(run), "flagged": n, **shares})
     return pd.DataFrame(rows, columns=[*RUN, "edits", "flagged", "auc", "warned", "caught"])
 
 
@@ -140,21 +138,6 @@ def _recall_around(history, edit, learned):
     earlier = history[history["edit"].isin(learned) & (history["edit"] <= before)]
     at = earlier.groupby("edits")["efficacy_accuracy"].mean()
     return tuple(at.get(checkpoint, np.nan) for checkpoint in (before, after))
-
-
-def _by_run(table):
-    """The key of each run ↦ its rows, and "" ↦ no rows; None for None."""
-    return None if table is None else {"": table.iloc[:0], **dict(list(table.groupby(list(RUN))))}
-
-
-def _of_run(tables, run):
-    return tables.get(tuple(run.values()), tables[""])
-
-
-def _check_columns(table, name, needed):
-    missing = [column for column in needed if column not in table]
-    if missing:
-        raise ValueError(f"the {name} table lacks {', '.join(missing)}; it has {', '.join(table.columns)}")
 
 
 def largest(flagged, n):
@@ -174,7 +157,7 @@ def against_ordinary(single):
     fact is ordinary.
     """
     alike = ["method", "contexts", "seed"]
-    _check_columns(single, "single", [*alike, "case_id", "flagged", "layer", "update_norm"])
+    require(single, (*alike, "case_id", "flagged", "layer", "update_norm"), "single edits")
     ordinary = single["update_norm"].where(~single["flagged"])
     median = ordinary.groupby([single[name] for name in [*alike, "layer"]], dropna=False).transform("median")
     rows = single.assign(times_ordinary=single["update_norm"] / median)

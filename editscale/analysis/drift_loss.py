@@ -8,8 +8,8 @@ runs.
 import numpy as np
 import pandas as pd
 
-from editscale.analysis.forgetting import groups, require
 from editscale.analysis.intervals import Interval
+from editscale.analysis.rows import groups, require
 from editscale.columns import RUN
 
 STEP = 0.1  # of relative drift: the unit of slopes
@@ -42,7 +42,7 @@ def within(at):
         checkpoints. NaN where loss or drift never changes, or with fewer than four checkpoints.
     """
     rows = []
-    for key, group in groups(at, RUN):
+    for key, group in groups(at):
         drift, edits, lost = (group[name].to_numpy(float) for name in ("drift", "edits", "lost"))
         row = dict.fromkeys(("per_step", "r2_drift", "r2_edits", "added", "rank"), np.nan)
         if len(lost) >= MIN_PLACES and np.ptp(lost) > 0 and np.ptp(drift) > 0:
@@ -109,7 +109,7 @@ def decay(edits, unedited, drift, windows):
     moved = drift.groupby(key)["relative_drift"].max().rename("drift").reset_index()
     both = edits[[*key, *names]].merge(unedited[[*key, *names]], on=key, suffixes=("", "_before")).merge(moved, on=key)
     rows = []
-    for run, group in groups(both, RUN):
+    for run, group in groups(both):
         group = group.sort_values("edits")
         for window in windows:
             first = group[group["edits"] <= window]

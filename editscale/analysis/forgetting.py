@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from editscale.analysis.rows import groups, require
 from editscale.columns import RUN
 
 
@@ -122,7 +123,7 @@ def forget_histogram(facts, column="forget_length", *, bins=10):
         pd.DataFrame(
             {**key, "low": borders[:-1], "high": borders[1:], "facts": np.histogram(group[column].dropna(), borders)[0]}
         )
-        for key, group in groups(facts, RUN)
+        for key, group in groups(facts)
     ]
     return pd.concat(rows, ignore_index=True)
 
@@ -188,8 +189,8 @@ def runs_of(history, edits):
     """A checked `RunRecall` for each run, in the order of `edits`."""
     require(edits, (*RUN, "edits", "case_id", "efficacy_accuracy"), "edits")
     require(history, (*RUN, "edits", "edit", "case_id", "efficacy_accuracy"), "history")
-    of_run = {tuple(key.values()): group for key, group in groups(history, RUN)}
-    runs = [_run(key, of_run.pop(tuple(key.values()), None), group) for key, group in groups(edits, RUN)]
+    of_run = {tuple(key.values()): group for key, group in groups(history)}
+    runs = [_run(key, of_run.pop(tuple(key.values()), None), group) for key, group in groups(edits)]
     if of_run:
         raise ValueError(f"{label_of(dict(zip(RUN, min(of_run), strict=True)))} has a history but no edits")
     if not runs:
@@ -228,18 +229,6 @@ def _run(key, history, edits):
     recalled = np.full((n_edits, len(checkpoints)), np.nan)
     recalled[place, np.searchsorted(checkpoints, history["edits"])] = history["efficacy_accuracy"]
     return RunRecall(key, case_id, edits["efficacy_accuracy"].to_numpy() == 1, checkpoints, recalled)
-
-
-def groups(table, by):
-    """(its values of `by` as a dict, rows) of each group, in the order of the table."""
-    for values, group in table.groupby(list(by), sort=False):
-        yield dict(zip(by, values, strict=True)), group
-
-
-def require(table, columns, name):
-    """Raise ValueError, naming them, if columns are missing from the table of `name`."""
-    if missing := [column for column in columns if column not in table]:
-        raise ValueError(f"the table of {name} lacks {', '.join(missing)}; it has {', '.join(map(str, table.columns))}")
 
 
 def label_of(key):

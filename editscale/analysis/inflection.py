@@ -1,6 +1,6 @@
 """The inflection point of forgetting, and the gradual and catastrophic stretches of a run.
 
-In arXiv:2401.07453 facts are forgotten slowly up to an inflection point and nearly all at once behind it. Here a
+In arXiv:2401.07453 facts are forgotten slowly up to an inflection point and nearly all at once after it. Here a
 change-point method places that point, says how far it may be off, and may find that there is none. Tables are those of
 `forgetting`.
 """
@@ -8,7 +8,8 @@ change-point method places that point, says how far it may be off, and may find 
 import numpy as np
 import pandas as pd
 
-from editscale.analysis.forgetting import groups, label_of, require, runs_of
+from editscale.analysis.forgetting import label_of, runs_of
+from editscale.analysis.rows import groups, require
 from editscale.columns import RUN
 
 CURVES = ("recall", "paper")  # losses that `inflections` reads: not recalled now, or forgotten once
@@ -18,8 +19,8 @@ MIN_CHECKPOINTS = 5  # one more than the fit of a break has numbers to choose
 def inflections(history, edits, rng, *, curve="recall", n_resamples=1000, level=0.05, confidence=0.95):
     """Where forgetting speeds up, by segmented least squares with one break: one row per run.
 
-    The loss L(N), the share of learned facts not recalled at checkpoint N, is fitted by a line plus one break behind
-    checkpoint τ: a bend c·max(0, N − τ), with two checkpoints or more up to τ and behind it, or a jump c·[N > τ]; c > 0
+    The loss L(N), the share of learned facts not recalled at checkpoint N, is fitted by a line plus one break after
+    checkpoint τ: a bend c·max(0, N − τ), with two checkpoints or more up to τ and after it, or a jump c·[N > τ]; c > 0
     (the loss grows faster, or all at once). Shape and τ have the least squared error, checkpoints weighted by their
     learned facts. The break is compared with a smooth course, a parabola, by the difference D of squared errors.
 
@@ -42,7 +43,7 @@ def inflections(history, edits, rng, *, curve="recall", n_resamples=1000, level=
         edit of the fit, step: its jump. NaN where there is no inflection. n_facts (learned), n_checkpoints.
 
     In simulated runs of 50–300 facts and 5–50 checkpoints, an inflection is found in 1–9 % of those without one. Jumps
-    of 0.2 are found in 71–84 % with 50 facts and 97 % or more from 100 on; bends behind which recall falls from 0.94
+    of 0.2 are found in 71–84 % with 50 facts and 97 % or more from 100 on; bends after which recall falls from 0.94
     to 0.3, in about 30 % with 50 facts, 65 % with 100 and 90 % or more with 300: "none" from few facts says little.
     """
     if curve not in CURVES:
@@ -111,8 +112,8 @@ def regions(curve, points, *, drop=0.2, steeper=3.0, min_learned=5):
     """Gradual and catastrophic stretches of each run: labeled intervals of edits, in order and without gaps.
 
     An interval between neighboring checkpoints is catastrophic if recall falls by more than `drop` in it, or if it
-    lies behind a bend after which recall is lost at least `steeper` times as fast as before. Other intervals are
-    gradual before the first catastrophic one and "after" behind it. Neighbors with one label are joined.
+    lies after a bend from which on recall is lost at least `steeper` times as fast as before. Other intervals are
+    gradual before the first catastrophic one and "after" following it. Neighbors with one label are joined.
 
     Args:
         curve: see `forgetting.recall_curve`. Recall starts at 1 with no edits: learned facts are recalled at first.
@@ -128,7 +129,7 @@ def regions(curve, points, *, drop=0.2, steeper=3.0, min_learned=5):
     breaks = {tuple(row[name] for name in RUN): row for row in points.to_dict("records")}
     columns = [*RUN, "label", "start", "stop", "recall_start", "recall_stop"]
     rows = []
-    for key, group in groups(curve, RUN):
+    for key, group in groups(curve):
         if tuple(key.values()) not in breaks:
             raise ValueError(f"no row for {label_of(key)} in inflections; compute them from the same history")
         found, label, x, recall = breaks[tuple(key.values())], "gradual", 0, 1.0

@@ -106,7 +106,7 @@ def in_words(interval, form="{:.0f}", unit=""):
 
     Args:
         form: format of a number, or a function that writes one.
-        unit: what stands behind the first number, such as " %".
+        unit: what follows the first number, such as " %".
     """
     write = form if callable(form) else form.format
     if np.isnan(interval.mean):
@@ -137,22 +137,6 @@ def between(interval, write):
     return (" to " if any(end[0] in "+-" for end in ends) else "–").join(ends)
 
 
-def over_orders(table, column, rng, **options):
-    """Mean of `column` in each order, averaged over orders, as an `Interval` whose n counts orders.
-
-    Args:
-        table: rows of one method in one direction, with columns method, order, reversed and `column`.
-        options: see `bootstrap`.
-
-    Raises ValueError if the table holds several methods or directions, or fewer than two orders.
-    """
-    _require_one(table, column)
-    means = table.groupby("order")[column].mean()
-    if len(means) < 2:
-        raise ValueError(f"no second order for an interval over orders: {_name(table)} has {_orders(means.index)} only")
-    return bootstrap(means, rng, **options)
-
-
 def band(table, column, rng, *, statistic=np.mean, n_resamples=2000, confidence=0.95):
     """Mean of `column` over orders (or another statistic), with its interval, at each number of edits.
 
@@ -163,7 +147,7 @@ def band(table, column, rng, *, statistic=np.mean, n_resamples=2000, confidence=
 
     Returns:
         edits, mean, low, high, n (orders that have a value there). Runs that ended early are missing from the mean
-        behind their end. Where n is 1 there is no interval: low and high are NaN. Each number of edits has its own
+        after their end. Where n is 1 there is no interval: low and high are NaN. Each number of edits has its own
         95 %; the band as a whole holds a whole curve less often.
 
     Raises ValueError if the table holds several methods or directions, several rows per order and number of edits, or

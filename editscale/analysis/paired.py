@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 
 from editscale.analysis import intervals
+from editscale.analysis.rows import rows_of
 from editscale.columns import RUN
 
 
@@ -35,12 +36,12 @@ def reversals(edits, history, jumps):
             continue
         recalls, along, flagged = [], [], []
         for other, side in ((False, forward), (True, run)):
-            here = (history["method"] == method) & (history["order"] == order) & (history["reversed"] == other)
-            shares = history[here & (history["edits"] <= n)].groupby("edits")["efficacy_accuracy"].mean()
+            key = {"method": method, "order": order, "reversed": other}
+            asked, found = rows_of(history, **key), rows_of(jumps, **key)
+            shares = asked[asked["edits"] <= n].groupby("edits")["efficacy_accuracy"].mean()
             recalls.append(shares.get(n, np.nan))
             along.append(shares.mean())
-            found = (jumps["method"] == method) & (jumps["order"] == order) & (jumps["reversed"] == other)
-            places = np.sort(jumps.loc[found & (jumps["edits"] <= n), "edits"])
+            places = np.sort(found.loc[found["edits"] <= n, "edits"])
             flagged.append(side.set_index("edits")["case_id"].loc[places].tolist())
         if np.isnan(recalls).any():
             continue

@@ -5,7 +5,7 @@ from statistics import NormalDist
 import numpy as np
 import pandas as pd
 
-from editscale.analysis.forgetting import groups, require
+from editscale.analysis.rows import groups, require
 from editscale.columns import RUN
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from editscale.analysis.forgetting import groups, require
+from editscale.analysis.rows import groups, require
 from editscale.columns import RUN
 
 CHANCE = 0.5  # weighted F1 of a coin on balanced labels; a constant answer has 1/3

@@ -30,6 +30,16 @@ def norms(lefts, rights):
     return np.array([distances([left], [right])[0] for left, right in zip(lefts, rights, strict=True)])
 
 
+def exponent(edits, distances):
+    """Exponent of the growth of distances with the number of edits: the slope of their logarithms.
+
+    NaN where there are not two positive distances.
+    """
+    edits, distances = np.asarray(edits, dtype=float), np.asarray(distances, dtype=float)
+    used = distances > 0
+    return float(np.polyfit(np.log(edits[used]), np.log(distances[used]), 1)[0]) if used.sum() > 1 else np.nan
+
+
 def of_matrices(matrices, shape):
     """`norms` and `distances` of updates that are full matrices, read one after the other.
 

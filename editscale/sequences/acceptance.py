@@ -15,7 +15,7 @@ import pandas as pd
 from editscale.columns import ACCEPTANCE, KINDS, harmonic_half_width, harmonic_score
 from editscale.data.orders import ORDER_SEED
 from editscale.editing import editors, updates
-from editscale.metrics import scoring
+from editscale.metrics import drift, scoring
 from editscale.sequences.sequence import check_facts
 
 SCORES = {
@@ -190,9 +190,11 @@ def growth(distances):
     """
     distances = np.asarray(distances, dtype=float)
     edits = np.arange(1, len(distances) + 1)
-    used = (edits >= len(distances) / 10) & (distances > 0)
-    slope = np.polyfit(np.log(edits[used]), np.log(distances[used]), 1)[0] if used.sum() > 1 else math.nan
-    return {"exponent": float(slope), "coefficient": float(distances[-1] / math.sqrt(len(distances)))}
+    late = edits >= len(distances) / 10
+    return {
+        "exponent": drift.exponent(edits[late], distances[late]),
+        "coefficient": float(distances[-1] / math.sqrt(len(distances))),
+    }
 
 
 def read(path):
