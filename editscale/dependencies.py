@@ -49,13 +49,18 @@ def of_modules(*names):
     return identity("".join(f"import {name}\n" for name in names))
 
 
-def of_notebook(path):
-    """`identity` of a notebook's code cells but the one tagged `parameters`, whose values are recorded themselves."""
+def of_notebook(path, modules=()):
+    """`identity` of a notebook's code cells but the one tagged `parameters`, whose values are recorded themselves.
+
+    Args:
+        modules: full names of those that it imports by name, such as that of the method it edits with.
+    """
     cells = json.loads(Path(path).read_text(encoding="utf-8"))["cells"]
     code = [cell for cell in cells if cell["cell_type"] == "code"]
     tagged = [cell for cell in code if "parameters" not in cell["metadata"].get("tags", [])]
     package = Path(path).resolve().parents[1] / "editscale"
-    return identity("\n".join("".join(cell["source"]) for cell in tagged), package if package.is_dir() else PACKAGE)
+    source = "\n".join(["".join(cell["source"]) for cell in tagged] + [f"import {name}" for name in modules])
+    return identity(source, package if package.is_dir() else PACKAGE)
 
 
 @functools.cache
@@ -91,7 +96,8 @@ def _mentioned(code, package, where):
         elif isinstance(node, ast.Call) and getattr(node.func, "attr", getattr(node.func, "id", "")) == "bundled":
             if not (len(node.args) == 1 and isinstance(node.args[0], ast.Constant)):
                 raise ValueError(f"{where}, line {node.lineno}: bundled(…) must name its file by one string")
-            data.add(package / DATA / node.args[0].value)
+            if not node.keywords:  # counts=False
+                data.add(package / DATA / node.args[0].value)
     files = set()
     for parts in (name.split(".")[1:] for name in names if name.split(".")[0] == "editscale"):
         # Importing a module runs the __init__ of each package above it.

@@ -11,8 +11,11 @@ from pathlib import Path
 DATA = "data"  # the folder of the package whose files `bundled` gives
 
 
-def bundled(name):
-    """Path of a data file that comes with the package. Name it by a string: `dependencies` reads these calls."""
+def bundled(name, *, counts=True):
+    """Path of a data file that comes with the package. Name it by a string: `dependencies` reads these calls.
+
+    `counts=False` is for a file of which the reader names to `dependencies` itself what a result rests on.
+    """
     return Path(__file__).parent / DATA / name
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from editscale import dependencies
-from editscale.editing import editors
+from editscale.editing import editors, modules
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = ROOT / "notebooks"
@@ -101,6 +101,26 @@ def test_a_data_file_counts_where_it_is_read(package, file, text, readers):
     before = {name: notebook_code(name, package) for name in names}
     change(package, file, text)
     assert {name for name, code in before.items() if notebook_code(name, package) != code} == readers
+
+
+def test_a_line_for_a_new_method_voids_no_ledger_and_a_changed_one_its_own(package):
+    before = {method: ledger_code(method, package) for method in editors.MODULES}
+    change(package, "data/methods.yaml", "mine: editscale.editing.mine")
+    assert {method: ledger_code(method, package) for method in editors.MODULES} == before
+
+
+def test_a_notebook_that_edits_rests_on_the_modules_of_its_methods(package):
+    def code(**parameters):
+        path = package.parent / "notebooks/02a_sequential_editing.ipynb"
+        return dependencies.of_notebook(path, modules.used_by(parameters))
+
+    shutil.copytree(NOTEBOOKS, package.parent / "notebooks")
+    rome, memit, every = code(method="rome"), code(method="memit"), code(methods=[])
+    change(package, "editing/rome.py")
+    assert code(method="rome") != rome and code(method="memit") == memit and code(methods=[]) != every
+    assert modules.used_by({}) == [] and modules.used_by({"methods": {"memit": "a.yaml"}}) == [
+        "editscale.editing.memit"
+    ]
 
 
 def test_a_kernel_draws_no_figure(package):

@@ -1,31 +1,21 @@
-"""The editing methods by name. A new one is a line in MODULES, and a `Method` in the METHODS of its module.
-
-Modules are named, not imported: what an edit rests on (`dependencies`) are the modules of its own method.
-"""
+"""The editing methods by name. A new one is a line in data/methods.yaml and a `Method` in METHODS of its module."""
 
 import importlib
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from editscale.editing import context_sampling, moments, updates
+from editscale.editing.modules import MODULES
 from editscale.models import stacks
 
 SUMMARY = ("steps", "loss_first", "loss_last", "nll_last", "kl_last", "delta_norm", "init_norm", "denominator")
 TOGETHER = 16  # facts that are looked at together where they do not depend on each other
 
-# Method ↦ the module that holds it.
-MODULES = {
-    **dict.fromkeys(("rome", "r-rome", "p-rome"), "editscale.editing.rome"),
-    "memit": "editscale.editing.memit",
-    "rome-multi": "editscale.editing.rome_multi",
-    "ft-c": "editscale.editing.finetune",
-}
-
 
 def method(name):
     """The `Method` of this name. Raises ValueError that lists the known ones."""
     if name not in MODULES:
-        raise ValueError(f"unknown method {name!r}; the methods are {', '.join(MODULES)} (editing/editors.py)")
+        raise ValueError(f"unknown method {name!r}; the methods are {', '.join(MODULES)} (editscale/data/methods.yaml)")
     return importlib.import_module(MODULES[name]).METHODS[name]
 
 

@@ -14,6 +14,7 @@ from importlib import metadata
 from pathlib import Path
 
 from editscale import dependencies
+from editscale.editing.modules import used_by
 from editscale.files import sha256_file, whole_file, write_json
 from editscale.workflow.parameters import notebook_parameters
 
@@ -41,7 +42,7 @@ def start(name, values):
         raise FileNotFoundError(f"no {path} here in {Path.cwd()}; notebooks run in the repository's root")
     pyplot.style.use("editscale.paper")
     parameters = {parameter: values[parameter] for parameter in notebook_parameters(path)}
-    record = Record(made_with(parameters, dependencies.of_notebook(path)))
+    record = Record(made_with(parameters, dependencies.of_notebook(path, used_by(parameters))))
     display(record.table(), metadata=SHOWN)
     return record
 
