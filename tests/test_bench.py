@@ -14,6 +14,7 @@ from editscale.data.facts import Fact
 from editscale.editing import editors
 from editscale.kernels import cuda_graphs
 from editscale.models import tokens
+from editscale.workflow import cli
 
 SIZE = parts.Size(
     repeats=1,
@@ -201,8 +202,8 @@ def test_the_command_measures_what_it_is_asked_for_and_merges_it(monkeypatch, tm
     monkeypatch.setattr(bench, "load", lambda *_: (tiny.tiny_model("llama"), PARAMS))
     (tmp_path / "facts.json").write_text(json.dumps([synthetic.to_record(fact) for fact in FACTS]))
     command = ["--shapes", "gpt2-xl", "--facts", str(tmp_path / "facts.json"), "--out", str(tmp_path / "cost")]
-    assert bench.main([*command, "--parts", "record", "rome-orders", "--orders", "1", "2"]) == 0
-    assert bench.main([*command, "--parts", "record", "--precisions", "float32"]) == 0
+    assert cli.main(["bench", *command, "--parts", "record", "rome-orders", "--orders", "1", "2"]) == 0
+    assert cli.main(["bench", *command, "--parts", "record", "--precisions", "float32"]) == 0
     (rows,) = costs.read(tmp_path / "cost").values()
     assert [(row["part"], row["shape"], row["orders"]) for row in rows] == [
         ("matmul peak", "32 x 32", 1),
@@ -211,6 +212,6 @@ def test_the_command_measures_what_it_is_asked_for_and_merges_it(monkeypatch, tm
         ("ROME edits, 1 order, 3 steps", "gpt2-xl", 1),
         ("ROME edits, 2 orders, 3 steps", "gpt2-xl", 2),
     ]
-    assert "ROME edits, 2 orders, 3 steps | gpt2-xl | float32: plain " in capsys.readouterr().out
-    assert bench.main([*command, "--parts", "--profile"]) == 0
+    assert "ROME edits, 2 orders, 3 steps, model gpt2-xl, device " in capsys.readouterr().out
+    assert cli.main(["bench", *command, "--parts", "--profile"]) == 0
     assert "aten::" in capsys.readouterr().out

@@ -13,6 +13,7 @@ from tools import verify
 
 from editscale.data import facts
 from editscale.editing import rome, values
+from editscale.workflow import cli
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -97,7 +98,7 @@ def test_a_wrong_number_is_reported_and_fails_the_command(tmp_path, capsys):
         arrays = dict(file)
     arrays["single2.delta_opt"] = arrays["single2.delta_opt"] * (1 + 1e-4)
     np.savez(folder / "rome_earlystop_f32.npz", **arrays)
-    assert verify.main([str(folder)]) == 1
+    assert cli.main(["verify", str(folder)]) == 1
     printed = capsys.readouterr().out
     assert "DIFFERS single2" in printed and "kinds of numbers agree" in printed
 
@@ -113,9 +114,9 @@ def test_a_wrong_flag_is_reported(tmp_path):
 
 
 def test_a_folder_without_numbers_is_an_error(tmp_path, capsys):
-    assert verify.main([str(tmp_path)]) == 2
+    assert cli.main(["verify", str(tmp_path)]) == 2
     assert "no setup.json" in capsys.readouterr().err
-    assert verify.main([str(subset(tmp_path))]) == 2
+    assert cli.main(["verify", str(subset(tmp_path))]) == 2
     assert "no array or metric files" in capsys.readouterr().err
 
 

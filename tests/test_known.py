@@ -6,6 +6,7 @@ from tools import known
 
 from editscale.data import facts
 from editscale.models import loading
+from editscale.workflow import cli
 
 ROOT = Path(__file__).parents[1]
 
@@ -21,6 +22,8 @@ def test_the_trained_model_knows_its_facts_and_their_swapped_versions_are_unknow
 
 def test_the_command_prints_one_line_per_relation_and_a_total(capsys):
     folder = ROOT / "tests" / "golden" / "tiny_gpt2"
-    assert known.main(["--model", str(folder), "--fact-set", str(ROOT / "params/smoke/invented_facts.json")]) == 0
+    assert (
+        cli.main(["known", "--model", str(folder), "--fact-set", str(ROOT / "params/smoke/invented_facts.json")]) == 0
+    )
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 6 and lines[-1].split() == ["all", "29", "100.0", "%"]

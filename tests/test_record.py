@@ -9,7 +9,7 @@ import pytest
 
 from editscale.analysis import tables
 from editscale.files import sha256_file
-from editscale.workflow import record, recorded
+from editscale.workflow import cli, record, recorded
 
 GRID = """\
 runs:
@@ -72,11 +72,12 @@ def test_a_whole_study_needs_every_part(study):
 
 
 def test_the_command_says_what_it_wrote_or_what_is_missing(study, capsys):
-    assert record.main(["tiny", "--partly"]) == 0
+    assert cli.main(["record", "tiny", "--partly"]) == 0
     assert capsys.readouterr().out.startswith("9 files in figures/tiny/tables, 0.0 MB")
-    assert record.main(["tiny"]) == 2 and "record it --partly" in capsys.readouterr().err
+    assert cli.main(["record", "tiny"]) == 2 and "record it --partly" in capsys.readouterr().err
     assert (
-        record.main(["tiny", "--from", "elsewhere"]) == 2 and "no record.json in elsewhere" in capsys.readouterr().err
+        cli.main(["record", "tiny", "--from", "elsewhere"]) == 2
+        and "no record.json in elsewhere" in capsys.readouterr().err
     )
 
 
@@ -142,7 +143,7 @@ def test_slices_of_several_machines_come_together(study):
     make(0, finished="2026-01-02T00:00:00+00:00")  # the same edits again
     record.record("tiny", partly=True)
     shutil.rmtree("runs")
-    assert record.main(["tiny", "--partly", "--from", "first"]) == 0
+    assert cli.main(["record", "tiny", "--partly", "--from", "first"]) == 0
     assert list(pd.read_parquet(TABLES / "edits.parquet")["order"]) == [0, 1, 2]
     assert list(pd.read_parquet(TABLES / "recall/history.parquet")["order"]) == [0, 1]
     made = json.loads((TABLES / "record.json").read_text())["runs"]

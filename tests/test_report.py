@@ -13,7 +13,7 @@ import pytest
 from bs4 import BeautifulSoup
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from editscale.workflow import compare, report
+from editscale.workflow import cli, compare, report
 from editscale.workflow.provenance import finish, provenance
 
 HOSTILE = "<script>alert(1)</script> & <img src='https://example.org/x.png' onerror='alert(1)'>"
@@ -233,7 +233,7 @@ def test_equal_inputs_give_equal_bytes(study):
 def test_a_report_that_cannot_be_written_leaves_the_old_one(study, capsys):
     before = report.write_report("test").read_bytes()
     Path("figures/test/fig1.json").write_text("{")
-    assert report.main(["test"]) == 2
+    assert cli.main(["report", "test"]) == 2
     assert "fig1.json is not JSON" in capsys.readouterr().err
     assert Path("runs/test/html/index.html").read_bytes() == before
     assert sorted(path.name for path in Path("runs/test").iterdir()) == ["html", "keys", "notebooks"]
@@ -250,7 +250,7 @@ def test_a_report_that_cannot_be_written_leaves_the_old_one(study, capsys):
 )
 def test_what_cannot_be_read_is_named(study, capsys, spoil, problem):
     spoil()
-    assert report.main(["test"]) == 2
+    assert cli.main(["report", "test"]) == 2
     assert problem in capsys.readouterr().err
 
 
@@ -393,9 +393,9 @@ def test_parameters_are_a_difference_and_versions_are_only_told(run_a, tmp_path)
 
 def test_the_exit_status_is_that_of_diff(run_a, tmp_path, capsys):
     b = write_run(tmp_path / "b", edits(efficacy=0.0))
-    assert compare.main([str(run_a), str(run_a)]) == 0
-    assert compare.main([str(run_a), str(b)]) == 1
-    assert compare.main([str(run_a), str(tmp_path / "missing")]) == 2
+    assert cli.main(["compare", str(run_a), str(run_a)]) == 0
+    assert cli.main(["compare", str(run_a), str(b)]) == 1
+    assert cli.main(["compare", str(run_a), str(tmp_path / "missing")]) == 2
     assert "missing, which does not exist" in capsys.readouterr().err
 
 
@@ -412,7 +412,7 @@ def test_the_exit_status_is_that_of_diff(run_a, tmp_path, capsys):
 def test_files_that_cannot_be_compared_are_named(run_a, tmp_path, capsys, spoil, problem):
     b = write_run(tmp_path / "b", edits())
     spoil(run_a, b)
-    assert compare.main([str(run_a), str(b)]) == 2
+    assert cli.main(["compare", str(run_a), str(b)]) == 2
     assert problem in capsys.readouterr().err
 
 

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from tools import rerun
 
-from editscale.workflow import recorded
+from editscale.workflow import cli, recorded
 
 GRID = """\
 runs:
@@ -127,7 +127,7 @@ def write(results, folder):
 def test_the_command_says_what_differs_and_whether_it_is_within_tolerance(capsys):
     write(study(), "figures/tiny/tables")
     write(study(started="2026-01-02", gpu="another", wrong=(3,)), "again")
-    assert rerun.main(["tiny", "--rerun", "again", "--write"]) == 0
+    assert cli.main(["rerun", "tiny", "--rerun", "again", "--write"]) == 0
     assert capsys.readouterr().out == (
         "memit order 0, 40 edits: within tolerance, on another GPU\n"
         "    ‖ΔW‖ differs by 0 % (median of the first 20), at most 0 % in 1, 0 % in 10\n"
@@ -137,12 +137,12 @@ def test_the_command_says_what_differs_and_whether_it_is_within_tolerance(capsys
     table = pd.read_csv("figures/tiny/tables/reruns.csv")
     assert table["within"].item() and table["efficacy_difference"].item() == -2.5
     write(study(started="2026-01-02", cases=range(7, 7 + N)), "again")
-    assert rerun.main(["tiny", "--rerun", "again", "--upto", "10"]) == 1
+    assert cli.main(["rerun", "tiny", "--rerun", "again", "--upto", "10"]) == 1
     assert "10 edits: NOT within tolerance; other facts from edit 1\n" in capsys.readouterr().out
 
 
 def test_the_command_names_what_is_missing(capsys):
-    assert rerun.main(["tiny"]) == 2 and "no record.json in figures/tiny/tables" in capsys.readouterr().err
+    assert cli.main(["rerun", "tiny"]) == 2 and "no record.json in figures/tiny/tables" in capsys.readouterr().err
     write(study(), "figures/tiny/tables")
-    assert rerun.main(["tiny"]) == 2 and "no run of scale tiny was made again" in capsys.readouterr().err
-    assert rerun.main(["tiny", "--upto", "-1"]) == 2 and "--upto is -1" in capsys.readouterr().err
+    assert cli.main(["rerun", "tiny"]) == 2 and "no run of scale tiny was made again" in capsys.readouterr().err
+    assert cli.main(["rerun", "tiny", "--upto", "-1"]) == 2 and "--upto is -1" in capsys.readouterr().err

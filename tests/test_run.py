@@ -9,7 +9,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from editscale.workflow import execute
+from editscale.workflow import cli
 from editscale.workflow.parameters import check_value, collect_parameters, notebook_parameters, read_parameters
 
 PARAMETERS = """\
@@ -21,8 +21,8 @@ eval_at: list = [1, 2]  # edit counts
 sizes: dict = {}  # by name
 out: str = "runs/test"  # folder for results"""
 FINISH = """\
-from editscale.workflow.provenance import finish, provenance
-finish(out, [f"{out}/table.csv"], provenance())"""
+from editscale.workflow.provenance import finish, made_with
+finish(out, [f"{out}/table.csv"], made_with({}, "0" * 64))"""
 WRITE = """\
 from pathlib import Path
 Path(out, "table.csv").write_text(f"{n_edits},{rate}")"""
@@ -63,7 +63,7 @@ def no_kernel(monkeypatch):
 
 def stopped(capfd, *arguments):
     """The one line with which `editscale run` refuses `arguments`."""
-    assert execute.main([str(argument) for argument in arguments]) == 2
+    assert cli.main(["run", *map(str, arguments)]) == 2
     lines = capfd.readouterr().err.strip().splitlines()
     assert len(lines) == 1, lines
     return lines[0]
@@ -71,7 +71,7 @@ def stopped(capfd, *arguments):
 
 def failed(capfd, *arguments):
     """The line with which `editscale run` reports that the notebook failed."""
-    assert execute.main([str(argument) for argument in arguments]) == 1
+    assert cli.main(["run", *map(str, arguments)]) == 1
     return capfd.readouterr().err.strip().splitlines()[-1]
 
 
@@ -221,7 +221,7 @@ os.getcwd()"""
     monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     executed = root / "runs" / "nb" / "done.ipynb"
-    assert execute.main([str(notebook), str(executed), "-p", "n_edits", "9", "-p", "rate", "2"]) == 0
+    assert cli.main(["run", str(notebook), str(executed), "-p", "n_edits", "9", "-p", "rate", "2"]) == 0
     written = (root / "runs/test/table.csv").read_text().split("|")
     assert written == ["9", "2.0", "1", "ipc", sys.prefix]
     assert os.environ["OMP_NUM_THREADS"] == "7"

@@ -2,18 +2,17 @@
 
 import json
 import shutil
-from dataclasses import replace
 
 import pytest
 import tiny
 import torch
 from safetensors.torch import load_file, save_file
-from tools import bench
 
 from editscale.models import loading, shapes
+from editscale.workflow import cli
 
-GPT2 = {**bench.SHAPES["gpt2-xl"].config, "vocab_size": 400, "n_layer": 4, "n_embd": 64, "n_head": 4}
-GPTJ = {**bench.SHAPES["gpt-j"].config, "vocab_size": 400, "n_layer": 6, "n_embd": 64, "n_head": 4, "rotary_dim": 8}
+GPT2 = {**shapes.SHAPES["gpt2-xl"], "vocab_size": 400, "n_layer": 4, "n_embd": 64, "n_head": 4}
+GPTJ = {**shapes.SHAPES["gpt-j"], "vocab_size": 400, "n_layer": 6, "n_embd": 64, "n_head": 4, "rotary_dim": 8}
 
 
 @pytest.fixture(scope="module")
@@ -98,15 +97,16 @@ def test_an_interrupted_writing_leaves_no_folder(tmp_path, monkeypatch):
 
 
 def test_the_command_writes_a_shape_by_name_and_says_what_was_wrong(tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(bench.SHAPES, "gpt2-small", replace(bench.SHAPES["gpt2-small"], config=GPT2))
+    monkeypatch.setitem(shapes.SHAPES, "gpt2-small", GPT2)
     tiny.tiny_tokenizer().save_pretrained(tmp_path / "tokenizer")
-    command = ["gpt2-small", str(tmp_path / "shape"), "--shard-mb", "1", "--tokenizer", str(tmp_path / "tokenizer")]
-    assert shapes.main(command) == 0
+    options = ["--shard-mb", "1", "--tokenizer", str(tmp_path / "tokenizer")]
+    command = ["shape", "gpt2-small", str(tmp_path / "shape"), *options]
+    assert cli.main(command) == 0
     assert f"{shapes.n_parameters(GPT2):,} random parameters in {len(shards(tmp_path / 'shape'))} files" in (
         capsys.readouterr().out
     )
-    assert shapes.main(command) == 1 and "is there already" in capsys.readouterr().err
-    assert shapes.main([*command[:-1], str(tmp_path)]) == 1 and "no tokenizer.json" in capsys.readouterr().err
+    assert cli.main(command) == 2 and "is there already" in capsys.readouterr().err
+    assert cli.main([*command[:-1], str(tmp_path)]) == 2 and "no tokenizer.json" in capsys.readouterr().err
 
 
 # Sharded folders that are not what their index says

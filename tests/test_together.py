@@ -7,7 +7,7 @@ import pytest
 from editscale.editing import moments
 from editscale.models import loading
 from editscale.sequences.ledger import Ledger
-from editscale.workflow import parameters, together
+from editscale.workflow import cli, parameters, together
 
 PARAMS = "params/rome/tiny-gpt2.yaml"
 RUNS = [
@@ -60,5 +60,5 @@ def test_runs_that_cannot_share_a_batch_are_refused_before_a_model_is_loaded(tmp
 
 
 def test_a_batch_that_the_grid_lacks_is_refused(capsys):
-    assert together.main(["smoke", "p-rome"]) == 2
+    assert cli.main(["together", "smoke", "p-rome"]) == 2
     assert "p-rome is no batch of smoke; its grid has rome" in capsys.readouterr().err

@@ -8,12 +8,10 @@ Sources: CounterFact, Meng et al. 2022 (arXiv:2202.05262, section 3.3), data fil
 EasyEdit, Wang et al. 2023 (arXiv:2308.07269).
 """
 
-import argparse
 import hashlib
 import http.client
 import json
 import re
-import sys
 import urllib.request
 from collections import Counter
 from dataclasses import dataclass
@@ -132,20 +130,6 @@ def download_counterfact(folder) -> Path:
             ) from error
         _check_published(part, f"the download of {COUNTERFACT_URL}", "try again")
     return path
-
-
-def download_main(arguments: list[str]) -> int:
-    """Exit status of `python -m editscale counterfact FOLDER`: 0 when the checked file is there."""
-    parser = argparse.ArgumentParser(
-        prog="python -m editscale counterfact", description="download CounterFact and check its size and sha256"
-    )
-    parser.add_argument("folder", metavar="FOLDER", help="where counterfact.json goes")
-    try:
-        print(download_counterfact(parser.parse_args(arguments).folder))
-    except (OSError, ValueError) as error:
-        print(f"editscale counterfact: {error}", file=sys.stderr)
-        return 1
-    return 0
 
 
 def _from_counterfact(record, where: str) -> Fact:

@@ -4,11 +4,8 @@ Source: Gupta et al. 2024 (arXiv:2401.07453), rebuilt from their description (on
 another).
 """
 
-import argparse
-import hashlib
 import json
 import random
-import sys
 from pathlib import Path
 
 from editscale.data.facts import Fact, load
@@ -79,20 +76,3 @@ def in_order(facts: list[Fact], order: int, n_edits: int, reverse: bool = False)
         )
     chosen = [facts[position] for position in positions[:n_edits]]
     return chosen[::-1] if reverse else chosen
-
-
-def orders_main(arguments: list[str]) -> int:
-    """Exit status of `python -m editscale orders FILE [OUT]`: 0 when the orders are written."""
-    parser = argparse.ArgumentParser(
-        prog="python -m editscale orders", description="write the paper's ten orders of unique subjects"
-    )
-    parser.add_argument("facts", metavar="FILE", help="facts in CounterFact's or EasyEdit's format")
-    parser.add_argument("out", metavar="OUT", nargs="?", default="orders.json", help="default: orders.json")
-    given = parser.parse_args(arguments)
-    try:
-        out = write_orders(given.facts, given.out)
-    except (OSError, ValueError) as error:
-        print(f"editscale orders: {error}", file=sys.stderr)
-        return 1
-    print(f"{out}  sha256 {hashlib.sha256(out.read_bytes()).hexdigest()}")
-    return 0

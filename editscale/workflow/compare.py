@@ -55,26 +55,6 @@ def compare(a: str | Path, b: str | Path, *, color: bool = False) -> tuple[list[
     return lines, same
 
 
-def main(arguments: list[str]) -> int:
-    """`python -m editscale compare A B`: 0 if nothing differs, 1 if something does, 2 for bad input."""
-    import argparse
-    import sys
-
-    description, _, rest = __doc__.partition("\n")
-    formatter = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser("editscale compare", None, description, rest, formatter_class=formatter)
-    parser.add_argument("a", metavar="A", help="runs/laptop, runs/laptop/rome/order-0, … or an executed notebook")
-    parser.add_argument("b", metavar="B", help="the same of another execution")
-    given = parser.parse_args(arguments)
-    try:
-        lines, same = compare(given.a, given.b, color=sys.stdout.isatty())
-    except (ValueError, OSError) as error:
-        print(f"editscale compare: {error}", file=sys.stderr)
-        return 2
-    print("\n".join([f"A  {given.a}", f"B  {given.b}", *lines]))
-    return 0 if same else 1
-
-
 # --------------------------------------------------------------------------------------------------- tables
 
 

@@ -3,25 +3,25 @@
     python -m editscale run NOTEBOOK OUT.ipynb -f params/smoke/02a_sequential_editing.yaml -p order 1
 
 papermill executes the notebook. It takes `sys.exit()` in a cell for success (nteract/papermill#330); here a
-run has succeeded when its last cell left `done.json` (provenance.finish) in the folder `out`, with files
+run has succeeded when its last cell left `done.json` (provenance.Record.finish) in the folder `out`, with files
 that match it."""
 
-import argparse
 import json
 import os
 import sys
 import tempfile
-import time
 from contextlib import contextmanager
 from pathlib import Path
 
 from editscale.files import sha256_file
 from editscale.workflow import gpus
-from editscale.workflow.parameters import collect_parameters, read_notebook
+from editscale.workflow.parameters import read_notebook
 
 
 class RunFailed(RuntimeError):
     """The notebook was executed, and it failed or did not leave the results that it declares."""
+
+    exit_status = 1  # of a command that ends so
 
 
 def repository_root(notebook: str | Path) -> Path:
@@ -88,27 +88,6 @@ def run_notebook(notebook: str | Path, executed: str | Path, parameters: dict, *
     return _checked_results(done, root, notebook, executed)
 
 
-def main(arguments: list[str]) -> int:
-    """`python -m editscale run …`: 0, or 1 when the notebook failed, or 2 when it was not started."""
-    parser = argparse.ArgumentParser(prog="editscale run", description="Execute a notebook strictly.")
-    parser.add_argument("notebook", metavar="NOTEBOOK", help="one of notebooks/*.ipynb")
-    parser.add_argument("executed", metavar="OUT", help="the executed notebook to write, outputs included")
-    several = {"action": "append", "default": []}
-    parser.add_argument("-f", dest="files", metavar="YAML", help="values of parameters", **several)
-    parser.add_argument("-p", dest="pairs", metavar=("NAME", "VALUE"), nargs=2, help="one value", **several)
-    parser.add_argument("--threads", type=int, default=1, help="threads for linear algebra (default 1)")
-    given = parser.parse_args(arguments)
-    began = time.monotonic()
-    try:
-        parameters = collect_parameters(given.notebook, given.files, given.pairs)
-        run_notebook(given.notebook, given.executed, parameters, threads=given.threads)
-    except (ValueError, OSError, RunFailed) as error:
-        print(f"editscale run: {error}", file=sys.stderr)
-        return 1 if isinstance(error, RunFailed) else 2
-    print(f"finished {given.executed} in {time.monotonic() - began:.0f} s", file=sys.stderr)
-    return 0
-
-
 def _check_writable(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -169,7 +148,7 @@ def _one_line(error: Exception) -> str:
 
 def _checked_results(done: Path, root: Path, notebook: Path, executed: Path) -> dict:
     if not done.is_file():
-        raise RunFailed(f"{notebook.name} left no {done}: end it with provenance.finish; see {executed}")
+        raise RunFailed(f"{notebook.name} left no {done}: end it with record.finish(); see {executed}")
     try:
         record = json.loads(done.read_text(encoding="utf-8"))
         files = dict(record["files"])

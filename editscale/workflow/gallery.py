@@ -171,16 +171,6 @@ def gallery(folder, scales=SCALES):
     return "\n".join(parts)
 
 
-def main(arguments):
-    """Write figures/README.md; exit status."""
-    import argparse
-
-    parser = argparse.ArgumentParser(prog="editscale gallery", description=__doc__.splitlines()[0])
-    parser.add_argument("scales", metavar="SCALE", nargs="*", default=SCALES, help=f"default {' '.join(SCALES)}")
-    try:
-        text = gallery("figures", parser.parse_args(arguments).scales)
-    except FileNotFoundError as error:
-        print(f"editscale gallery: {error}")
-        return 2
-    Path("figures/README.md").write_text(text)
-    return 0
+def write(scales=SCALES):
+    """Write figures/README.md."""
+    Path("figures/README.md").write_text(gallery("figures", scales))

@@ -12,8 +12,6 @@ finished last; of equal ones that in runs/, then the recorded one. Recall and ta
 on: where a run's edits were made anew and are others, what was measured on the old ones is left out, with a warning.
 """
 
-import argparse
-import sys
 import warnings
 from pathlib import Path
 
@@ -35,7 +33,7 @@ def record(scale, *, partly=False, others=()):
     Raises FileNotFoundError that names what is missing, ValueError for recorded tables that cannot be taken
     (`recorded.read`). Nothing is written then.
     """
-    out = Path("figures") / scale / "tables"
+    out = Path("figures") / checked_scale(scale) / "tables"
     before = [recorded.read(out, scale)] if (out / RECORD).is_file() else []
     whole = merged([recorded.in_runs(scale), *before, *(recorded.read(folder, scale) for folder in others)], scale)
     missing = [
@@ -107,21 +105,3 @@ def _write(table, path):
     small = table.astype({name: "float32" for name in table.select_dtypes("float64")})
     small.to_parquet(path, index=False, compression="zstd")
     return path
-
-
-def main(arguments):
-    """Exit status of `python -m editscale record SCALE`."""
-    parser = argparse.ArgumentParser(prog="editscale record", description=__doc__.splitlines()[0])
-    parser.add_argument("scale", metavar="SCALE", help="a folder of params/ whose runs are in runs/")
-    parser.add_argument("--partly", action="store_true", help="what is finished, instead of asking for everything")
-    parser.add_argument(
-        "--from", dest="others", action="append", default=[], metavar="FOLDER", help="recorded tables to merge with"
-    )
-    given = parser.parse_args(arguments)
-    try:
-        written = record(checked_scale(given.scale), partly=given.partly, others=given.others)
-    except (ValueError, OSError) as error:
-        print(f"editscale record: {error}", file=sys.stderr)
-        return 2
-    print(f"{len(written)} files in {written[-1].parent}, {sum(path.stat().st_size for path in written) / 1e6:.1f} MB")
-    return 0

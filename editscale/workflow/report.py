@@ -52,21 +52,6 @@ def write_report(scale: str, root: str | Path = ".") -> Path:
     return runs / "html" / "index.html"
 
 
-def main(arguments: list[str]) -> int:
-    """`python -m editscale report SCALE`: 0, or 2 when there is nothing to report or it cannot be read."""
-    import argparse
-    import sys
-
-    parser = argparse.ArgumentParser(prog="editscale report", description=__doc__.splitlines()[0])
-    parser.add_argument("scale", metavar="SCALE", help="a folder of runs/: laptop, smoke, …")
-    try:
-        print(write_report(parser.parse_args(arguments).scale))
-    except (ValueError, OSError) as error:
-        print(f"editscale report: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
 def _figure(path: Path) -> dict:
     """What the index shows of the figure whose origin is in the .json `path`."""
     caption = _read_json(path).get("caption")

@@ -8,12 +8,9 @@ one (`batch: …`); variants of ROME may share one, and runs of different length
 that scale; each run gets the ledger in its folder that the notebook would begin there and now goes on with.
 """
 
-import argparse
-import sys
 from dataclasses import replace
 from pathlib import Path
 
-from editscale.sequences import stopping
 from editscale.workflow import gpus
 from editscale.workflow.parameters import batches, checked_scale, collect_parameters, notebook_parameters, read_grid
 
@@ -73,28 +70,15 @@ def edit(given, runs, folders):
     sequence.run_together(lm, orders, editings, books, **options)
 
 
-def main(arguments):
-    """Exit status of `python -m editscale together SCALE BATCH`: 0 when the ledgers are complete, 1 when something
-    stopped it on the way, 2 if it was not begun."""
-    parser = argparse.ArgumentParser(prog="editscale together", description=__doc__.splitlines()[0])
-    parser.add_argument("scale", metavar="SCALE", help="a folder of params/ whose grid.yaml says together: true")
-    parser.add_argument("batch", metavar="BATCH", help="a method, or what lines of the grid name as their batch")
-    asked = parser.parse_args(arguments)
-    try:
-        values = f"params/{checked_scale(asked.scale)}/{Path(NOTEBOOK).stem}.yaml"
-        given = {name: parameter.default for name, parameter in notebook_parameters(NOTEBOOK).items()}
-        given |= collect_parameters(NOTEBOOK, [values], [])
-        grid = read_grid(f"params/{asked.scale}/grid.yaml")
-        keys = batches(grid).get(asked.batch)
-        if keys is None:
-            raise ValueError(f"{asked.batch} is no batch of {asked.scale}; its grid has {', '.join(batches(grid))}")
-        folders = [f"runs/{asked.scale}/{method}/{sequence}" for method, sequence in keys]
-        with gpus.lease(given["device"]):
-            edit(given, [grid[key] for key in keys], folders)
-    except (ValueError, OSError) as error:
-        print(f"editscale together: {error}", file=sys.stderr)
-        return 2
-    except (stopping.Stopped, stopping.Interrupted) as error:
-        print(f"editscale together: {error}", file=sys.stderr)
-        return 1
-    return 0
+def together(scale, batch):
+    """Edit the runs of a batch of a scale. ValueError, before a model is loaded, if its grid has no such batch."""
+    values = f"params/{checked_scale(scale)}/{Path(NOTEBOOK).stem}.yaml"
+    given = {name: parameter.default for name, parameter in notebook_parameters(NOTEBOOK).items()}
+    given |= collect_parameters(NOTEBOOK, [values], [])
+    grid = read_grid(f"params/{scale}/grid.yaml")
+    keys = batches(grid).get(batch)
+    if keys is None:
+        raise ValueError(f"{batch} is no batch of {scale}; its grid has {', '.join(batches(grid))}")
+    folders = [f"runs/{scale}/{method}/{sequence}" for method, sequence in keys]
+    with gpus.lease(given["device"]):
+        edit(given, [grid[key] for key in keys], folders)

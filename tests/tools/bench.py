@@ -11,6 +11,8 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import click
+
 from editscale.editing import editors
 from editscale.kernels import cuda_graphs
 from editscale.models import shapes
@@ -211,46 +213,68 @@ def load(shape, device, tokenizer="", cache="runs/models"):
     return LanguageModel(model, tokenizer, shape, identity), params
 
 
-def main(arguments):
-    """Measure, print each row as it comes, and write the tables of this device; 0."""
-    import argparse
+class SeveralValues(click.Command):
+    """A command whose lists follow their option, as in `--orders 1 2`. An option without a value is an empty list."""
 
+    def parse_args(self, ctx, args):
+        lists = {option.opts[0]: option.name for option in self.params if getattr(option, "multiple", False)}
+        spread, option = [], None
+        for word in args:
+            if word.startswith("--"):
+                option = word if word in lists else None
+                spread += [] if option else [word]
+            else:
+                spread += [option, word] if option else [word]
+        empty = {lists[word]: () for word in args if word in lists and word not in spread}
+        rest = super().parse_args(ctx, spread)
+        ctx.params |= empty
+        return rest
+
+
+LIST = {"multiple": True, "show_default": False}
+
+
+@click.command(cls=SeveralValues, context_settings={"show_default": True})
+@click.option("--device", default="cpu", help="cpu, cuda, …")
+@click.option("--shapes", "names", type=click.Choice(list(SHAPES)), **LIST, help="Models.")
+@click.option(
+    "--parts", "wanted", type=click.Choice(list(parts.PARTS)), default=list(parts.PARTS), **LIST, help="What is run."
+)
+@click.option("--precisions", type=click.Choice(["float32", "tf32"]), **LIST, help="Of matrix products.")
+@click.option("--repeats", type=int, help="Timed rounds of a part: 2 on a CPU, 3 on a GPU.")
+@click.option("--seconds", default=60.0, help="No further round of a part after this.")
+@click.option("--orders", type=int, **LIST, help="Sizes of batches.")
+@click.option("--facts", default="atlas", help='"atlas" or a CounterFact file.')
+@click.option("--tokenizer", default="", help="Folder, for random weights: SmolLM2's.")
+@click.option("--out", default="figures/cost", help="Folder of the tables, which rows are merged into.")
+@click.option("--profile", "profiled", is_flag=True, help="Print what one ROME edit spends its time in.")
+def main(device, names, wanted, precisions, repeats, seconds, orders, facts, tokenizer, out, profiled):
+    """Measure what edits, scores and checkpoints cost, print each row, and write the tables of this device.
+
+    Without --shapes, SmolLM2 on a CPU and the others on a GPU; without --parts, all; without --precisions, on a GPU
+    both; without --orders, batches of 1 to 10 orders. These take several values.
+    """
     from editscale.data.orders import in_order, open_set
     from editscale.models import loading
 
-    parser = argparse.ArgumentParser(prog="editscale bench", description=__doc__.splitlines()[0])
-    parser.add_argument("--device", default="cpu", help="cpu, cuda, … (default cpu)")
-    parser.add_argument("--shapes", nargs="+", choices=SHAPES, help="default: SmolLM2 on a CPU, the others on a GPU")
-    parser.add_argument("--parts", nargs="*", choices=parts.PARTS, default=list(parts.PARTS), help="default: all")
-    parser.add_argument("--precisions", nargs="+", choices=("float32", "tf32"), help="default: on a GPU both")
-    parser.add_argument("--repeats", type=int, help="timed rounds of a part (default: 2 on a CPU, 3 on a GPU)")
-    parser.add_argument("--seconds", type=float, default=60, help="no further round of a part after this (default 60)")
-    parser.add_argument("--orders", type=int, nargs="+", help="sizes of batches of orders (default: 1 to 10)")
-    parser.add_argument("--facts", default="atlas", help='"atlas" or a CounterFact file (default atlas)')
-    parser.add_argument("--tokenizer", default="", help="folder, for random weights (default: SmolLM2's)")
-    parser.add_argument("--out", default="figures/cost", help="folder of the tables, which rows are merged into")
-    parser.add_argument("--profile", action="store_true", help="print what one ROME edit spends its time in")
-    given = parser.parse_args(arguments)
-    device = loading.available_device(given.device)
-    on_gpu = device.type == "cuda"
+    on_gpu = loading.available_device(device).type == "cuda"
     size = parts.SIZES["cuda" if on_gpu else "cpu"]
-    size = replace(size, n_orders=tuple(given.orders or size.n_orders))
-    chosen = in_order(open_set(given.facts), 0, size.n_facts)
-    for shape in given.shapes or [name for name, one in SHAPES.items() if (one.config is not None) == on_gpu]:
-        lm, params = load(shape, given.device, given.tokenizer)
+    size = replace(size, n_orders=tuple(orders or size.n_orders))
+    chosen = in_order(open_set(facts), 0, size.n_facts)
+    for shape in names or [name for name, one in SHAPES.items() if (one.config is not None) == on_gpu]:
+        lm, params = load(shape, device, tokenizer)
         whole = parts.case(shape, lm, chosen, params, size)
-        for precision in given.precisions or (["float32", "tf32"] if on_gpu else ["float32"]):
+        for precision in precisions or (["float32", "tf32"] if on_gpu else ["float32"]):
             with cuda_graphs.multiplying_in(precision):
                 # A recorded CUDA graph multiplies as it did when it was recorded: none is kept.
                 case = replace(whole, lm=replace(lm, graphs={}), precision=precision)
                 warm_up(case)
                 peak = peak_row(case)
-                for part in given.parts:
+                for part in wanted:
                     peak = max(peak, peak_row(case), key=lambda row: row["tflops"])
-                    costs.write(given.out, [peak])
-                    for row in measure(case, part, peak["tflops"], repeats=given.repeats, seconds=given.seconds):
-                        costs.write(given.out, [row])
+                    costs.write(out, [peak])
+                    for row in measure(case, part, peak["tflops"], repeats=repeats, seconds=seconds):
+                        costs.write(out, [row])
                         print(costs.line(row), flush=True)
-                if given.profile:
+                if profiled:
                     print(profile(case))
-    return 0

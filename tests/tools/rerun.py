@@ -10,10 +10,10 @@ few edits earlier or later, while means agree. So single values are held against
 means over all edits.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
+import click
 import numpy as np
 import pandas as pd
 
@@ -138,28 +138,27 @@ def shown(table):
     return lines
 
 
-def main(arguments):
-    """Exit status of `python -m editscale rerun`: 0 if all runs are within tolerance, 1 if not, 2 for bad input."""
-    parser = argparse.ArgumentParser(prog="editscale rerun", description=__doc__.splitlines()[0])
-    parser.add_argument("scale", metavar="SCALE", help="a scale that is recorded, and of which runs were made again")
-    parser.add_argument("--upto", type=int, default=0, metavar="N", help="compare N edits at most; default: all")
-    parser.add_argument("--from", dest="known", metavar="FOLDER", help="recorded tables; default figures/SCALE/tables")
-    parser.add_argument("--rerun", metavar="FOLDER", help="recorded tables of the runs made again; default runs/SCALE")
-    parser.add_argument("--write", action="store_true", help="write figures/SCALE/tables/reruns.csv too")
-    given = parser.parse_args(arguments)
-    try:
-        scale = checked_scale(given.scale)
-        if given.upto < 0:
-            raise ValueError(f"--upto is {given.upto}; give the number of edits to compare, or leave it out for all")
-        out = Path("figures") / scale / "tables"
-        known = recorded.read(given.known or out, scale)
-        again = recorded.read(given.rerun, scale) if given.rerun else recorded.in_runs(scale)
-        table = compare(again, known, scale, upto=given.upto)
-        if given.write:
-            out.mkdir(parents=True, exist_ok=True)
-            table.to_csv(out / "reruns.csv", index=False, float_format="%.6g")
-    except (ValueError, OSError) as error:
-        print(f"editscale rerun: {error}", file=sys.stderr)
-        return 2
+@click.command()
+@click.argument("scale")
+@click.option("--upto", default=0, metavar="N", help="Compare N edits at most; all if not given.")
+@click.option("--from", "known", metavar="FOLDER", help="Recorded tables; figures/SCALE/tables if not given.")
+@click.option(
+    "--rerun", "again", metavar="FOLDER", help="Recorded tables of the runs made again, instead of runs/SCALE."
+)
+@click.option("--write", is_flag=True, help="Write figures/SCALE/tables/reruns.csv too.")
+def main(scale, upto, known, again, write):
+    """Say whether runs made again agree with the recorded ones.
+
+    SCALE is recorded, and runs of it were made again. The exit status is 0 if all runs are within tolerance, 1 if not,
+    2 for bad input.
+    """
+    out = Path("figures") / checked_scale(scale) / "tables"
+    if upto < 0:
+        raise ValueError(f"--upto is {upto}; give the number of edits to compare, or leave it out for all")
+    known = recorded.read(known or out, scale)
+    table = compare(recorded.read(again, scale) if again else recorded.in_runs(scale), known, scale, upto=upto)
+    if write:
+        out.mkdir(parents=True, exist_ok=True)
+        table.to_csv(out / "reruns.csv", index=False, float_format="%.6g")
     print("\n".join(shown(table)))
     return 0 if table["within"].all() else 1

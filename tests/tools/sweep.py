@@ -6,12 +6,17 @@ changes to a base file, lists of values meaning every combination. OUT gets one 
 """
 
 import itertools
+import re
 import time
-from pathlib import Path
+
+import click
 
 from editscale.columns import harmonic_score
 from editscale.editing import editors, updates
 from editscale.metrics import scoring
+
+SPEC = """model model_cache fact_set order n_facts seed n_documents document_length
+          prefix_seeds n_short_prefixes n_long_prefixes grid""".split()
 
 
 def settings(spec):
@@ -78,32 +83,38 @@ def least_constraint(table, *, least_es=95.0):
     return enough.sort_values("norm_constraint", kind="stable").iloc[0]
 
 
-def main(arguments):
-    """Run the settings of a spec; OUT grows by a row as soon as it is known."""
-    import argparse
+@click.command()
+@click.argument("spec")
+@click.argument("out")
+@click.option("--device", default="cpu", show_default=True)
+@click.option("--part", default="0/1", show_default=True, metavar="K/N", help="Only settings k, k + n, k + 2n, …")
+def main(spec, out, device, part):
+    """Try hyper-parameters on single edits.
+
+    SPEC is YAML: model, fact_set, order, n_facts, …, grid. OUT is a CSV with one row per setting, which grows by a row
+    as soon as it is known.
+    """
     import json
     from dataclasses import asdict
 
     import pandas as pd
     import torch
-    import yaml
     from tqdm import tqdm
 
     from editscale.data.orders import in_order, open_set
     from editscale.editing import corpora, moments
     from editscale.models import loading
+    from editscale.workflow.parameters import read_parameters
 
-    parser = argparse.ArgumentParser(prog="editscale sweep", description=__doc__.splitlines()[0])
-    parser.add_argument("spec", help="YAML: model, fact_set, order, n_facts, …, grid")
-    parser.add_argument("out", help="CSV, one row per setting")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--part", default="0/1", help="k/n: only settings k, k + n, k + 2n, … (default 0/1, all)")
-    given = parser.parse_args(arguments)
-    spec = yaml.safe_load(Path(given.spec).read_text())
-    part, n_parts = (int(x) for x in given.part.split("/"))
-    todo = list(settings(spec))[part::n_parts]
+    if not re.fullmatch(r"\d+/[1-9]\d*", part):
+        raise ValueError(f"--part is {part}, expected K/N such as 0/4")
+    k, n = map(int, part.split("/"))
+    path, spec = spec, read_parameters(spec)
+    if lacking := [name for name in SPEC if name not in spec]:
+        raise ValueError(f"{path} lacks {', '.join(lacking)}; params/sweep has examples")
+    todo = list(settings(spec))[k::n]
 
-    lm = loading.load(spec["model"], device=given.device, cache=spec["model_cache"])
+    lm = loading.load(spec["model"], device=device, cache=spec["model_cache"])
     chosen = in_order(open_set(spec["fact_set"]), spec["order"], spec["n_facts"])
     seeded = torch.Generator().manual_seed(spec["seed"])
     layers, factors = sorted({layer for setting in todo for layer in editors.moment_layers(*setting)}), {}
@@ -135,5 +146,4 @@ def main(arguments):
                 "device": torch.cuda.get_device_name(lm.device) if lm.device.type == "cuda" else lm.device.type,
             }
         )
-        pd.DataFrame(rows).round(4).to_csv(given.out, index=False)
-    return 0
+        pd.DataFrame(rows).round(4).to_csv(out, index=False)
