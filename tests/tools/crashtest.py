@@ -176,7 +176,7 @@ def damage(chance, folder):
         ends = [0, *(frame.end for frame in ledger.Ledger(folder)._frames)]
     if len(ends) < 2:
         return False
-    os.truncate(log, ends[-1])  # a torn edit behind it would no longer be the last one
+    os.truncate(log, ends[-1])  # a torn edit after it would no longer be the last one
     if chance.random() < 0.5:
         os.truncate(log, chance.randrange(ends[-2], ends[-1]))
     else:

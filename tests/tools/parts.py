@@ -65,19 +65,29 @@ class Size:
 
 SIZES = {
     "cpu": Size(
-        2,
-        2048,
-        5,
-        8,
-        40,
-        tuple(glue.BUNDLED),
-        20,
-        1024,
-        hidden_states.BATCH_TOKENS,
+        repeats=2,
+        peak=2048,
+        steps=5,
+        n_records=8,
+        n_history=40,
+        tasks=tuple(glue.BUNDLED),
+        n_examples=20,
+        n_tokens=1024,
+        batch_tokens=hidden_states.BATCH_TOKENS,
         n_prompt=(10, 40, 80),
         n_orders=(1, 10),
     ),
-    "cuda": Size(3, 8192, STEPS, 32, 200, 2 * tuple(glue.BUNDLED), 200, 16384, 16384),
+    "cuda": Size(
+        repeats=3,
+        peak=8192,
+        steps=STEPS,
+        n_records=32,
+        n_history=200,
+        tasks=2 * tuple(glue.BUNDLED),
+        n_examples=200,
+        n_tokens=16384,
+        batch_tokens=16384,
+    ),
 }
 
 
@@ -171,7 +181,7 @@ class FastPath:
 
 
 # A part is a function of a Case that yields (plain path or None, its `FastPath`s, difference of two results), one group
-# after the other; what runs behind a `yield` tidies up.
+# after the other; what runs after a `yield` tidies up.
 
 
 def _edits(case, method, facts, steps, lm, forward=None):
