@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 from tools import costs, full_cost
 
+from editscale.workflow import cli
+
 ROOT = Path(__file__).parents[1]
 METHODS = ("rome", "r-rome", "memit", "ft-c")
 TIMES = {

@@ -23,6 +23,7 @@ import re
 from datetime import datetime
 from pathlib import Path
 
+import click
 import pandas as pd
 
 from editscale.files import write_whole
@@ -349,6 +350,7 @@ def _on_gpu(results, run, part):
     return str(made.get("parameters", {}).get("device", "")).startswith("cuda")
 
 
+@click.command()
 def main():
     """Draw the pages of figures/cost from the measurements there."""
     print(*write_pages(), sep="\n")

@@ -32,9 +32,8 @@ import json
 import statistics
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated
 
-from typer import Argument, Option
+import click
 
 from editscale.files import read_json, write_whole
 from editscale.sequences.ledger import read_timing
@@ -243,10 +242,13 @@ def write(dry, study):
     return write_whole(costs.FOLDER / f"full-{study}.json", text.encode())
 
 
-def main(
-    dry: Annotated[str, Argument(metavar="DRY", help="the scale of the dry run, such as dry-xl")],
-    of: Annotated[str, Option(metavar="STUDY", help="the scale that it stands for, such as gpt2-xl")],
-):
-    """Estimate what a full study costs on one GPU, from a dry run of it, and draw the pages of figures/cost."""
+@click.command()
+@click.argument("dry")
+@click.option("--of", required=True, metavar="STUDY", help="The scale that it stands for, such as gpt2-xl.")
+def main(dry, of):
+    """Estimate what a full study costs on one GPU, from a dry run of it, and draw the pages of figures/cost.
+
+    DRY is the scale of the dry run, such as dry-xl.
+    """
     print(write(checked_scale(dry), checked_scale(of)))
     costs.write_pages()
