@@ -15,7 +15,7 @@ from tiny import BOS_FAMILIES, N_TOKENS, smollm2, tiny_model, tiny_tokenizer
 from transformers.pytorch_utils import Conv1D
 
 from editscale.files import sha256_file
-from editscale.models import loading
+from editscale.models import anatomy, loading, tokens
 from editscale.models import smollm2 as wheel
 from editscale.models.anatomy import FAMILIES
 
@@ -78,6 +78,18 @@ def test_square_projection_is_oriented_by_module_type(model_type, module):
     bias = getattr(lm.projection(1), "bias", None)
     value = lm.projection(1)(key) - (0 if bias is None else bias)
     torch.testing.assert_close(lm.weight(1) @ key, value)
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_what_the_blocks_up_to_one_make_is_what_the_whole_model_makes(model_type):
+    lm = tiny_model(model_type, dtype=torch.float64)
+    given, positions, mask = tokens.tree_inputs([tokens.tree(ids(lm).tolist())], lm.device, lm.dtype)
+    seen = anatomy.up_to(lm, 1, given, mask, positions)
+    whole = lm.model(ids(lm), output_hidden_states=True).hidden_states[2]
+    torch.testing.assert_close(seen["block"], whole)
+    bias = 0 if lm.bias(1) is None else lm.bias(1)
+    torch.testing.assert_close(seen["keys"] @ lm.weight(1).mT + bias, seen["values"])
+    assert seen["mlp"].shape == seen["block"].shape
 
 
 @pytest.mark.parametrize("model_type", ["gpt2", "llama"])

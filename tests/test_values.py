@@ -8,7 +8,7 @@ import tiny
 import torch
 
 from editscale.data.facts import Fact
-from editscale.editing import suffix, values
+from editscale.editing import finetune, suffix, values
 from editscale.editing.descent import Descent, descend
 from editscale.models import anatomy, tokens
 
@@ -202,3 +202,26 @@ def test_sizes_are_rounded_up_by_less_than_a_quarter_and_to_few():
     rounded = [suffix._rounded(n) for n in range(1, 2000)]
     assert all(n <= r < n * 1.25 + 1 for n, r in enumerate(rounded, start=1))
     assert len(set(rounded)) <= 4 * 11  # four in each of eleven octaves
+
+
+@pytest.mark.parametrize("kind", ("offset", "weights"))
+def test_a_descent_goes_on_in_other_tensors_that_hold_its_state(kind):
+    def made():
+        if kind == "offset":
+            return Descent(torch.ones(2, 3), PARAMS, 1, 2)
+        params = finetune.FtParams(layer=0, num_steps=4, lr=0.1, weight_decay=0.1, norm_constraint=1.0)
+        return finetune.WeightDescent(torch.ones(2, 3, 4), torch.ones(2, 3), params)
+
+    def forward(point):
+        if kind == "weights":
+            return sum(((part - 3) ** 2).flatten(1).sum(dim=1) for part in point.values())
+        return ((point - 3) ** 2).sum(dim=1, keepdim=True), torch.zeros(2, 2)
+
+    whole, begun = made(), made()
+    for state in (whole, begun):
+        state.advance(forward, update=True)
+    other = begun.on({name: tensor.clone() for name, tensor in begun.tensors().items()})
+    whole.advance(forward, update=True)
+    other.advance(forward, update=True)
+    assert all(torch.equal(tensor, whole.tensors()[name]) for name, tensor in other.tensors().items())
+    assert begun.step.item() == 1  # what the state was held in before is left alone

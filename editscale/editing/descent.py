@@ -5,9 +5,71 @@ Loss, steps and projection follow the released code (kmeng01/rome `rome/compute_
 """
 
 import copy
+from dataclasses import dataclass
 
 
-class Descent:
+@dataclass(frozen=True)
+class Steps:
+    """What a descent goes down: called with a point, such as δ of all facts, the losses there and what else it needs.
+
+    A call reads nothing but the point, these tensors and the model's weights, so that it can be a CUDA graph.
+
+    Attributes:
+        n_blocks: how many blocks are above the edited one; upper: runs them (`anatomy.segment`).
+        logits: final hidden states ↦ logits.
+        post: the norm after the MLP, where there is one and the change enters before it; or None.
+        tensors: all else, by name.
+    """
+
+    n_blocks: int
+    upper: object
+    logits: object
+    post: object
+    tensors: dict
+
+    def as_added(self, change):
+        """What a change of the output of the edited layer's MLP, or of its block, adds to what leaves the block."""
+        if self.post is None:
+            return change
+        return self.post(self.tensors["mlp"] + change) - self.post(self.tensors["mlp"])
+
+
+class InPlace:
+    """State in tensors that steps write in place, as a CUDA graph needs: attributes are tensors or dicts of them.
+
+    What descends, `Descent` and `finetune.WeightDescent`, is such a state with
+
+        params: hyper-parameters, no part of the state.
+        active: (facts,) bool, the facts that have not stopped.
+        updates: for each forward that there may be, whether an update may follow it.
+        advance(forward, update=…): one forward of all facts, and one step of those that go on.
+        results(): what was found, for each fact.
+
+    `descend` lets it take its steps down a function, which may be a `Steps`; `cuda_graphs.descend` does so by graphs.
+    """
+
+    def tensors(self):
+        """All of the state, by name."""
+        named = {}
+        for name, value in vars(self).items():
+            if isinstance(value, dict):
+                named |= {f"{name}.{part}": tensor for part, tensor in value.items()}
+            elif name != "params":
+                named[name] = value
+        return named
+
+    def on(self, tensors):
+        """The same state held in other tensors."""
+        other = copy.copy(self)
+        for name, value in vars(self).items():
+            if isinstance(value, dict):
+                setattr(other, name, {part: tensors[f"{name}.{part}"] for part in value})
+            elif name != "params":
+                setattr(other, name, tensors[name])
+        return other
+
+
+class Descent(InPlace):
     """δ of several facts on its way down, all of it in tensors that steps write in place, as a CUDA graph needs.
 
     Args:
@@ -37,16 +99,6 @@ class Descent:
     def updates(self):
         """For each forward, whether an update may follow it."""
         return [True] * (self.params.v_num_grad_steps - 1) + [False]
-
-    def tensors(self):
-        """All of the state, by name."""
-        return {name: value for name, value in vars(self).items() if name != "params"}
-
-    def on(self, tensors):
-        """The same state held in other tensors."""
-        other = copy.copy(self)
-        vars(other).update(tensors)
-        return other
 
     def advance(self, forward, *, update):
         """One forward of all facts, and one Adam step with projection of those that go on.

@@ -10,10 +10,9 @@ the edited block and runs the blocks above. Facts that do not depend on each oth
 ΔW of its own. On a GPU a step is a CUDA graph (`cuda_graphs.py`).
 """
 
-import copy
 from dataclasses import dataclass
 
-from editscale.editing.descent import adam, descend
+from editscale.editing.descent import InPlace, Steps, adam, descend
 from editscale.editing.method import Method, bare_context
 from editscale.editing.updates import Edit, Update
 from editscale.kernels import cuda_graphs
@@ -37,8 +36,8 @@ class FtParams:
         return (self.layer,)
 
 
-class WeightDescent:
-    """ΔW and Δb of several facts on their way down; see `descent.Descent`, whose interface this has.
+class WeightDescent(InPlace):
+    """ΔW and Δb of several facts on their way down.
 
     Args:
         weights: W at the start, (facts, d_value, d_key); biases: (facts, d_value), or None without.
@@ -67,26 +66,6 @@ class WeightDescent:
     def updates(self):
         """For each forward, whether an update may follow it."""
         return [True] * self.params.num_steps
-
-    def tensors(self):
-        """All of the state, by name."""
-        named = {}
-        for name, value in vars(self).items():
-            if isinstance(value, dict):
-                named |= {f"{name}.{part}": tensor for part, tensor in value.items()}
-            elif name != "params":
-                named[name] = value
-        return named
-
-    def on(self, tensors):
-        """The same state held in other tensors."""
-        other = copy.copy(self)
-        for name, value in vars(self).items():
-            if isinstance(value, dict):
-                setattr(other, name, {part: tensors[f"{name}.{part}"] for part in value})
-            elif name != "params":
-                setattr(other, name, tensors[name])
-        return other
 
     def advance(self, forward, *, update):
         """One forward of all facts, and one Adam step with the clamp of those that go on.
@@ -125,26 +104,16 @@ class WeightDescent:
         ]
 
 
-@dataclass(frozen=True)
-class ProjectionSteps:
-    """The loss as a function of the changes, see `WeightDescent.advance`, with all it needs.
+class ProjectionSteps(Steps):
+    """The loss of each fact as a function of the changes, see `WeightDescent.advance`.
 
-    Attributes:
-        n_blocks, upper, logits, post: see `suffix.SuffixSteps`.
-        tensors: by name
-            hidden: (facts, tokens, d_model) what leaves the edited block at the start.
-            mlp: the same for its MLP, with `post`.
-            keys: (facts, tokens, d_key) what enters the projection.
-            mask, positions: of the prompts' tokens.
-            last: (facts,) the prompts' last tokens.
-            targets: (facts, targets) ids; weights: the same shape, 1 / (targets of the fact), 0 for padding.
+    `tensors`:
+        block: (facts, tokens, d_model) what leaves the edited block at the start; mlp: its MLP, with `post`.
+        keys: (facts, tokens, d_key) what enters the projection.
+        mask, positions: of the prompts' tokens.
+        last: (facts,) the prompts' last tokens.
+        targets: (facts, targets) ids; weights: the same shape, 1 / (targets of the fact), 0 for padding.
     """
-
-    n_blocks: int
-    upper: object
-    logits: object
-    post: object
-    tensors: dict
 
     def __call__(self, changes):
         import torch
@@ -153,9 +122,7 @@ class ProjectionSteps:
         moved = t["keys"] @ changes["weight"].mT
         if "bias" in changes:
             moved = moved + changes["bias"][:, None]
-        if self.post is not None:
-            moved = self.post(t["mlp"] + moved) - self.post(t["mlp"])
-        final = self.upper(t["hidden"] + moved, t["mask"], t["positions"])
+        final = self.upper(t["block"] + self.as_added(moved), t["mask"], t["positions"])
         at_last = final[torch.arange(len(final), device=final.device), t["last"]]
         log_p = self.logits(at_last).log_softmax(dim=-1)
         return -(t["weights"] * log_p.gather(1, t["targets"])).sum(dim=1)
@@ -175,18 +142,12 @@ def steps(lm, facts, layer):
     for i, (_, target) in enumerate(pairs):
         targets[i, : len(target)], weights[i, : len(target)] = torch.tensor(target), 1 / len(target)
 
-    seen = {}
-    with (
-        torch.no_grad(),
-        anatomy.watching(lm.projection(layer), lambda keys, _: seen.update(keys=keys)),
-        anatomy.watching(lm.mlp(layer), lambda _, out: seen.update(mlp=out)),
-    ):
-        seen["hidden"] = anatomy.segment(lm, 0, layer + 1)(ids, mask, positions)
+    with torch.no_grad():
+        seen = anatomy.up_to(lm, layer, ids, mask, positions)
     post = lm.block(layer).get_submodule(lm.family.post_norm) if lm.family.post_norm else None
-    if post is None:
-        del seen["mlp"]
+    kept = {name: seen[name] for name in ("block", "keys", "mlp") if name != "mlp" or post is not None}
     last = torch.tensor([len(prompt) - 1 for prompt, _ in pairs], device=lm.device)
-    tensors = {**seen, "mask": mask, "positions": positions, "last": last}
+    tensors = {**kept, "mask": mask, "positions": positions, "last": last}
     tensors |= {"targets": targets.to(lm.device), "weights": weights.to(lm.device)}
     return ProjectionSteps(lm.n_layers - layer - 1, anatomy.segment(lm, layer + 1), lm.logits, post, tensors)
 

@@ -121,35 +121,15 @@ def spread(lm, batches, params, contexts, factors, solve, forward=None):
             "MEMIT and ROME over several layers need MLP outputs that are added to the residual stream as they are; "
             f"{lm.name} has {lm.family.post_norm} in between; use a ROME variant of one layer"
         )
-    layers = sorted(params.layers)
-    groups = [len(group) for group in contexts]
+    layers, groups = sorted(params.layers), [len(group) for group in contexts]
     contexts = [context for group in contexts for context in group]
     facts, n_each = [fact for batch in batches for fact in batch], len(batches[0])
     found = values.optimize(lm, facts, contexts, layers[-1], params, at="block", forward=forward)
     z = torch.stack([one.init + one.delta for one in found])
-
-    # What follows the subject's last token cannot change its key: leave it out.
-    rows = [tokens.context_rows(lm.tokenizer, contexts, fact.prompt, fact.subject) for fact in facts]
-    trees = [tokens.tree([row.ids[: row.subject_last + 1] for row in of]) for of in rows]
-    multiple = 64 if lm.device.type == "cuda" else 1  # so that few shapes come up
-    ids, positions, mask = tokens.tree_inputs(trees, lm.device, lm.dtype, multiple=multiple)
-    at = torch.tensor([[place[-1] for place in packed.places] for packed in trees], device=lm.device)
-    # CUDA graphs, where running takes no longer than launching.
-    run = partial(
-        cuda_graphs.without_gradient, lm if ids.numel() <= hidden_states.GRAPH_TOKENS else replace(lm, graphs=None)
-    )
-    inputs, first = {"mask": mask, "positions": positions}, layers[0]
-    if first:
-        inputs["states"] = run(f"below {first}", range(first), partial(_below, lm, first), inputs | {"ids": ids})["out"]
-    else:
-        inputs["states"] = ids
-    inputs["at"] = at
-    for layer in layers:
-        for side, size in zip(("left", "right"), lm.weight(layer).shape[-2:], strict=True):
-            inputs[f"{side}.{layer}"] = torch.zeros(len(batches), size, n_each, dtype=lm.dtype, device=lm.device)
-    updated, traces = [[] for _ in batches], [{} for _ in batches]
+    run, inputs = _prepared(lm, facts, contexts, layers, n_each)
+    updated, traces = [[] for _ in batches], [_trace(z, found, i, n_each) for i in range(len(batches))]
     for i, layer in enumerate(layers):
-        seen = run(f"spread over {layers}", range(first, layers[-1] + 1), partial(_changed, lm, layers), inputs)
+        seen = run(f"spread over {layers}", range(layers[0], layers[-1] + 1), partial(_changed, lm, layers), inputs)
         keys = torch.stack([mean_keys(k, groups) for k in seen[f"keys.{layer}"]])
         residual = (z - seen["out"]).double() / (len(layers) - i)
         parts = (x.split(n_each) for x in (keys, seen["out"], residual))
@@ -160,16 +140,47 @@ def spread(lm, batches, params, contexts, factors, solve, forward=None):
             inputs[f"left.{layer}"][batch], inputs[f"right.{layer}"][batch] = update.left, update.right
             updated[batch].append(update)
             traces[batch][layer] = {"keys": k, "current": now, "solved": solved, "residual": r}
-    for batch, trace in enumerate(traces):
-        of = found[batch * n_each : (batch + 1) * n_each]
-        trace |= {
-            "z": z[batch * n_each : (batch + 1) * n_each].T,
-            "init": torch.stack([one.init for one in of], dim=1),
-            "delta": torch.stack([one.delta for one in of], dim=1),
-            "losses": [one.losses for one in of],
-            "nll_per_prompt": [one.nll_per_prompt for one in of],
-        }
     return [Edit(tuple(u), trace) for u, trace in zip(updated, traces, strict=True)]
+
+
+def _trace(z, found, batch, n_each):
+    """What the `Edit` of a batch says of how its values were found."""
+    import torch
+
+    part = slice(batch * n_each, (batch + 1) * n_each)
+    of = found[part]
+    return {
+        "z": z[part].T,
+        "init": torch.stack([one.init for one in of], dim=1),
+        "delta": torch.stack([one.delta for one in of], dim=1),
+        "losses": [one.losses for one in of],
+        "nll_per_prompt": [one.nll_per_prompt for one in of],
+    }
+
+
+def _prepared(lm, facts, contexts, layers, n_each):
+    """How to run a function of tensors, and the tensors of `_changed`, all changes being 0."""
+    import torch
+
+    # What follows the subject's last token cannot change its key: leave it out.
+    rows = [tokens.context_rows(lm.tokenizer, contexts, fact.prompt, fact.subject) for fact in facts]
+    trees = [tokens.tree([row.ids[: row.subject_last + 1] for row in of]) for of in rows]
+    multiple = 64 if lm.device.type == "cuda" else 1  # so that few shapes come up
+    ids, positions, mask = tokens.tree_inputs(trees, lm.device, lm.dtype, multiple=multiple)
+    # CUDA graphs, where running takes no longer than launching.
+    run = partial(
+        cuda_graphs.without_gradient, lm if ids.numel() <= hidden_states.GRAPH_TOKENS else replace(lm, graphs=None)
+    )
+    inputs, first = {"mask": mask, "positions": positions, "states": ids}, layers[0]
+    if first:
+        below = {"mask": mask, "positions": positions, "ids": ids}
+        inputs["states"] = run(f"below {first}", range(first), partial(_below, lm, first), below)["out"]
+    inputs["at"] = torch.tensor([[place[-1] for place in packed.places] for packed in trees], device=lm.device)
+    for layer in layers:
+        for side, size in zip(("left", "right"), lm.weight(layer).shape[-2:], strict=True):
+            shape = len(facts) // n_each, size, n_each
+            inputs[f"{side}.{layer}"] = torch.zeros(shape, dtype=lm.dtype, device=lm.device)
+    return run, inputs
 
 
 def _below(lm, layer, t):

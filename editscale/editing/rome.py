@@ -97,10 +97,10 @@ def directions(lm, facts, params, contexts, factors, *, variant="rome"):
     trees = [tokens.tree([row.ids[: row.subject_last + 1] for row in of]) for of in rows]
     ids, positions, mask = tokens.tree_inputs(trees, lm.device, lm.dtype)
     at = torch.tensor([[place[-1] for place in packed.places] for packed in trees], device=lm.device)
-    each, seen = torch.arange(len(facts), device=lm.device)[:, None], {}
-    with torch.no_grad(), anatomy.watching(lm.projection(params.layer), lambda k, _: seen.update(keys=k[each, at])):
-        anatomy.segment(lm, 0, params.layer + 1)(ids, mask, positions)
-    found = _direction(seen["keys"], factors[params.layer] if params.mom2_adjustment else None, variant)
+    each = torch.arange(len(facts), device=lm.device)[:, None]
+    with torch.no_grad():
+        keys = anatomy.up_to(lm, params.layer, ids, mask, positions)["keys"][each, at]
+    found = _direction(keys, factors[params.layer] if params.mom2_adjustment else None, variant)
     each = zip(found.u_key, found.u, found.key, strict=True)
     return [Direction(*of_fact, found.averaged) for of_fact in each]
 

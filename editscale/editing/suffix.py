@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from editscale.editing.descent import Steps
 from editscale.kernels import cuda_graphs
 from editscale.models import anatomy, tokens
 
@@ -33,36 +34,23 @@ def mean_weights(scored, n_rows, like):
     return weights.to(like.device)
 
 
-@dataclass(frozen=True)
-class SuffixSteps:
-    """The steps of an optimization: a function of δ (facts, d_model), see `Descent.advance`, with all it needs.
+class SuffixSteps(Steps):
+    """The steps of an optimization of some facts' values: a function of δ (facts, d_model), see `Descent.advance`.
 
-    Attributes:
-        n_blocks: how many blocks are above the edited one; upper: runs them (`anatomy.segment`).
-        logits: final hidden states ↦ logits.
-        post: the norm behind the MLP, if there is one and δ enters before it.
-        tensors: by name; tokens are those that δ reaches, from the subjects' last ones on, in rows of texts
-            hidden: (rows, tokens, d_model) what leaves the edited block at δ = 0; mlp: output of its MLP, with `post`.
-            fact: (rows, tokens) the fact that a token belongs to; at_subject: (rows, tokens, 1) where δ is added.
-            mask, positions: of these tokens, behind the earlier ones.
-            keys.<i>, values.<i>: (rows, heads, earlier tokens, d_head) of the earlier tokens in upper block i.
-            scored: (positions + facts,) indices into all rows' tokens: where targets are scored, then the KL prompts.
-            targets: (positions,) ids; weights: (facts · contexts, positions), see `mean_weights`.
+    `tensors`, where tokens are those that δ reaches, from the subjects' last ones on, in rows of texts:
+        hidden: (rows, tokens, d_model) what leaves the edited block at δ = 0; mlp: output of its MLP, with `post`.
+        fact: (rows, tokens) the fact that a token belongs to; at_subject: (rows, tokens, 1) where δ is added.
+        mask, positions: of these tokens, after the earlier ones.
+        keys.<i>, values.<i>: (rows, heads, earlier tokens, d_head) of the earlier tokens in upper block i.
+        scored: (positions + facts,) indices into all rows' tokens: where targets are scored, then the KL prompts.
+        targets: (positions,) ids; weights: (facts · contexts, positions), see `mean_weights`.
     """
-
-    n_blocks: int
-    upper: object
-    logits: object
-    post: object
-    tensors: dict
 
     def __call__(self, delta):
         import torch
 
-        t = self.tensors
-        change, n = delta[t["fact"]], len(delta)
-        if self.post is not None:
-            change = self.post(t["mlp"] + change) - self.post(t["mlp"])
+        t, n = self.tensors, len(delta)
+        change = self.as_added(delta[t["fact"]])
         states = torch.where(t["at_subject"], t["hidden"] + change, t["hidden"])
         layers = [int(name.removeprefix("keys.")) for name in t if name.startswith("keys.")]
         earlier = anatomy.KeyValues({i: (t[f"keys.{i}"], t[f"values.{i}"]) for i in layers})
@@ -108,15 +96,6 @@ def _slots(items, shared, kind, multiple):
     return slots
 
 
-def _by_subject(trees, subjects):
-    """For each subject's last token of each fact: the fact, and the tokens that see it and those it sees before it."""
-    return [
-        (i, [np.flatnonzero(packed.sees[:, node]), np.setdiff1d(np.flatnonzero(packed.sees[node]), node)])
-        for i, (packed, of) in enumerate(zip(trees, subjects, strict=True))
-        for node in np.unique(of)
-    ]
-
-
 def _sees(trees, queries, keys):
     """(rows, queries, keys) bool: which tokens of its fact's tree each token sees, both given as `_slots`.
 
@@ -132,6 +111,154 @@ def _sees(trees, queries, keys):
     return sees
 
 
+@dataclass(frozen=True)
+class Packed:
+    """The rows of some facts, the texts of each fact as one tree.
+
+    Attributes:
+        trees: a `tokens.Tree` for each fact; subjects: for each fact the subjects' last tokens of its texts, in order.
+    """
+
+    trees: list
+    subjects: list
+
+    def by_fact(self):
+        """For each fact (fact, [tokens that δ reaches, the others]): δ reaches what sees a subject's last token."""
+        reached = [tree.sees[:, np.unique(of)] for tree, of in zip(self.trees, self.subjects, strict=True)]
+        return [(i, [np.flatnonzero(of.any(axis=1)), np.flatnonzero(~of.any(axis=1))]) for i, of in enumerate(reached)]
+
+    def by_subject(self):
+        """For each subject's last token of each fact (fact, [tokens that see it, tokens that it sees before it])."""
+        return [
+            (i, [np.flatnonzero(tree.sees[:, node]), np.setdiff1d(np.flatnonzero(tree.sees[node]), node)])
+            for i, (tree, of) in enumerate(zip(self.trees, self.subjects, strict=True))
+            for node in np.unique(of)
+        ]
+
+
+def _pack(rows):
+    """The `Packed` rows of some facts. A subject's last token is shared by texts that are the same up to it."""
+    # The KL prompt is read at its subject only; what follows it there is not run.
+    texts = [[*(row.ids for row in of[:-1]), of[-1].ids[: of[-1].subject_last + 1]] for of in rows]
+    trees = [tokens.tree(text, [row.subject_last for row in of]) for text, of in zip(texts, rows, strict=True)]
+    return Packed(
+        trees,
+        [[p[row.subject_last] for p, row in zip(t.places, of, strict=True)] for t, of in zip(trees, rows, strict=True)],
+    )
+
+
+def _lower_blocks(lm, packed, layer, multiple):
+    """What blocks 0 … layer make of all tokens: `anatomy.up_to`, of keys and values those at the subjects' last tokens
+    (facts, rows, …); and the tokens' positions."""
+    import torch
+
+    def at_subjects(t):
+        seen = anatomy.up_to(lm, layer, t["ids"], t["mask"], t["positions"])
+        each = torch.arange(len(t["last"]), device=t["last"].device)[:, None]
+        return seen | {name: seen[name][each, t["last"]] for name in ("keys", "values")}
+
+    ids, positions, mask = tokens.tree_inputs(packed.trees, lm.device, lm.dtype, multiple=multiple)
+    inputs = {"ids": ids, "mask": mask, "positions": positions, "last": torch.tensor(packed.subjects, device=lm.device)}
+    seen = cuda_graphs.without_gradient(lm, f"lower {layer}", range(layer + 1), at_subjects, inputs)
+    return seen | {"positions": positions}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Which tokens stand where, each as `_slots`.
+
+    Attributes:
+        after: tokens that δ reaches, in the rows that each step runs.
+        before: tokens that those of a row see, and that δ does not reach: a step reads their keys and values.
+        run: the same tokens, each once, in the rows in which they run ahead of all steps.
+    """
+
+    after: np.ndarray
+    before: np.ndarray
+    run: np.ndarray
+
+
+def _lay_out(lm, packed, layer, to_after, to_before):
+    """The `Layout` of steps above a layer, rows rounded up to multiples of `to_after` and `to_before` tokens."""
+    facts = packed.by_fact()
+    alone = [[i] for i in range(len(facts))]
+    if any(lm.weight(i).ndim == 3 and len(lm.weight(i)) > 1 for i in range(layer + 1, lm.n_layers)):
+        items, shared = facts, alone  # the blocks above are a copy's own: row i must stay fact i's
+    elif lm.device.type == "cuda":
+        sizes = np.array([list(map(len, of)) for _, of in facts])
+        multiples = to_after, to_before
+        items, shared = facts, _shared_rows(sizes, np.maximum(1, -(-sizes.max(axis=0) // multiples)) * multiples)
+    else:  # each subject's last token has a row; what comes before runs once, all of a fact in one row
+        items = packed.by_subject()
+        shared = [[i] for i in range(len(items))]
+    after, before = (_slots(items, shared, k, n) for k, n in enumerate((to_after, to_before)))
+    return Layout(after, before, before if items is facts else _slots(facts, alone, 1, 1))
+
+
+def _at(states, slots):
+    """States (facts, tokens, …) at `_slots`; what is anywhere where there is padding."""
+    import torch
+
+    return states[tuple(torch.from_numpy(slots.clip(0)).to(states.device).unbind(-1))]
+
+
+def _mask(lm, packed, keys, queries):
+    import torch
+
+    return tokens.additive_mask(torch.from_numpy(_sees(packed.trees, queries, keys)).to(lm.device), lm.dtype)
+
+
+def _step_tensors(lm, rows, packed, layout, lower):
+    """The tensors of `SuffixSteps` but for the earlier keys and values."""
+    import torch
+
+    after, n_contexts = layout.after, len(rows[0]) - 1
+    place_of = {tuple(slot): j for j, slot in enumerate(after.reshape(-1, 2).tolist())}
+    found = [scored_positions(of[:-1]) for of in rows]
+    scored = [place_of[i, t.places[r][p]] for i, t in enumerate(packed.trees) for r, p, *_ in found[i]]
+    flat = [(i * n_contexts + r, p, t, w) for i, of in enumerate(found) for r, p, t, w in of]
+    padding = (_rounded(len(flat)) if lm.device.type == "cuda" else len(flat)) - len(flat)
+    flat += [(0, 0, 0, 0.0)] * padding
+    at_subject = [[i >= 0 and token in packed.subjects[i] for i, token in row] for row in after.tolist()]
+    essence = [place_of[i, of[-1]] for i, of in enumerate(packed.subjects)]
+    tensors = {
+        "hidden": _at(lower["block"], after),
+        "fact": torch.from_numpy(after[..., 0].clip(0)),
+        "at_subject": torch.from_numpy(np.array(at_subject)[..., None]),
+        "mask": _mask(lm, packed, np.concatenate([layout.before, after], axis=1), after),
+        "positions": _at(lower["positions"], after),
+        "scored": torch.tensor([*scored, *[0] * padding, *essence]),
+        "targets": torch.tensor([t for _, _, t, _ in flat]),
+        "weights": mean_weights(flat, len(rows) * n_contexts, lower["block"]),
+    }
+    return {name: tensor.to(lm.device) for name, tensor in tensors.items()}
+
+
+def _earlier(lm, packed, layout, lower, layer, upper):
+    """keys.<i>, values.<i> of the tokens before, as `SuffixSteps` has them; none where there are no such tokens."""
+    if not layout.before.size or layer + 1 == lm.n_layers:
+        return {}
+
+    def keys_and_values(t):
+        cache = anatomy.KeyValues()
+        upper(t["hidden"], t["mask"], t["positions"], cache)
+        return {
+            f"{name}.{i}": x for i, of in cache.seen.items() for name, x in zip(("keys", "values"), of, strict=True)
+        }
+
+    run = layout.run
+    inputs = {"hidden": _at(lower["block"], run), "mask": _mask(lm, packed, run, run)}
+    inputs["positions"] = _at(lower["positions"], run)
+    above = range(layer + 1, lm.n_layers)
+    earlier = cuda_graphs.without_gradient(lm, f"upper {layer}", above, keys_and_values, inputs)
+    if run is layout.before:
+        return earlier
+    places = {tuple(run[place]): place for place in np.ndindex(run.shape[:2])}
+    found = [[places.get(tuple(slot), (0, 0)) for slot in of] for of in layout.before]
+    row, column = np.moveaxis(found, -1, 0)
+    return {name: x[row, :, column].transpose(1, 2) for name, x in earlier.items()}
+
+
 def cached_forward(lm, rows, layer, at):
     """Prepare the optimization of some facts; everything δ cannot change is computed here, once.
 
@@ -142,107 +269,17 @@ def cached_forward(lm, rows, layer, at):
         init (facts, d_model); keys and projection outputs at the subject-last tokens, for each fact (rows, d_key) and
         (rows, d_model); and a `SuffixSteps`.
     """
-    import torch
-
     # Sizes of a CUDA graph: few, so that one serves many facts. Rows of several facts have one size whatever the facts.
     on_gpu = lm.device.type == "cuda"
     to_after, to_before = ((256, 768) if len(rows) > 1 else (32, 128)) if on_gpu else (1, 1)
-    # The KL prompt is read at its subject only; what follows it there is not run.
-    texts = [[*(row.ids for row in of[:-1]), of[-1].ids[: of[-1].subject_last + 1]] for of in rows]
-    trees = [tokens.tree(text, [row.subject_last for row in of]) for text, of in zip(texts, rows, strict=True)]
-    subjects = [
-        [p[row.subject_last] for p, row in zip(t.places, of, strict=True)] for t, of in zip(trees, rows, strict=True)
-    ]
-    last, fact = torch.tensor(subjects, device=lm.device), torch.arange(len(rows), device=lm.device)[:, None]
-    ids, positions, mask = tokens.tree_inputs(trees, lm.device, lm.dtype, multiple=min(to_before, 128))
-    lower, upper = anatomy.segment(lm, 0, layer + 1), anatomy.segment(lm, layer + 1)
-
-    def up_to_the_edited_block(t):
-        seen, each = {}, torch.arange(len(t["last"]), device=t["last"].device)[:, None]
-
-        def projection(keys, values):
-            seen.update(keys=keys[each, t["last"]], values=values[each, t["last"]])
-
-        with (
-            anatomy.watching(lm.projection(layer), projection),
-            anatomy.watching(lm.mlp(layer), lambda _, out: seen.update(mlp=out)),
-        ):
-            seen["block"] = lower(t["ids"], t["mask"], t["positions"])
-        return seen
-
-    inputs = {"ids": ids, "mask": mask, "positions": positions, "last": last}
-    seen = cuda_graphs.without_gradient(lm, f"lower {layer}", range(layer + 1), up_to_the_edited_block, inputs)
-    block_out = seen["block"]
-
-    # δ reaches the tokens that see a subject's last one; rows of the same text up to the subject share that token.
-    reached = [packed.sees[:, np.unique(of)] for packed, of in zip(trees, subjects, strict=True)]
-    facts = [(i, [np.flatnonzero(of.any(axis=1)), np.flatnonzero(~of.any(axis=1))]) for i, of in enumerate(reached)]
-    # Where the blocks above are a copy's own, row i must stay fact i's.
-    own = any(lm.weight(i).ndim == 3 and len(lm.weight(i)) > 1 for i in range(layer + 1, lm.n_layers))
-    # On a CPU each subject's last token has a row, with those that see it and those it sees.
-    apart = not own and not on_gpu
-    items = _by_subject(trees, subjects) if apart else facts
-    sizes = np.array([list(map(len, of)) for _, of in items])
-    longest = np.maximum(1, -(-sizes.max(axis=0) // (to_after, to_before))) * (to_after, to_before)
-    shared = [[i] for i in range(len(items))] if own or apart else _shared_rows(sizes, longest)
-    after, before = (_slots(items, shared, k, n) for k, n in enumerate((to_after, to_before)))
-    # The tokens before run once, all of a fact in one row, where those that texts share are there once.
-    run = _slots(facts, [[i] for i in range(len(facts))], 1, 1) if apart else before
-
-    def part(states, slots):
-        return states[tuple(torch.from_numpy(slots.clip(0)).to(lm.device).unbind(-1))]
-
-    def mask_of(keys, queries):
-        return tokens.additive_mask(torch.from_numpy(_sees(trees, queries, keys)).to(lm.device), lm.dtype)
-
-    # Made here, while a GPU runs the lower blocks, and not after the upper ones, when it would wait.
-    found = [scored_positions(of[:-1]) for of in rows]
-    place_of = {tuple(slot): j for j, slot in enumerate(after.reshape(-1, 2).tolist())}
-    scored = [place_of[i, t.places[r][p]] for i, t in enumerate(trees) for r, p, *_ in found[i]]
-    n_contexts = len(rows[0]) - 1
-    flat = [(i * n_contexts + r, p, t, w) for i, of in enumerate(found) for r, p, t, w in of]
-    padding = (_rounded(len(flat)) if on_gpu else len(flat)) - len(flat)
-    flat += [(0, 0, 0, 0.0)] * padding
-    tensors = {
-        "hidden": part(block_out, after),
-        "fact": torch.from_numpy(after[..., 0].clip(0)),
-        "at_subject": torch.from_numpy(
-            np.array([[i >= 0 and token in subjects[i] for i, token in row] for row in after.tolist()])[..., None]
-        ),
-        "mask": mask_of(np.concatenate([before, after], axis=1), after),
-        "positions": part(positions, after),
-        "scored": torch.tensor([*scored, *[0] * padding, *(place_of[i, of[-1]] for i, of in enumerate(subjects))]),
-        "targets": torch.tensor([t for _, _, t, _ in flat]),
-        "weights": mean_weights(flat, len(rows) * n_contexts, block_out),
-    }
-    tensors = {name: tensor.to(lm.device) for name, tensor in tensors.items()}
-
-    def keys_and_values(t):
-        cache = anatomy.KeyValues()
-        upper(t["hidden"], t["mask"], t["positions"], cache)
-        return {
-            f"{name}.{i}": x for i, of in cache.seen.items() for name, x in zip(("keys", "values"), of, strict=True)
-        }
-
-    # Of tokens before the subject's last one only attention keys and values in the upper blocks are kept.
-    earlier = {}
-    if before.size and layer + 1 < lm.n_layers:
-        inputs = {"hidden": part(block_out, run), "mask": mask_of(run, run), "positions": part(positions, run)}
-        earlier = cuda_graphs.without_gradient(
-            lm, f"upper {layer}", range(layer + 1, lm.n_layers), keys_and_values, inputs
-        )
-    if apart and earlier:
-        places = {tuple(run[place]): place for place in np.ndindex(run.shape[:2])}
-        row, column = np.moveaxis([[places.get(tuple(slot), (0, 0)) for slot in of] for of in before], -1, 0)
-        earlier = {name: x[row, :, column].transpose(1, 2) for name, x in earlier.items()}
-    tensors |= earlier
-    post = None
+    packed, upper, post = _pack(rows), anatomy.segment(lm, layer + 1), None
+    lower = _lower_blocks(lm, packed, layer, min(to_before, 128))
+    # Made while a GPU runs the lower blocks, and not after the upper ones, when it would wait.
+    layout = _lay_out(lm, packed, layer, to_after, to_before)
+    tensors = _step_tensors(lm, rows, packed, layout, lower)
+    tensors |= _earlier(lm, packed, layout, lower, layer, upper)
     if at == "mlp" and lm.family.post_norm:
-        post, tensors["mlp"] = lm.block(layer).get_submodule(lm.family.post_norm), part(seen["mlp"], after)
-    init = (seen["mlp"] if at == "mlp" else block_out)[fact[:, 0], last[:, 0]]
-    return (
-        init.clone(),
-        seen["keys"],
-        seen["values"],
-        SuffixSteps(lm.n_layers - layer - 1, upper, lm.logits, post, tensors),
-    )
+        post, tensors["mlp"] = lm.block(layer).get_submodule(lm.family.post_norm), _at(lower["mlp"], layout.after)
+    bare = np.array([[i, of[0]] for i, of in enumerate(packed.subjects)])
+    steps = SuffixSteps(lm.n_layers - layer - 1, upper, lm.logits, post, tensors)
+    return _at(lower["mlp" if at == "mlp" else "block"], bare), lower["keys"], lower["values"], steps

@@ -222,6 +222,18 @@ def segment(lm, start, stop=None):
     return run
 
 
+def up_to(lm, layer, ids, mask, positions):
+    """What blocks 0 … layer make of tokens: `block`, what leaves the last of them; `mlp`, the output of its MLP; `keys`
+    and `values`, what enters its projection and what leaves it. Each (rows, tokens, …); arguments as for `segment`.
+    """
+    seen = {}
+    with (
+        watching(lm.projection(layer), lambda keys, values: seen.update(keys=keys, values=values)),
+        watching(lm.mlp(layer), lambda _, output: seen.update(mlp=output)),
+    ):
+        return seen | {"block": segment(lm, 0, layer + 1)(ids, mask, positions)}
+
+
 @contextmanager
 def watching(module, seen):
     """While open, call `seen(input, output)` with the tensors of each forward of `module`."""
