@@ -1,9 +1,5 @@
-"""Figures show the numbers they are given, look the same everywhere, and are written byte for byte the
-same."""
+"""Figures show the numbers they are given and look the same everywhere."""
 
-import json
-import subprocess
-import sys
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -11,10 +7,8 @@ import pandas as pd
 import pytest
 import seaborn
 from matplotlib.colors import to_rgb
-from PIL import Image
 
 from editscale.plots import figures
-from editscale.workflow.provenance import code_sha256
 
 
 @pytest.fixture
@@ -264,53 +258,6 @@ def test_methods_differ_in_color_marker_and_line_and_use_the_colorblind_palette(
 
 def test_the_style_has_no_top_or_right_spine(ax):
     assert not ax.spines["top"].get_visible() and not ax.spines["right"].get_visible()
-
-
-# ---------------------------------------------------------------------------------------------------- files
-
-DRAW = """
-import sys
-import matplotlib.pyplot as plt, numpy as np, pandas as pd
-from editscale import figures
-plt.style.use("editscale.paper")
-fig, ax = plt.subplots()
-edits = np.arange(1, 61)
-rows = pd.DataFrame({"method": "rome", "order": 0, "reversed": False, "edits": edits, "efficacy": edits / 60})
-data = figures.proficiency_panel(ax, rows, "efficacy")
-ax.legend()
-figures.save_figure(fig, "fig1_x", data, sys.argv[1], caption="rises to 92 % – computed", details={"n": 60})
-"""
-
-
-def test_the_same_figure_gives_the_same_bytes_in_another_process(tmp_path):
-    for name in "ab":
-        subprocess.run([sys.executable, "-c", DRAW, str(tmp_path / name)], check=True)
-    first, second = [{path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in "ab"]
-    assert sorted(first) == [f"fig1_x.{kind}" for kind in ("csv", "json", "pdf", "png", "svg")]
-    assert [name for name in first if first[name] != second[name]] == []
-
-
-def test_a_figure_carries_its_caption_and_origin_in_every_file(ax, tmp_path):
-    data = figures.proficiency_panel(ax, table(), "efficacy")
-    details = {"parameters": {"n_edits": 60}}
-    paths = figures.save_figure(ax.figure, "fig1_x", data, tmp_path, caption="ends at 92 %", details=details)
-    assert [path.suffix for path in paths] == [".svg", ".pdf", ".png", ".csv", ".json"]
-    svg, pdf, png, csv, origin = paths
-    record = json.loads(origin.read_text())
-    assert record["caption"] == "ends at 92 %" and record["parameters"] == {"n_edits": 60}
-    assert record["code_sha256"] == code_sha256()
-    assert not {"started", "finished", "git"} & set(record)
-    with Image.open(png) as image:
-        assert image.text["Description"] == "ends at 92 %"
-        assert json.loads(image.text["Source"]) == record
-    assert "ends at 92 %" in svg.read_text() and code_sha256() in svg.read_text()
-    assert b"ends at 92 %" in pdf.read_bytes() and code_sha256().encode() in pdf.read_bytes()
-    pd.testing.assert_frame_equal(pd.read_csv(csv), data)
-
-
-def test_a_figure_without_plotted_numbers_is_refused(ax, tmp_path):
-    with pytest.raises(ValueError, match="fig1_x has no plotted numbers"):
-        figures.save_figure(ax.figure, "fig1_x", pd.DataFrame(), tmp_path, caption="", details={})
 
 
 @pytest.mark.parametrize(
