@@ -105,15 +105,15 @@ def test_an_edit_that_stops_early_is_no_measurement():
         edit()
 
 
-def test_the_first_fact_is_the_one_of_median_length_behind_its_subject():
+def test_the_first_fact_is_the_one_with_the_median_number_of_tokens_from_its_subject_on():
     tokenizer = tiny.tiny_tokenizer()
     first, *others = parts.typical_first(tokenizer, FACTS)
-    behind = [
+    lengths = [
         len(row.ids) - row.subject_last
         for fact in FACTS
         for row in tokens.context_rows(tokenizer, ["{}"], fact.prompt, fact.subject, fact.target_new)
     ]
-    assert len(set(behind)) == 3 and behind[FACTS.index(first)] == sorted(behind)[1]
+    assert len(set(lengths)) == 3 and lengths[FACTS.index(first)] == sorted(lengths)[1]
     assert others == [fact for fact in FACTS if fact != first]
 
 
@@ -215,3 +215,4 @@ def test_the_command_measures_what_it_is_asked_for_and_merges_it(monkeypatch, tm
     assert "ROME edits, 2 orders, 3 steps, model gpt2-xl, device " in capsys.readouterr().out
     assert cli.main(["bench", *command, "--parts", "--profile"]) == 0
     assert "aten::" in capsys.readouterr().out
+    assert "## The recorded study" in (tmp_path / "cost/README.md").read_text()

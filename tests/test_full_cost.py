@@ -127,11 +127,11 @@ def test_the_page_says_what_the_file_holds(dry):
     assert costs.read("figures/cost") == {}, "no table of a device"
 
 
-def test_a_dry_run_that_is_not_complete_or_of_two_machines_is_refused(dry):
+def test_a_dry_run_that_is_not_complete_or_of_two_machines_is_refused(dry, capsys):
     leave(dry / "single", [], gpu=None, peak=None)
     with pytest.raises(ValueError, match="was made on NVIDIA H100 and a CPU; run it again"):
         full_cost.write("dry-xl", "gpt2-xl")
     (dry / "single/done.json").unlink()
     missing = "no runs/dry-xl/single/done.json; run the graph of scale dry-xl to its end"
-    with pytest.raises(FileNotFoundError, match=missing):
-        full_cost.write("dry-xl", "gpt2-xl")
+    assert cli.main(["full-cost", "dry-xl", "--of", "gpt2-xl"]) == 2
+    assert f"editscale full-cost: {missing}\n" == capsys.readouterr().err

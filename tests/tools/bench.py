@@ -249,7 +249,7 @@ LIST = {"multiple": True, "show_default": False}
 @click.option("--out", default="figures/cost", help="Folder of the tables, which rows are merged into.")
 @click.option("--profile", "profiled", is_flag=True, help="Print what one ROME edit spends its time in.")
 def main(device, names, wanted, precisions, repeats, seconds, orders, facts, tokenizer, out, profiled):
-    """Measure what edits, scores and checkpoints cost, print each row, and write the tables of this device.
+    """Measure what edits, scores and checkpoints cost, print each row, and write the table and pages of this device.
 
     Without --shapes, SmolLM2 on a CPU and the others on a GPU; without --parts, all; without --precisions, on a GPU
     both; without --orders, batches of 1 to 10 orders. These take several values.
@@ -278,3 +278,4 @@ def main(device, names, wanted, precisions, repeats, seconds, orders, facts, tok
                         print(costs.line(row), flush=True)
                 if profiled:
                     print(profile(case))
+    costs.write_pages(out)
