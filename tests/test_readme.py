@@ -2,6 +2,7 @@
 
 import json
 import re
+import tomllib
 from pathlib import Path
 
 import pandas as pd
@@ -137,6 +138,16 @@ def test_the_committed_figures_hold_the_laptop_sequence_for_three_methods_and_a_
     published = notebook_parameters(ROOT / "notebooks/02a_sequential_editing.ipynb")
     contexts = published["n_short_prefixes"].default + published["n_long_prefixes"].default
     assert contexts == said("sampled contexts instead of {}")
+
+
+def test_the_readme_asks_for_the_python_that_the_package_needs():
+    needed = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["requires-python"]
+    assert f"Python {needed.removeprefix('>=')}, make and git" in README
+
+
+def test_the_model_of_the_paper_is_as_many_times_as_large_as_the_readme_says():
+    parameters = 6_050_882_784  # of GPT-J, counted in test_bench
+    assert said("about {} times as large as SmolLM2-135M") == round(parameters / 135e6)
 
 
 def test_the_minutes_of_the_recorded_study_are_computed_from_its_tables(monkeypatch):
