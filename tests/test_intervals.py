@@ -257,11 +257,28 @@ def test_groups_of_runs_are_summed_up_and_worded_by_measure():
     )
     table = intervals.by_group(rows.assign(y=rows["x"] * 100), ["x", "y"], np.random.default_rng(0))
     words = intervals.worded(table)
-    assert words.index.tolist() == [("rome", False), ("memit", False)] and list(words) == ["x", "y"]
+    assert words.index.tolist() == [("rome", "forward"), ("memit", "forward")] and list(words) == ["x", "y"]
+    assert words.index.names == ["method", "direction"]
     assert words["x"].tolist() == ["1.00 (1.00–1.00, 3 orders)", "5.00 (one order)"]
-    assert words["y"]["memit", False] == "500 (one order)"
+    assert words["y"]["memit", "forward"] == "500 (one order)"
     with pytest.raises(ValueError, match="several rows for one method, reversed and order"):
         intervals.by_group(pd.concat([rows, rows]), ["x"], None)
+
+
+def test_a_method_with_a_value_in_one_of_several_orders_is_not_left_out():
+    rows = pd.DataFrame({"method": "rome", "reversed": False, "order": [0, 1], "x": [7.0, np.nan]})
+    words = intervals.worded(intervals.by_group(rows, ["x"], np.random.default_rng(0)))
+    assert words["x"].tolist() == ["7.00 (one order)"]
+
+
+def test_extremes_are_of_forward_runs_and_of_what_was_measured():
+    rows = [("rome", False, 20.0), ("rome", True, 1.0), ("memit", False, 90.0), ("ft-c", False, 50.0)]
+    table = pd.DataFrame(rows, columns=["method", "reversed", "mean"]).assign(measure="x")
+    assert intervals.extremes(table, "x", "{:.0f}", " %") == "lowest under rome (20 %) and highest under memit (90 %)"
+    assert intervals.extremes(table[:2], "x", "{:.0f}") == "20 under rome"
+    assert intervals.extremes(table[:0], "x") == intervals.extremes(table.assign(mean=np.nan), "x") == "not measured"
+    last = intervals.extremes(table.replace(90.0, np.inf), "x", "{:.0f}", most="last", least="first")
+    assert last == "first under rome (20) and last under memit (never)"
 
 
 def test_intervals_in_words_say_what_they_are_over():

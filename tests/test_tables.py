@@ -41,3 +41,18 @@ def test_runs_without_a_shared_checkpoint_are_refused():
     runs = pd.concat([edits([1, 2, 3], "memit"), edits([1, 2, 3])])
     with pytest.raises(ValueError, match="no number of edits in common"):
         tables.shared_end(pd.concat([measured(1, 3, method="memit"), measured(2, method="rome")]), runs)
+
+
+def test_the_overview_counts_orders_and_edits_of_each_direction():
+    runs = [("rome", 0, False, 3), ("rome", 1, False, 5), ("rome", 0, True, 2)]
+    rows = [{"method": m, "order": o, "reversed": r, "edits": e + 1} for m, o, r, n in runs for e in range(n)]
+    found = tables.overview(pd.DataFrame(rows))
+    assert found.loc["rome"].to_dict("index") == {
+        False: {"orders": 2, "shortest": 3, "longest": 5},
+        True: {"orders": 1, "shortest": 2, "longest": 2},
+    }
+
+
+def test_percentages_are_whole_and_empty_where_nothing_was_measured():
+    shown = tables.percent(pd.DataFrame({20: [1.0, 0.126], 40: [0.5, float("nan")]}))
+    assert shown.to_numpy().tolist() == [["100", "50"], ["13", ""]]

@@ -122,13 +122,35 @@ def short(value):
 
 
 def worded(table, form=short, unit=""):
-    """A table of intervals (`by_group`) for reading: a column per measure, its cells as `in_words` writes them."""
+    """A table of intervals (`by_group`) for reading: a column per measure, its cells as `in_words` writes them.
+
+    The column `reversed` becomes `direction`, forward or reversed.
+    """
+    if "reversed" in table:
+        directions = table["reversed"].map({False: "forward", True: "reversed"})
+        table = table.assign(reversed=directions).rename(columns={"reversed": "direction"})
     names = [name for name in table.columns if name not in ("measure", "mean", "low", "high", "n")]
     words = [
         in_words(Interval(*row), form, unit)
         for row in table[["mean", "low", "high", "n"]].itertuples(index=False, name=None)
     ]
     return table.assign(words=words).set_index([*names, "measure"])["words"].unstack("measure", sort=False)
+
+
+def extremes(table, measure, form=short, unit="", *, most="highest", least="lowest"):
+    """ "lowest under rome (79 %) and highest under memit (92 %)": where a measure of `by_group` ends, in words.
+
+    Of forward runs. "79 % under rome" for a single method, "not measured" for none; an infinite number is "never".
+    """
+    write = form if callable(form) else form.format
+    forward = table[(table["measure"] == measure) & ~table["reversed"]].dropna(subset="mean").sort_values("mean")
+    texts = ["never" if np.isinf(mean) else f"{write(mean)}{unit}" for mean in forward["mean"]]
+    if not texts:
+        return "not measured"
+    methods = forward["method"].tolist()
+    if len(methods) == 1:
+        return f"{texts[0]} under {methods[0]}"
+    return f"{least} under {methods[0]} ({texts[0]}) and {most} under {methods[-1]} ({texts[-1]})"
 
 
 def between(interval, write):

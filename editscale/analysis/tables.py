@@ -73,6 +73,17 @@ def summary(table, by=RUN):
     return means.rename(columns={"efficacy": "ES", "paraphrase": "PS", "neighborhood": "NS"})
 
 
+def overview(edits):
+    """How many orders there are of each method in each direction, and how many edits they have."""
+    runs = edits.groupby(list(RUN), sort=False)["edits"].max().reset_index()
+    return runs.groupby(["method", "reversed"], sort=False)["edits"].agg(orders="size", shortest="min", longest="max")
+
+
+def percent(shares):
+    """A table of shares as whole percentages for reading, empty where there is none."""
+    return shares.map(lambda share: "" if pd.isna(share) else f"{100 * share:.0f}")
+
+
 def gather(folders, name):
     """The table `name` of several runs, one below the other: "edits", "recall/history", "downstream/generation", ….
 

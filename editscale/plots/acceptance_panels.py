@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from editscale.plots.figures import METHOD_STYLE
+from editscale.plots.style import METHOD_STYLE
 
 SHOWN = ("S", "ES", "PS", "NS")
 UNEDITED = {"color": "0.45", "marker": "*"}

@@ -5,15 +5,10 @@ import pandas as pd
 
 from editscale.analysis import intervals
 from editscale.columns import RUN
-from editscale.plots.figures import METHOD_STYLE, stacked
+from editscale.plots.style import METHOD_STYLE, methods_of
 
 
-def methods_of(table):
-    """The methods of a table in the order of METHOD_STYLE."""
-    return [name for name in METHOD_STYLE if name in set(table["method"])]
-
-
-def inflection_panel(ax, places):
+def inflection(ax, places):
     """Where each forward order starts to lose its facts, a row per method; the bar is the median's 95 % interval.
 
     Filled markers: inflections. Crosses: recall first below one half. At the right how many orders have an inflection.
@@ -37,7 +32,7 @@ def inflection_panel(ax, places):
     return forward[[*RUN, "inflection", "half"]]
 
 
-def drift_loss_panel(ax, at, *, log):
+def drift_loss(ax, at, *, log):
     """Recall lost against the drift of the most moved layer, one line per forward run.
 
     Args:
@@ -57,17 +52,18 @@ def drift_loss_panel(ax, at, *, log):
     return forward.assign(lost=100 * forward["lost"])
 
 
-def tasks_panel(ax, lasts):
+def tasks(ax, lasts):
     """Edits until half of a task's excess over chance is lost, by task and method: the median over orders.
 
     Bars are its 95 % interval; an open triangle at the end of the runs: not lost in most orders. Tasks without a
-    signal to begin with are named and have no marker.
+    signal to begin with are named below.
 
     Args:
         lasts: see `task_loss.lasting`.
     """
     forward, rng, plotted = lasts[~lasts["reversed"]], np.random.default_rng(0), []
-    names, tasks, end = methods_of(forward), list(lasts["task"].unique()), lasts["end"].max()
+    silent = forward.loc[~forward["signal"], "task"].unique()
+    names, tasks, end = methods_of(forward), [t for t in lasts["task"].unique() if t not in silent], lasts["end"].max()
     for row, task in enumerate(tasks):
         for place, method in enumerate(names):
             group = forward[(forward["task"] == task) & (forward["method"] == method) & forward["signal"]]
@@ -82,13 +78,13 @@ def tasks_panel(ax, lasts):
             look = {"marker": style["marker"] if lost else ">", "markerfacecolor": style["color"] if lost else "white"}
             ax.plot(mean, y, color=style["color"], markersize=5, **look)
             plotted.append({"task": task, "method": method, "half": half.mean, "low": half.low, "high": half.high})
-    silent = set(forward.loc[~forward["signal"], "task"])
-    ax.set_yticks(range(len(tasks)), [f"{task}\n(no signal)" if task in silent else task for task in tasks])
-    ax.set(xlabel="edits", xlim=(0, 1.04 * end), ylim=(len(tasks) - 0.5, -0.5))
+    ax.set_yticks(range(len(tasks)), tasks)
+    without = f"\nno signal to begin with: {', '.join(silent)}" if len(silent) else ""
+    ax.set(xlabel=f"edits{without}", xlim=(0, 1.04 * end), ylim=(max(len(tasks), 1) - 0.5, -0.5))
     return pd.DataFrame(plotted, columns=["task", "method", "half", "low", "high"])
 
 
-def reversal_panel(ax, pairs):
+def reversal(ax, pairs):
     """Recall of the same facts along a sequence and along its reverse, the mean over checkpoints: one line per order.
 
     Args:
@@ -105,8 +101,3 @@ def reversal_panel(ax, pairs):
     ax.set_xticks([0, 1], ["forward", "reversed"])
     ax.set(xlim=(-0.3, 1.3), ylim=(-3, 103), ylabel="facts recalled, mean of checkpoints (%)")
     return pairs
-
-
-def table_of(panels):
-    """The plotted numbers of several panels as one table, by the name of the panel."""
-    return stacked([table.assign(panel=name) for name, table in panels.items()])

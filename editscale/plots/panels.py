@@ -1,69 +1,26 @@
-"""Figures: one look for a method everywhere, the shared panels, and files that explain themselves.
+"""Panels: each draws a tidy table, one row per method, order, direction and number of edits, and returns the numbers
+it draws, which `Record.figure` writes beside the picture."""
 
-`plt.style.use("editscale.paper")` sets the look (paper.mplstyle). Panels take tidy tables, one row per
-method, order, direction and number of edits, and return the numbers they draw: what `Record.figure` writes
-beside the picture."""
-
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
 from editscale.analysis import intervals
+from editscale.analysis.rows import groups, require
 from editscale.columns import RUN
-
-# Colors of seaborn's "colorblind" palette; marker and dash keep methods apart in gray.
-METHOD_STYLE = {
-    "rome": {"color": "#0173b2", "marker": "o", "linestyle": "-"},
-    "r-rome": {"color": "#de8f05", "marker": "s", "linestyle": "--"},
-    "p-rome": {"color": "#029e73", "marker": "^", "linestyle": "-."},
-    "memit": {"color": "#d55e00", "marker": "D", "linestyle": (0, (6, 1.5, 1, 1.5))},
-    "emmet": {"color": "#cc78bc", "marker": "v", "linestyle": (0, (3, 1))},
-    "alphaedit": {"color": "#56b4e9", "marker": "P", "linestyle": (0, (8, 2))},
-    "rome-multi": {"color": "#ca9161", "marker": "h", "linestyle": (0, (4, 1.5, 1, 1.5, 1, 1.5))},
-    "ft-c": {"color": "#949494", "marker": "X", "linestyle": ":"},
-}
-MOST_POINTS = 400  # of one line; more cannot be seen, and make large files
-
-
-def run_label(method: str, order: int, reversed: bool) -> str:
-    """What legends and captions call a run: its method, order and direction."""
-    return f"{method}, order {order}" + (" reversed" if reversed else "")
-
-
-def orders_label(method: str, n_orders: int, reversed: bool) -> str:
-    """What legends and captions call several orders of a method in one direction."""
-    return f"{method}, {n_orders} orders" + (" reversed" if reversed else "")
-
-
-def label_of(row) -> str:
-    """`run_label` of a table's row (a Series, or one of `itertuples`) with columns method, order and reversed."""
-    return run_label(row.method, row.order, row.reversed)
-
-
-def log_ticks(axis) -> None:
-    """Label a log axis with a few plain numbers: whole decades where it has three of them, else numbers in between."""
-    low, high = sorted(axis.get_view_interval())
-    decades = 10.0 ** np.arange(np.floor(np.log10(low)), np.ceil(np.log10(high)) + 1)
-    for steps in ([1], [1, 3], [1, 2, 5], [1, 1.5, 2, 3, 5, 7], np.arange(1, 10, 0.25)):
-        ticks = np.outer(decades, steps).ravel()
-        ticks = ticks[(ticks >= low) & (ticks <= high)]
-        if len(ticks) >= 3:
-            break
-    axis.set_ticks(ticks[:: -(-len(ticks) // 8)], minor=False)
-    axis.set_major_formatter("{x:g}")
-    axis.set_ticks([], minor=True)
-
-
-def stacked(tables: list[pd.DataFrame]) -> pd.DataFrame:
-    """The plotted numbers of several panels as one table, rows in the order of the panels."""
-    return pd.concat(tables, ignore_index=True)
-
-
-def thinned(rows: pd.DataFrame, *, most: int = MOST_POINTS) -> pd.DataFrame:
-    """The rows at every k-th number of edits, k the least of 1, 2, 5, 10, … that leaves a run about `most`."""
-    steps = (digit * 10**power for power in range(9) for digit in (1, 2, 5))
-    step = next(k for k in steps if rows["edits"].max() <= k * most)
-    return rows[rows["edits"] % step == 0]
+from editscale.plots.style import (
+    METHOD_STYLE,
+    MOST_POINTS,
+    any_several,
+    contexts_label,
+    marker_places,
+    methods_of,
+    n_orders,
+    orders_label,
+    run_label,
+    run_style,
+    stacked,
+    thinned,
+)
 
 
 def bucket_means(values: np.ndarray, size: int) -> np.ndarray:
@@ -79,12 +36,12 @@ def trailing_mean(values: np.ndarray, window: int) -> np.ndarray:
     return np.array([values[max(0, i + 1 - window) : i + 1].mean() for i in range(len(values))])
 
 
-def proficiency_panel(ax, rows: pd.DataFrame, metric: str, *, bucket: int = 5, window: int = 10) -> pd.DataFrame:
+def proficiency(ax, rows: pd.DataFrame, metric: str, *, bucket: int = 5, window: int = 10) -> pd.DataFrame:
     """Draw how well each edit took and return the plotted numbers.
 
     A run is one method, order and direction: a thin line of means over `bucket` consecutive edits and a
     thick trailing mean over `window` buckets, as in the paper's figure 1 (a bucket is placed at its first
-    edit, counted from 0). Several orders of a method share its style; a reversed order has open markers.
+    edit, counted from 0). Where a method has several orders, there are `lines` of the trailing means only.
 
     Args:
         rows: columns method, order, reversed, edits (1 for the first edit) and `metric` (0 to 1).
@@ -100,16 +57,16 @@ def proficiency_panel(ax, rows: pd.DataFrame, metric: str, *, bucket: int = 5, w
             raise ValueError(f"{run_label(**run)} has {len(group)} edits, fewer than one bucket of {bucket}")
         columns = {"metric": metric, "edits": bucket * np.arange(len(values)), "bucket_mean": values}
         plotted.append(pd.DataFrame({**run, **columns, "moving_mean": trailing_mean(values, window)}))
-        if n_orders(rows, run) == 1:
+        if not any_several(rows):
             color = METHOD_STYLE[run["method"]]["color"]
             ax.plot(columns["edits"], values, color=color, linewidth=0.7, alpha=0.5, label="_bucket means")
     plotted = stacked(plotted)
-    lines_panel(ax, plotted, "moving_mean", label=f"{metric} (%)", single=False)
+    lines(ax, plotted, "moving_mean", label=f"{metric} (%)", single=False)
     ax.set_ylim(-3, 103)
     return plotted
 
 
-def lines_panel(
+def lines(
     ax, rows: pd.DataFrame, column: str, *, label: str, percent: bool = False, statistic=np.mean, single: bool = True
 ) -> pd.DataFrame:
     """Draw a measurement over edits and return the plotted numbers.
@@ -130,7 +87,7 @@ def lines_panel(
     plotted = []
     for run, group in _runs(rows, column):
         drawn = group[[*run, "edits", column]].assign(**{column: group[column] * (100 if percent else 1)})
-        style = _run_style(run) | {"markevery": _marker_places(len(drawn))}
+        style = run_style(run) | {"markevery": marker_places(len(drawn))}
         if n_orders(rows, run) == 1:
             ax.plot(drawn["edits"], drawn[column], **style, label=run_label(**run))
         elif single:
@@ -141,7 +98,7 @@ def lines_panel(
     for (method, backward), group in plotted.groupby(["method", "reversed"], sort=False):
         if group["order"].nunique() > 1:
             band = intervals.band(group, column, np.random.default_rng(0), statistic=statistic)
-            style = _run_style({"method": method, "reversed": backward}) | {"markevery": _marker_places(len(band))}
+            style = run_style({"method": method, "reversed": backward}) | {"markevery": marker_places(len(band))}
             text = orders_label(method, group["order"].nunique(), backward)
             ax.plot(band["edits"], band["mean"], **style, label=text)
             ax.fill_between(band["edits"], band["low"], band["high"], color=style["color"], alpha=0.2, linewidth=0)
@@ -152,7 +109,33 @@ def lines_panel(
     return plotted.merge(stacked(bands), how="left") if bands else plotted
 
 
-def points_panel(ax, rows: pd.DataFrame, x: str, y: str, *, label: str, other: str, joined: bool = False) -> None:
+def task(ax, rows: pd.DataFrame) -> pd.DataFrame:
+    """Draw the weighted F1 of a task over edits as `lines`, with that of a coin (dotted) and of a constant answer.
+
+    Args:
+        rows: one task's, columns method, order, reversed, edits, task, f1 and n_examples.
+    """
+    name, n_examples = rows[["task", "n_examples"]].iloc[0]
+    plotted = lines(ax, rows, "f1", label="weighted F1 (%)", percent=True, single=False)
+    for score, look, text in ((50, ":", "chance"), (100 / 3, "--", "constant answer")):
+        ax.axhline(score, linestyle=look, color="gray")
+        place = {"ha": "right", "transform": ax.get_yaxis_transform()}
+        ax.text(0.99, score + 1, text, fontsize=7, color="gray", **place)
+    ax.set_title(f"{name} ({n_examples} examples)")
+    return plotted.assign(task=name)
+
+
+def name_lines(ax, *, apart: float = 0.08) -> None:
+    """Write the method of each line beside its end instead of a legend, names at least `apart` of the axis' height."""
+    low, high = ax.get_ylim()
+    place, named = -np.inf, zip(*ax.get_legend_handles_labels(), strict=True)
+    for line, label in sorted(named, key=lambda pair: pair[0].get_ydata()[-1]):
+        place = max(line.get_ydata()[-1], place + apart * (high - low))
+        words = {"xytext": (6, 0), "textcoords": "offset points", "va": "center", "color": line.get_color()}
+        ax.annotate(label.split(",")[0], (line.get_xdata()[-1], place), **words, annotation_clip=False)
+
+
+def points(ax, rows: pd.DataFrame, x: str, y: str, *, label: str, other: str, joined: bool = False) -> None:
     """Draw `y` against `x`, one color and marker per method.
 
     Args:
@@ -164,23 +147,23 @@ def points_panel(ax, rows: pd.DataFrame, x: str, y: str, *, label: str, other: s
     """
     full, few = {"s": 26, "alpha": 0.8}, len(rows) <= MOST_POINTS
     dots = full if few else {"s": 7, "alpha": 0.4, "linewidths": 0}
-    for method in _methods(rows):
-        points, style = rows[rows["method"] == method], METHOD_STYLE[method]
+    for method in methods_of(rows):
+        of, style = rows[rows["method"] == method], METHOD_STYLE[method]
         look = {"color": style["color"], "marker": style["marker"]}
-        ax.scatter(points[x], points[y], **look, **dots, label=method if few else "_points")
+        ax.scatter(of[x], of[y], **look, **dots, label=method if few else "_points")
         if not few:
             ax.scatter([], [], **look, **full, label=method)
-        if "flagged" in points and points["flagged"].any():
-            ringed = points[points["flagged"]]
+        if "flagged" in of and of["flagged"].any():
+            ringed = of[of["flagged"]]
             ax.scatter(ringed[x], ringed[y], s=130, facecolors="none", edgecolors=style["color"], label="_flagged")
         if joined:
-            for _, run in points.sort_values("edits").groupby(["order", "reversed"]):
+            for _, run in of.sort_values("edits").groupby(["order", "reversed"]):
                 line = {"color": style["color"], "linestyle": style["linestyle"], "linewidth": 0.6}
                 ax.plot(run[x], run[y], **line, alpha=0.75 * dots["alpha"])
     ax.set(xlabel=label, ylabel=other)
 
 
-def contexts_panel(ax, rows: pd.DataFrame, jump: float) -> None:
+def contexts(ax, rows: pd.DataFrame, jump: float) -> None:
     """Draw how large single edits are under one choice of contexts after another: a line per fact.
 
     Args:
@@ -188,25 +171,20 @@ def contexts_panel(ax, rows: pd.DataFrame, jump: float) -> None:
             (disabling.against_ordinary). Flagged facts are drawn in the method's color, others in gray.
         jump: where a dashed line is drawn.
     """
-    (method,) = _methods(rows)
+    (method,) = methods_of(rows)
     named = rows.assign(choice=[contexts_label(*pair) for pair in zip(rows["contexts"], rows["seed"], strict=True)])
     choices = list(named["choice"].unique())
     for flagged in (False, True):
         color, width = (METHOD_STYLE[method]["color"], 1.2) if flagged else ("0.7", 0.8)
-        lines = named[named["flagged"] == flagged].pivot(index="choice", columns="case_id", values="times_ordinary")
-        for line in lines.reindex(choices).to_numpy().T if len(lines) else ():
+        sizes = named[named["flagged"] == flagged].pivot(index="choice", columns="case_id", values="times_ordinary")
+        for line in sizes.reindex(choices).to_numpy().T if len(sizes) else ():
             ax.plot(choices, line, color=color, linewidth=width, alpha=0.7, marker=METHOD_STYLE[method]["marker"], ms=4)
     ax.axhline(jump, linestyle="--", color="gray")
     ax.set(yscale="log", xlabel="contexts of the edit", ylabel="‖ΔW‖ over that of an ordinary fact", title=method)
     ax.margins(x=0.1)
 
 
-def contexts_label(kind: str, seed: float) -> str:
-    """What figures call contexts of a kind and seed (past_runs.other_contexts)."""
-    return {"run": "the run's", "seed": f"seed {seed:.0f}", "words": "other words", "bare": "bare prompt"}[kind]
-
-
-def spectrum_panel(ax, rows: pd.DataFrame, unedited: pd.DataFrame) -> None:
+def spectrum(ax, rows: pd.DataFrame, unedited: pd.DataFrame) -> None:
     """Draw singular values by rank, one line per run, over the same layers' unedited ones (dotted).
 
     Args:
@@ -217,7 +195,7 @@ def spectrum_panel(ax, rows: pd.DataFrame, unedited: pd.DataFrame) -> None:
         before, text = unedited[unedited["layer"] == layer].drop_duplicates("index"), f"unedited, layer {layer}"
         ax.plot(before["index"] + 1, before["singular_value"], color=str(gray), linestyle=":", label=text)
     for run, group in _runs(rows, "singular_value", "index"):
-        style = _run_style(run) | {"markevery": _marker_places(len(group))}
+        style = run_style(run) | {"markevery": marker_places(len(group))}
         group = group.sort_values("index")
         text = f"{run_label(**run)}, layer {group['layer'].iloc[0]}"
         ax.plot(group["index"] + 1, group["singular_value"], **style, label=text)
@@ -225,16 +203,16 @@ def spectrum_panel(ax, rows: pd.DataFrame, unedited: pd.DataFrame) -> None:
     ax.legend()
 
 
-def survival_panel(ax, curves: pd.DataFrame) -> pd.DataFrame:
+def survival(ax, curves: pd.DataFrame) -> pd.DataFrame:
     """Draw Kaplan–Meier curves as steps with their intervals and return the plotted numbers.
 
     Args:
-        curves: columns method, age, survival, low, high (forgetting.survival by method).
+        curves: columns method, age, survival, low, high (survival.kaplan_meier by method).
 
     Returns:
         Columns method, edits (the age) and survival, low and high in percent.
     """
-    for method in _methods(curves):
+    for method in methods_of(curves):
         curve, color = curves[curves["method"] == method], METHOD_STYLE[method]["color"]
         age, (survival, low, high) = curve["age"], (100 * curve[name] for name in ("survival", "low", "high"))
         ax.step(age, survival, where="post", color=color, linestyle=METHOD_STYLE[method]["linestyle"], label=method)
@@ -244,14 +222,14 @@ def survival_panel(ax, curves: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([curves[["method", "age"]].rename(columns={"age": "edits"}), percent], axis=1)
 
 
-def histogram_panel(ax, histogram: pd.DataFrame, *, label: str) -> None:
+def histogram(ax, histogram: pd.DataFrame, *, label: str) -> None:
     """Draw counts per bin as steps, one line per run; the mean of several orders of a method as one line.
 
     Args:
         histogram: columns method, order, reversed, low, high, facts (forgetting.forget_histogram); may be empty.
     """
     several = False
-    for method in _methods(histogram):
+    for method in methods_of(histogram):
         for backward, group in histogram[histogram["method"] == method].groupby("reversed"):
             orders, bins = group["order"].unique(), group.groupby(["low", "high"], as_index=False)["facts"].mean()
             many, style = len(orders) > 1, METHOD_STYLE[method]
@@ -268,7 +246,7 @@ def histogram_panel(ax, histogram: pd.DataFrame, *, label: str) -> None:
     ax.yaxis.get_major_locator().set_params(integer=True)
 
 
-def mark_regions(ax, regions: pd.DataFrame, inflections: pd.DataFrame) -> None:
+def regions(ax, regions: pd.DataFrame, inflections: pd.DataFrame) -> None:
     """Shade catastrophic stretches in their method's color, and mark inflections with their interval at the bottom.
 
     Several orders of a method share a height, and their stretches are not shaded.
@@ -289,62 +267,12 @@ def mark_regions(ax, regions: pd.DataFrame, inflections: pd.DataFrame) -> None:
             ax.plot(row.inflection, height, color=color, marker="|", markersize=10, label="_inflection")
 
 
-def n_orders(rows: pd.DataFrame, run: dict) -> int:
-    """How many orders the table holds of a run's method in its direction."""
-    return rows.loc[(rows["method"] == run["method"]) & (rows["reversed"] == run["reversed"]), "order"].nunique()
-
-
-def any_several(rows: pd.DataFrame) -> bool:
-    """Whether a method has several orders in one direction."""
-    return rows.groupby(["method", "reversed"])["order"].nunique().max() > 1
-
-
-def orders_note(rows: pd.DataFrame, *, single: bool = True) -> str:
-    """What a caption says about bands: over how many orders they are, or that there is none; and, with `single`, of the
-    thin lines of `lines_panel`."""
-    counts = rows.groupby(["method", "reversed"])["order"].nunique()
-    several = {}
-    for (method, backward), count in counts[counts > 1].items():
-        several.setdefault(count, []).append(method + (" reversed" if backward else ""))
-    if not several:
-        return "Single orders, so no band."
-    texts = [f"{count} orders of {', '.join(names)}" for count, names in several.items()]
-    note = f"Bands are 95 % bootstrap intervals over {' and '.join(texts)}{'; thin lines are single orders' * single}."
-    ends = rows.groupby(["method", "reversed", "order"])["edits"].max()
-    for (method, backward), lasts in ends.groupby(["method", "reversed"]):
-        longer = lasts[lasts > lasts.min()]
-        if len(longer):
-            name = method + (" reversed" if backward else "")
-            note += f" Beyond {lasts.min():,} edits, {len(longer)} of {len(lasts)} orders of {name}."
-    return note
-
-
-def panels(n: int, *, width: float, height: float):
-    """A figure with n panels, at most three in a row, each of `width` × `height` inches: (figure, list of axes)."""
-    n_rows = -(-n // 3)
-    n_columns = -(-n // n_rows)
-    size = round(width * n_columns, 3), round(height * n_rows, 3)
-    fig, axes = plt.subplots(n_rows, n_columns, figsize=size, squeeze=False)
-    for ax in axes.flat[n:]:
-        ax.set_axis_off()
-    return fig, list(axes.flat[:n])
-
-
-def legend_below(fig, ax) -> None:
-    """One legend for all panels, under them, with the entries of `ax`."""
-    handles, labels = ax.get_legend_handles_labels()
-    inches = [0.6 + 0.065 * len(label) for label in labels] or [1]  # of handle and letters
-    one_row = len(labels) <= 4 and sum(inches) <= fig.get_figwidth()
-    n_columns = len(labels) if one_row else min(4, int(fig.get_figwidth() / max(inches)))
-    fig.legend(handles, labels, loc="outside lower center", ncols=max(1, n_columns))
-
-
-def drift_panel(ax, rows: pd.DataFrame, column: str = "normalised_l2", *, label: str) -> pd.DataFrame:
+def drift(ax, rows: pd.DataFrame, column: str = "normalised_l2", *, label: str) -> pd.DataFrame:
     """Draw how far weights have moved over edits and return the plotted numbers.
 
     One line per method, order, direction and edited layer; the layers of one run share its style and its
     entry in the legend. Where a method has several orders, the layer of each run that has moved most after as many
-    edits, drawn as `lines_panel` does, on a log axis.
+    edits, drawn as `lines` does, on a log axis.
 
     Args:
         rows: columns method, order, reversed, edits, layer and `column` (drift.of_ledger).
@@ -352,7 +280,7 @@ def drift_panel(ax, rows: pd.DataFrame, column: str = "normalised_l2", *, label:
     """
     if any_several(rows):
         most = rows.groupby([*RUN, "edits"], as_index=False, sort=False)[column].max()
-        plotted = lines_panel(ax, thinned(most), column, label=label)
+        plotted = lines(ax, thinned(most), column, label=label)
         ax.set_yscale("log")
         return plotted
     plotted = []
@@ -362,7 +290,7 @@ def drift_panel(ax, rows: pd.DataFrame, column: str = "normalised_l2", *, label:
             line = group[group["layer"] == layer]
             many = f", {len(layers)} layers" if len(layers) > 1 else ""
             text = run_label(**run) + many if layer == layers[0] else "_other layers"
-            style = _run_style(run) | {"markevery": _marker_places(len(line))}
+            style = run_style(run) | {"markevery": marker_places(len(line))}
             ax.plot(line["edits"], line[column], **style, label=text)
             plotted.append(line[[*run, "layer", "edits", column]])
     ax.set(xlabel="edits applied", ylabel=label)
@@ -370,10 +298,10 @@ def drift_panel(ax, rows: pd.DataFrame, column: str = "normalised_l2", *, label:
     return stacked(plotted)
 
 
-def updates_panel(ax, rows: pd.DataFrame, *, window: int = 0) -> pd.DataFrame:
+def updates(ax, rows: pd.DataFrame, *, window: int = 0) -> pd.DataFrame:
     """Draw the size of each update on a log axis and return the plotted numbers.
 
-    Single orders: one line per edited layer, as `drift_panel`. Several orders of a method: the median over orders and
+    Single orders: one line per edited layer, as `drift`. Several orders of a method: the median over orders and
     over `window` edits in a row, of the layer with the largest updates, and a dot for each update with `jump` true.
 
     Args:
@@ -384,20 +312,20 @@ def updates_panel(ax, rows: pd.DataFrame, *, window: int = 0) -> pd.DataFrame:
         Several orders: method, order (empty for the median line), reversed, edits, update_norm.
     """
     if not any_several(rows):
-        plotted = drift_panel(ax, rows, "update_norm", label="norm of each update ‖ΔW‖ (log scale)")
+        plotted = drift(ax, rows, "update_norm", label="norm of each update ‖ΔW‖ (log scale)")
         ax.set_yscale("log")
         ax.autoscale(axis="y")
         return plotted
     plotted, window = [], window or min(20, max(1, rows["edits"].max() // 20))
-    for method in _methods(rows):
+    for method in methods_of(rows):
         for backward, group in rows[rows["method"] == method].groupby("reversed"):
-            style = _run_style({"method": method, "reversed": backward})
+            style = run_style({"method": method, "reversed": backward})
             first = group["edits"] - (group["edits"] - 1) % window
             typical = group.groupby(["layer", first])["update_norm"].median()
             line = typical.groupby("edits").max().reset_index()
             dots = group[group["jump"]]
             text = orders_label(method, group["order"].nunique(), backward)
-            ax.plot(line["edits"], line["update_norm"], **style | {"markevery": _marker_places(len(line))}, label=text)
+            ax.plot(line["edits"], line["update_norm"], **style | {"markevery": marker_places(len(line))}, label=text)
             dot = {"color": style["color"], "marker": style["marker"], "s": 12, "alpha": 0.6}
             ax.scatter(dots["edits"], dots["update_norm"], **dot, linewidths=0, label="_jumps")
             both = pd.concat([line, dots[["order", "edits", "update_norm"]]])
@@ -410,28 +338,10 @@ def _runs(rows: pd.DataFrame, column: str, *keys: str):
     """(run, its rows by edits) for each method in the order of METHOD_STYLE, forward before reversed.
 
     Within a run, `edits` and `keys` name a row."""
-    missing = [name for name in ("method", "order", "reversed", "edits", *keys, column) if name not in rows]
-    if missing:
-        raise ValueError(f"the table lacks {', '.join(missing)}; it has {', '.join(rows.columns)}")
-    for method in _methods(rows):
-        for (backward, order), group in rows[rows["method"] == method].groupby(["reversed", "order"]):
-            if group.duplicated(["edits", *keys]).any():
-                raise ValueError(f"{method}, order {order}: several rows for one number of edits")
-            yield {"method": method, "order": order, "reversed": backward}, group.sort_values("edits")
-
-
-def _methods(rows: pd.DataFrame) -> list[str]:
-    """The methods of a table in the order of METHOD_STYLE."""
-    unknown = sorted(set(rows["method"]) - set(METHOD_STYLE))
-    if unknown:
-        raise ValueError(f"no style for {', '.join(unknown)}; give it one in figures.METHOD_STYLE")
-    return [name for name in METHOD_STYLE if name in set(rows["method"])]
-
-
-def _run_style(run: dict) -> dict:
-    style = METHOD_STYLE[run["method"]]
-    return style | {"markerfacecolor": "white"} if run["reversed"] else style
-
-
-def _marker_places(n_points: int) -> int:
-    return max(1, n_points // 10)
+    require(rows, (*RUN, "edits", *keys, column), "what is drawn")
+    place = {method: i for i, method in enumerate(methods_of(rows))}
+    by = [rows["edits"], rows["order"], rows["reversed"], rows["method"].map(place)]
+    for run, group in groups(rows.iloc[np.lexsort(by)]):
+        if group.duplicated(["edits", *keys]).any():
+            raise ValueError(f"{run['method']}, order {run['order']}: several rows for one number of edits")
+        yield run, group

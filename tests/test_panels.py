@@ -1,5 +1,4 @@
-"""Figures show the numbers they are given and look the same everywhere."""
-
+"""Panels show the numbers they are given and look the same everywhere."""
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -8,7 +7,7 @@ import pytest
 import seaborn
 from matplotlib.colors import to_rgb
 
-from editscale.plots import figures
+from editscale.plots import panels, style
 
 
 @pytest.fixture
@@ -30,13 +29,13 @@ def table(method="rome", order=0, backward=False, n_edits=60, **columns):
 
 
 def test_buckets_are_means_of_consecutive_values_and_the_tail_is_dropped():
-    assert figures.bucket_means([1, 2, 3, 4, 5, 6, 7], 3).tolist() == [2.0, 5.0]
-    assert figures.bucket_means([1, 2], 3).tolist() == []
+    assert panels.bucket_means([1, 2, 3, 4, 5, 6, 7], 3).tolist() == [2.0, 5.0]
+    assert panels.bucket_means([1, 2], 3).tolist() == []
 
 
 def test_trailing_mean_is_shorter_at_the_start_and_keeps_constants():
-    assert figures.trailing_mean([3, 5, 7, 9], 2).tolist() == [3.0, 4.0, 6.0, 8.0]
-    assert figures.trailing_mean([4.0] * 5, 10).tolist() == [4.0] * 5
+    assert panels.trailing_mean([3, 5, 7, 9], 2).tolist() == [3.0, 4.0, 6.0, 8.0]
+    assert panels.trailing_mean([4.0] * 5, 10).tolist() == [4.0] * 5
 
 
 # --------------------------------------------------------------------------------------------------- panels
@@ -46,7 +45,7 @@ def test_one_order_is_a_line_and_several_are_thin_lines_with_a_band(ax):
     rows = pd.concat(
         [table(order=0, n_edits=4, recall=[1, 1, 0.5, 0]), table(order=1, n_edits=4, recall=[1, 0, 0.5, 0])]
     )
-    plotted = figures.lines_panel(
+    plotted = panels.lines(
         ax, pd.concat([rows, table("memit", n_edits=4, recall=1.0)]), "recall", label="recall (%)", percent=True
     )
     thin, mean = ax.lines[:2], ax.lines[-1]
@@ -56,8 +55,8 @@ def test_one_order_is_a_line_and_several_are_thin_lines_with_a_band(ax):
     assert (band["low"] <= band["mean"]).all() and (band["mean"] <= band["high"]).all()
     assert plotted.loc[plotted["method"] == "memit", "mean"].isna().all()
     assert len(ax.collections) == 1
-    assert figures.orders_note(rows).startswith("Bands are 95 % bootstrap intervals over 2 orders of rome")
-    assert figures.orders_note(table()) == "Single orders, so no band."
+    assert style.orders_note(rows).startswith("Bands are 95 % bootstrap intervals over 2 orders of rome")
+    assert style.orders_note(table()) == "Single orders, so no band."
 
 
 def orders(method="rome", n=3, backward=False, n_edits=6, **columns):
@@ -67,35 +66,35 @@ def orders(method="rome", n=3, backward=False, n_edits=6, **columns):
 def test_the_note_on_bands_counts_orders_once_and_says_which_runs_go_on():
     rows = pd.concat([orders(), orders("memit"), orders("memit", 2, backward=True), table("memit", 1, n_edits=9)])
     rows = rows.drop_duplicates(["method", "order", "reversed", "edits"])
-    assert figures.orders_note(rows) == (
+    assert style.orders_note(rows) == (
         "Bands are 95 % bootstrap intervals over 3 orders of memit, rome and 2 orders of memit reversed; thin lines "
         "are single orders. Beyond 6 edits, 1 of 3 orders of memit."
     )
 
 
 def test_long_runs_are_thinned_by_a_round_step_and_short_ones_kept():
-    assert figures.thinned(table(n_edits=300))["edits"].tolist() == list(range(1, 301))
-    assert figures.thinned(table(n_edits=1000))["edits"].tolist() == list(range(5, 1001, 5))
-    assert figures.thinned(table(n_edits=90), most=10)["edits"].tolist() == list(range(10, 91, 10))
+    assert style.thinned(table(n_edits=300))["edits"].tolist() == list(range(1, 301))
+    assert style.thinned(table(n_edits=1000))["edits"].tolist() == list(range(5, 1001, 5))
+    assert style.thinned(table(n_edits=90), most=10)["edits"].tolist() == list(range(10, 91, 10))
 
 
 def test_drift_of_several_orders_is_that_of_the_most_moved_layer_with_a_band(ax):
     layers = [orders("memit", 2, layer=k, normalised_l2=np.arange(1, 7) * k) for k in (1, 3)]
-    plotted = figures.drift_panel(ax, pd.concat(layers), label="distance")
+    plotted = panels.drift(ax, pd.concat(layers), label="distance")
     assert ax.get_legend_handles_labels()[1] == ["memit, 2 orders"] and ax.get_yscale() == "log"
     assert plotted["mean"].tolist() == 2 * [3, 6, 9, 12, 15, 18]
 
 
 def test_updates_of_several_orders_are_a_median_line_and_a_dot_for_each_jump(ax):
     rows = orders(layer=5, update_norm=[1, 1, 1, 20, 1, 1], jump=[False] * 3 + [True] + [False] * 2)
-    plotted = figures.updates_panel(ax, rows, window=3)
+    plotted = panels.updates(ax, rows, window=3)
     (line,), (dots,) = ax.lines, ax.collections
     assert line.get_ydata().tolist() == [1, 1] and len(dots.get_offsets()) == 3
     assert plotted["update_norm"].tolist() == [1, 1, 20, 20, 20]
 
 
 def test_updates_of_single_orders_are_lines_of_all_of_them(ax):
-    figures.updates_panel(ax, table(n_edits=3, layer=5, update_norm=[1.0, 9.0, 2.0], jump=False))
+    panels.updates(ax, table(n_edits=3, layer=5, update_norm=[1.0, 9.0, 2.0], jump=False))
     assert ax.lines[0].get_ydata().tolist() == [1, 9, 2] and ax.get_yscale() == "log"
 
 
@@ -104,7 +103,7 @@ def test_histograms_of_several_orders_are_their_mean(ax):
     runs = [
         bins.assign(method="rome", order=i, reversed=False, facts=facts) for i, facts in enumerate(([2, 4], [4, 8]))
     ]
-    figures.histogram_panel(ax, pd.concat(runs), label="edits")
+    panels.histogram(ax, pd.concat(runs), label="edits")
     (steps,) = ax.patches
     assert steps.get_data().values.tolist() == [3, 6] and steps.get_label() == "rome, 2 orders"
     assert ax.get_ylabel() == "facts per order"
@@ -115,14 +114,14 @@ def test_inflections_of_several_orders_share_a_height_and_shade_nothing(ax):
                            "inflection": [10, 20, 30], "low": 5, "high": 40})  # fmt: skip
     regions = pd.DataFrame({"method": ["rome", "memit"], "order": 0, "reversed": False, "label": "catastrophic",
                             "start": 10, "stop": 20})  # fmt: skip
-    figures.mark_regions(ax, regions, points)
+    panels.regions(ax, regions, points)
     marks = [line for line in ax.lines if line.get_marker() == "|"]
     assert [(line.get_xdata()[0], line.get_ydata()[0]) for line in marks] == [(10, 1), (20, 1), (30, 4)]
     assert len(ax.patches) == 1  # the single order's stretch
 
 
 def test_many_points_are_small_and_keep_a_readable_legend(ax):
-    figures.points_panel(ax, table(n_edits=500), "edits", "efficacy", label="edits", other="efficacy")
+    panels.points(ax, table(n_edits=500), "edits", "efficacy", label="edits", other="efficacy")
     points, legend = ax.collections
     assert points.get_sizes()[0] < legend.get_sizes()[0] and not len(legend.get_offsets())
     assert ax.get_legend_handles_labels()[1] == ["rome"]
@@ -134,14 +133,14 @@ def test_a_legend_of_many_entries_fits_its_figure():
             fig, ax = plt.subplots(figsize=(width, 3))
             for i in range(7):
                 ax.plot([0], [0], label=f"rome, {i} orders reversed")
-            figures.legend_below(fig, ax)
+            style.legend_below(fig, ax)
             assert fig.legends[0]._ncols == columns
             plt.close(fig)
 
 
 def test_panels_stand_in_rows_of_three_at_most():
     for n, shape in ((1, (1, 1)), (3, (1, 3)), (4, (2, 2)), (5, (2, 3))):
-        fig, axes = figures.panels(n, width=2, height=1)
+        fig, axes = style.grid(n, width=2, height=1)
         assert len(axes) == n and fig.axes[0].get_gridspec().get_geometry() == shape
         assert [ax.axison for ax in fig.axes] == [True] * n + [False] * (shape[0] * shape[1] - n)
         plt.close(fig)
@@ -149,7 +148,7 @@ def test_panels_stand_in_rows_of_three_at_most():
 
 def test_flagged_points_are_ringed(ax):
     rows = table(n_edits=3, recall=[0.1, 0.2, 0.3]).assign(flagged=[False, True, False])
-    figures.points_panel(ax, rows, "edits", "recall", label="edits", other="recall")
+    panels.points(ax, rows, "edits", "recall", label="edits", other="recall")
     points, rings = ax.collections
     assert points.get_offsets().tolist() == [[1, 0.1], [2, 0.2], [3, 0.3]] and rings.get_offsets().tolist() == [
         [2, 0.2]
@@ -164,25 +163,25 @@ def test_single_edits_are_a_line_per_fact_over_the_choices_of_contexts(ax):
             "times_ordinary": [1.0, 20.0, 30.0, 1.0, 2.0, 30.0, 1.0, 2.0, 3.0],
         }
     )  # fmt: skip
-    figures.contexts_panel(ax, rows, 5.0)
+    panels.contexts(ax, rows, 5.0)
     *lines, dashed = ax.lines
     assert [line.get_ydata().tolist() for line in lines] == [[1, 1, 1], [20, 2, 2], [30, 30, 3]]
     assert list(lines[0].get_xdata()) == ["the run's", "seed 7", "bare prompt"] and set(dashed.get_ydata()) == {5}
-    assert lines[0].get_color() != lines[1].get_color() == figures.METHOD_STYLE["rome"]["color"]
+    assert lines[0].get_color() != lines[1].get_color() == style.METHOD_STYLE["rome"]["color"]
     assert ax.get_title() == "rome" and ax.get_yscale() == "log"
 
 
 def test_spectra_are_drawn_by_rank_over_the_unedited_ones(ax):
     rows = pd.concat([table(n_edits=1, layer=3, index=i, singular_value=v) for i, v in enumerate((8.0, 2.0))])
     before = rows.assign(edits=0, singular_value=[4.0, 2.0])
-    figures.spectrum_panel(ax, rows, before)
+    panels.spectrum(ax, rows, before)
     dotted, line = ax.lines
     assert dotted.get_ydata().tolist() == [4, 2] and line.get_ydata().tolist() == [8, 2]
     assert line.get_xdata().tolist() == [1, 2]
 
 
 def test_proficiency_draws_bucket_means_thin_and_their_trailing_mean_thick(ax):
-    plotted = figures.proficiency_panel(ax, table(), "efficacy")
+    plotted = panels.proficiency(ax, table(), "efficacy")
     thin, thick = ax.lines
     buckets = np.array([100 * np.mean(np.arange(first, first + 5)) / 60 for first in range(1, 61, 5)])
     assert thin.get_xdata().tolist() == thick.get_xdata().tolist() == list(range(0, 60, 5))
@@ -196,14 +195,45 @@ def test_proficiency_draws_bucket_means_thin_and_their_trailing_mean_thick(ax):
 
 
 def test_rows_may_come_in_any_order(ax):
-    ordered = figures.proficiency_panel(ax, table(), "efficacy")
-    shuffled = figures.proficiency_panel(ax, table().sample(frac=1, random_state=0), "efficacy")
+    ordered = panels.proficiency(ax, table(), "efficacy")
+    shuffled = panels.proficiency(ax, table().sample(frac=1, random_state=0), "efficacy")
     pd.testing.assert_frame_equal(ordered, shuffled)
+
+
+def test_thin_lines_of_bucket_means_are_drawn_of_single_orders_only(ax):
+    panels.proficiency(ax, pd.concat([orders(n_edits=20, efficacy=0.5), table("memit", n_edits=20)]), "efficacy")
+    assert not [line for line in ax.lines if line.get_linewidth() == 0.7]
+
+
+def test_a_legend_has_methods_in_their_order_forward_before_reversed(ax):
+    for label in ("unedited model", "memit, order 0 reversed", "memit, 3 orders", "rome, 3 orders"):
+        ax.plot([0, 1], label=label)
+    style.legend_below(ax.figure, ax)
+    texts = [text.get_text() for text in ax.figure.legends[0].get_texts()]
+    assert texts == ["rome, 3 orders", "memit, 3 orders", "memit, order 0 reversed", "unedited model"]
+
+
+def test_names_beside_the_ends_of_lines_do_not_meet(ax):
+    for height, label in ((1, "memit, 3 orders"), (0.5, "rome, 3 orders"), (60, "r-rome, order 0")):
+        ax.plot([0, 1], [100, height], label=label)
+    ax.set_ylim(0, 100)
+    panels.name_lines(ax, apart=0.1)
+    assert [(text.get_text(), text.xy[1]) for text in ax.texts] == [("rome", 0.5), ("memit", 10.5), ("r-rome", 60)]
+    assert ax.texts[0].get_color() == ax.lines[1].get_color()
+
+
+def test_a_task_is_drawn_with_the_scores_of_a_coin_and_of_a_constant_answer(ax):
+    rows = table(n_edits=3, task="sst2", n_examples=40, f1=[0.9, 0.6, 0.3])
+    plotted = panels.task(ax, rows)
+    assert plotted["f1"].tolist() == [90, 60, 30] and set(plotted["task"]) == {"sst2"}
+    assert ax.get_title() == "sst2 (40 examples)"
+    assert {text.get_text() for text in ax.texts} == {"chance", "constant answer"}
+    assert sorted(line.get_ydata()[0] for line in ax.lines) == pytest.approx([100 / 3, 50, 90])
 
 
 def test_a_run_has_one_legend_entry_and_a_reversed_order_open_markers(ax):
     rows = pd.concat([table("memit"), table("rome", backward=True), table("rome")])
-    figures.proficiency_panel(ax, rows, "efficacy")
+    panels.proficiency(ax, rows, "efficacy")
     handles, labels = ax.get_legend_handles_labels()
     assert labels == ["rome, order 0", "rome, order 0 reversed", "memit, order 0"]
     forward, backward, memit = handles
@@ -214,9 +244,9 @@ def test_a_run_has_one_legend_entry_and_a_reversed_order_open_markers(ax):
 def test_drift_draws_every_layer_in_the_style_of_its_method_from_zero_up(ax):
     layers = [table("memit", n_edits=8, layer=k, normalised_l2=np.arange(8) * k) for k in (1, 2, 3)]
     rows = pd.concat([*layers, table("rome", n_edits=8, layer=2, normalised_l2=np.arange(8) * 4)])
-    plotted = figures.drift_panel(ax, rows, label="normalized L2 distance")
+    plotted = panels.drift(ax, rows, label="normalized L2 distance")
     assert [line.get_ydata()[-1] for line in ax.lines] == [28, 7, 14, 21]
-    assert {line.get_color() for line in ax.lines[1:]} == {figures.METHOD_STYLE["memit"]["color"]}
+    assert {line.get_color() for line in ax.lines[1:]} == {style.METHOD_STYLE["memit"]["color"]}
     assert ax.get_legend_handles_labels()[1] == ["rome, order 0", "memit, order 0, 3 layers"]
     assert ax.get_ylim()[0] == 0 and len(plotted) == len(rows)
 
@@ -233,13 +263,13 @@ def test_drift_draws_every_layer_in_the_style_of_its_method_from_zero_up(ax):
 )
 def test_a_table_that_cannot_be_drawn_is_refused(ax, rows, message):
     with pytest.raises(ValueError, match=message):
-        figures.proficiency_panel(ax, rows, "efficacy")
+        panels.proficiency(ax, rows, "efficacy")
 
 
 def test_panels_are_stacked_into_one_table_of_plotted_numbers(ax):
     rows = table(efficacy=1.0, paraphrase=0.5)
-    panels = [figures.proficiency_panel(ax, rows, metric) for metric in ("efficacy", "paraphrase")]
-    whole = figures.stacked(panels)
+    drawn = [panels.proficiency(ax, rows, metric) for metric in ("efficacy", "paraphrase")]
+    whole = style.stacked(drawn)
     assert whole["metric"].tolist() == ["efficacy"] * 12 + ["paraphrase"] * 12
     assert whole["moving_mean"].tolist() == [100.0] * 12 + [50.0] * 12
     assert whole.index.is_unique
@@ -250,7 +280,7 @@ def test_panels_are_stacked_into_one_table_of_plotted_numbers(ax):
 
 def test_methods_differ_in_color_marker_and_line_and_use_the_colorblind_palette():
     palette = {tuple(np.round(color, 3)) for color in seaborn.color_palette("colorblind")}
-    styles = figures.METHOD_STYLE.values()
+    styles = style.METHOD_STYLE.values()
     assert {tuple(np.round(to_rgb(style["color"]), 3)) for style in styles} <= palette
     for key in ("color", "marker", "linestyle"):
         assert len({style[key] for style in styles}) == len(styles)
@@ -267,7 +297,7 @@ def test_the_style_has_no_top_or_right_spine(ax):
 def test_a_log_axis_is_labeled_with_few_plain_numbers(view, labeled):
     fig, ax = plt.subplots()
     ax.set(yscale="log", ylim=view)
-    figures.log_ticks(ax.yaxis)
+    style.log_ticks(ax.yaxis)
     fig.canvas.draw()
     texts = [label.get_text() for label in ax.yaxis.get_ticklabels()]
     assert 3 <= len(texts) <= 8 and len(set(texts)) == len(texts)
@@ -280,7 +310,7 @@ def test_a_legend_of_few_long_entries_stays_inside_a_narrow_figure():
         fig, ax = plt.subplots(figsize=(6, 3.4))
         for label in ("rome, 5 orders", "rome, order 0 reversed", "memit, 5 orders", "memit, order 0 reversed"):
             ax.plot([0, 1], label=label)
-        figures.legend_below(fig, ax)
+        style.legend_below(fig, ax)
         fig.canvas.draw()
         box = fig.legends[0].get_window_extent()
         plt.close(fig)
