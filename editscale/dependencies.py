@@ -21,7 +21,8 @@ def closure(code, package=PACKAGE):
     """The files of the package that Python `code` rests on: modules, `__init__` of their packages, and data files.
 
     A data file counts where a module that is imported calls `files.bundled("its name")`. Imports within functions
-    count too. Raises ValueError, naming the module, if a call of `bundled` does not name its file by a string.
+    count too. Raises ValueError, naming the module, for a relative import, and for a call of `bundled` that does not
+    name its file by a string.
     """
     todo, found = set(_mentioned(code, package, "the given code")), set()
     while todo:
@@ -91,7 +92,9 @@ def _mentioned(code, package, where):
     for node in ast.walk(ast.parse(code)):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+        elif isinstance(node, ast.ImportFrom):
+            if node.level:
+                raise ValueError(f"{where}, line {node.lineno}: a relative import; name the module in full")
             names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
         elif isinstance(node, ast.Call) and getattr(node.func, "attr", getattr(node.func, "id", "")) == "bundled":
             if not (len(node.args) == 1 and isinstance(node.args[0], ast.Constant)):

@@ -1,8 +1,10 @@
 """Files: those that come with the package, JSON, sha256, and writing a file or folder whole or not at all."""
 
+import errno
 import hashlib
 import json
 import os
+import secrets
 import shutil
 import tempfile
 from contextlib import contextmanager
@@ -67,10 +69,14 @@ def write_all(fd, data):
 
 @contextmanager
 def whole_file(path):
-    """A file beside `path` to write to. Once written, and on the disk, it takes that name; on an error it goes."""
+    """A new file beside `path` to write to. Once written, and on the disk, it takes that name; on an error it goes.
+
+    Of several writers at a time each writes a file of its own, and the last to end leaves what is there. A process that
+    is killed leaves its file, `.<name>.<number>.part`, behind.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
+    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
         yield part
         _to_disk(part)
@@ -82,9 +88,10 @@ def whole_file(path):
 
 @contextmanager
 def whole_folder(path, *, replacing=False):
-    """A folder beside `path` to fill. It takes that name when the block ends without error.
+    """A new folder beside `path` to fill. It takes that name when the block ends without error; on an error it goes.
 
-    Where `path` is there by then it stays, and FileExistsError is raised, or with `replacing` it is exchanged.
+    Where `path` is there by then it stays, and FileExistsError is raised; with `replacing` it is exchanged, or stays
+    where that fails.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -95,12 +102,26 @@ def whole_folder(path, *, replacing=False):
         building.chmod(0o755)
         if replacing and path.exists():
             os.replace(path, old)
-        elif path.exists():
-            raise FileExistsError(f"{path} is there already; choose another folder, or delete it")
-        os.replace(building, path)
+        try:
+            _take_name(building, path)
+        except OSError:
+            if old.exists() and not path.exists():
+                os.replace(old, path)
+            raise
     finally:
         for left in (building, old):
             shutil.rmtree(left, ignore_errors=True)
+
+
+def _take_name(folder, path):
+    try:
+        if path.exists():  # a rename would put a folder in the place of an empty one
+            raise OSError(errno.EEXIST, "")
+        os.replace(folder, path)
+    except OSError as error:
+        if error.errno in (errno.EEXIST, errno.ENOTEMPTY):
+            raise FileExistsError(f"{path} is there already; choose another folder, or delete it") from None
+        raise
 
 
 def _to_disk(path):

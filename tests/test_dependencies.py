@@ -59,6 +59,12 @@ def test_a_data_file_must_be_named_by_a_string(package):
         dependencies.closure("import editscale.columns\n", package)
 
 
+def test_a_relative_import_is_refused_and_not_overlooked(package):
+    (package / "columns.py").write_text("\nfrom . import files\n")
+    with pytest.raises(ValueError, match=r"columns.py, line 2: a relative import; name the module in full"):
+        dependencies.closure("import editscale.columns\n", package)
+
+
 def test_words_are_left_out_and_every_other_byte_stays():
     code = (
         '"""Words é."""\nx = "é # no comment"  # é\n\n\ndef f():\n    """W\n\n    W"""\n    return """a\n\n  # b\n"""\n'

@@ -381,6 +381,16 @@ def test_a_file_written_atomically_is_the_old_one_until_it_is_the_new_one(tmp_pa
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"] and path.read_bytes() == b"new"
 
 
+def test_what_a_killed_process_was_writing_goes_when_the_ledger_is_opened_for_appending(tmp_path):
+    write(tmp_path)
+    left = tmp_path / ".edits.jsonl.0123abcd.part"
+    left.write_bytes(b"half")
+    Ledger(tmp_path)
+    assert left.exists()
+    Ledger(tmp_path, CONDITIONS, WEIGHTS)
+    assert not left.exists()
+
+
 # Frames of anything
 
 

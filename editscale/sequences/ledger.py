@@ -152,7 +152,12 @@ class Ledger:
             self.dropped = f"{missing} edits behind edit {len(self)} are missing that {self._copy.name} lists"
 
     def _cut_back(self, copied):
-        """Take off what is behind the last whole edit, and write edits.jsonl anew unless it is the copy."""
+        """Take off what is behind the last whole edit, and write edits.jsonl anew unless it is the copy.
+
+        What killed processes were writing (`files.whole_file`) goes too.
+        """
+        for part in self.folder.glob(".*.part"):
+            part.unlink()
         os.truncate(self.log, self._end)
         own = b"".join(frame.line for frame in self._frames)
         if copied != own:

@@ -1,0 +1,154 @@
+"""Files and folders are written whole or not at all, whatever goes wrong and whoever else writes."""
+
+import errno
+import hashlib
+import json
+import os
+
+import pytest
+
+from editscale import files
+from editscale.files import whole_file, whole_folder, write_whole
+
+
+def test_a_file_that_fails_on_the_way_leaves_the_old_one_and_nothing_else(tmp_path):
+    path = write_whole(tmp_path / "folder" / "a.txt", b"old")
+    with pytest.raises(RuntimeError, match="on the way"), whole_file(path) as part:
+        part.write_bytes(b"half")
+        raise RuntimeError("on the way")
+    with pytest.raises(KeyboardInterrupt), whole_file(path) as part:
+        part.write_bytes(b"half")
+        raise KeyboardInterrupt
+    with pytest.raises(FileNotFoundError), whole_file(path):
+        pass  # nothing was written
+    assert [file.name for file in path.parent.iterdir()] == ["a.txt"] and path.read_bytes() == b"old"
+
+
+@pytest.mark.parametrize("call", ("write", "fsync", "replace"))
+def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch, call):
+    path = write_whole(tmp_path / "a.txt", b"old")
+
+    def fails(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, call, fails)
+        with pytest.raises(OSError, match="No space left"):
+            write_whole(path, b"new")
+    assert [file.name for file in tmp_path.iterdir()] == ["a.txt"] and path.read_bytes() == b"old"
+    assert write_whole(path, b"new") == path and path.read_bytes() == b"new"
+
+
+def test_a_file_does_not_take_the_place_of_a_folder(tmp_path):
+    (tmp_path / "a").mkdir()
+    with pytest.raises(OSError, match="directory"):
+        write_whole(tmp_path / "a", b"new")
+    assert [file.name for file in tmp_path.iterdir()] == ["a"] and (tmp_path / "a").is_dir()
+
+
+def test_two_writers_of_a_file_each_write_it_whole(tmp_path):
+    path = tmp_path / "a.txt"
+    with whole_file(path) as one:
+        one.write_bytes(b"the first one, which is longer")
+        with whole_file(path) as two, open(two, "wb") as open_file:
+            open_file.write(b"the second")
+            open_file.flush()
+            assert not path.exists() and one != two
+        assert path.read_bytes() == b"the second"
+    assert path.read_bytes() == b"the first one, which is longer"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def fill(folder, text):
+    (folder / "a").mkdir()
+    (folder / "a" / "b.txt").write_text(text)
+
+
+def names(folder):
+    return [file.name for file in folder.iterdir()]
+
+
+def test_a_folder_takes_its_name_when_it_is_complete(tmp_path):
+    with whole_folder(tmp_path / "deep" / "model") as building:
+        fill(building, "new")
+        assert not (tmp_path / "deep" / "model").exists()
+    assert names(tmp_path / "deep") == ["model"] and (tmp_path / "deep/model/a/b.txt").read_text() == "new"
+    assert (tmp_path / "deep/model").stat().st_mode & 0o777 == 0o755
+
+
+@pytest.mark.parametrize("replacing", (False, True))
+def test_a_folder_that_fails_on_the_way_leaves_the_old_one_and_nothing_else(tmp_path, replacing):
+    fill(tmp_path, "old")
+    with pytest.raises(OSError, match="No space"), whole_folder(tmp_path / "a", replacing=replacing) as building:
+        fill(building, "new")
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert names(tmp_path) == ["a"] and (tmp_path / "a/b.txt").read_text() == "old"
+
+
+@pytest.mark.parametrize("there", ("folder", "empty folder", "file"))
+def test_a_folder_that_is_there_stays(tmp_path, there):
+    path = tmp_path / "a"
+    with (
+        pytest.raises(FileExistsError, match="a is there already; choose another folder"),
+        whole_folder(path) as building,
+    ):
+        if there == "folder":
+            fill(tmp_path, "another process was faster")
+        elif there == "file":
+            path.write_text("file")
+        else:
+            path.mkdir()
+        fill(building, "new")
+    assert names(tmp_path) == ["a"] and not (path / "a").exists()
+
+
+def test_a_folder_that_comes_up_at_the_last_moment_stays(tmp_path, monkeypatch):
+    path, real = tmp_path / "a", os.replace
+
+    def late(source, target):
+        fill(tmp_path, "another process was faster")
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", late)
+    with pytest.raises(FileExistsError, match="is there already"), whole_folder(path) as building:
+        fill(building, "new")
+    assert names(tmp_path) == ["a"] and (path / "b.txt").read_text() == "another process was faster"
+
+
+def test_a_folder_is_exchanged_whole(tmp_path):
+    fill(tmp_path, "old")
+    (tmp_path / "a" / "only_old.txt").touch()
+    with whole_folder(tmp_path / "a", replacing=True) as building:
+        (building / "b.txt").write_text("new")
+    assert names(tmp_path) == ["a"] and names(tmp_path / "a") == ["b.txt"]
+
+
+def test_a_folder_that_cannot_be_exchanged_stays(tmp_path, monkeypatch):
+    fill(tmp_path, "old")
+    real, calls = os.replace, []
+
+    def fails_second(*of):
+        calls.append(of)
+        if len(calls) == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(*of)
+
+    monkeypatch.setattr(os, "replace", fails_second)
+    with pytest.raises(OSError, match="No space"), whole_folder(tmp_path / "a", replacing=True) as building:
+        fill(building, "new")
+    assert names(tmp_path) == ["a"] and (tmp_path / "a/b.txt").read_text() == "old"
+
+
+def test_json_comes_back_as_it_was_written(tmp_path):
+    content = {"é": [1, 2.5, None], "a": {"b": "ω"}}
+    path = files.write_json(tmp_path / "a.json", content)
+    assert files.read_json(path, "") == content and path.read_bytes().endswith(b"}\n") and "é" in path.read_text()
+
+
+def test_sha256_of_json_does_not_depend_on_the_order_of_keys():
+    assert files.sha256_json({"a": 1, "b": [2]}) == files.sha256_json({"b": [2], "a": 1}) != files.sha256_json({"a": 1})
+    assert files.sha256_json("é") == hashlib.sha256(json.dumps("é", ensure_ascii=False).encode()).hexdigest()
+
+
+def test_bundled_files_are_there():
+    assert files.bundled("sentences.txt").read_text(encoding="utf-8").count("\n") == 6
