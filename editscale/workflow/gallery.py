@@ -112,7 +112,7 @@ def place(folder, scale):
 
 def page(folder, scale):
     """The page of a scale as text, from what is in `folder`. Raises FileNotFoundError as `drawn`."""
-    here = place(folder, scale).parent
+    here, names = place(folder, scale).parent, drawn(folder, scale)
 
     def link(text, path):
         return f"[{text}]({Path(os.path.relpath(Path(folder) / path, here)).as_posix()})"
@@ -128,7 +128,7 @@ def page(folder, scale):
     compared = claims_table(folder, scale) or comparison(folder, scale)
     parts += [f"## The paper's claims\n\n{compared}"] if compared else []
     parts += [f"## The methods\n\n{table}"] if (table := methods_table(folder, scale)) else []
-    for name in drawn(folder, scale):
+    for name in names:
         notebook = f"{FIGURES[name][0]}.ipynb"
         about = json.loads((Path(folder) / scale / f"{name}.json").read_text(encoding="utf-8"))
         made = [link("notebook", f"../notebooks/{notebook}")]
