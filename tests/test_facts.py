@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 from synthetic import to_record
 
-from editscale.__main__ import main
 from editscale.data import facts
 from editscale.data.facts import Fact, parse
 from editscale.data.orders import in_order, orders_json, published_orders, unique_subjects, write_orders
