@@ -3,9 +3,13 @@
 from pathlib import Path
 
 import pytest
+import tiny
 import torch
+from test_rome import moment
+from test_sequence import CONTEXTS, FACTS
+from test_sequence import PARAMS as OF_METHODS
 
-from editscale.editing import editors
+from editscale.editing import editors, updates
 
 PARAMS = Path(__file__).parents[1] / "params"
 GOOD = (PARAMS / "rome" / "gpt2-xl.yaml").read_text()
@@ -62,3 +66,36 @@ def test_missing_files_and_unknown_methods_are_named(tmp_path):
 def test_a_singular_moment_is_named():
     with pytest.raises(ValueError, match="second moment of layer 3 is not positive definite"):
         editors.cholesky_factors({3: torch.zeros(4, 4)}, "cpu")
+
+
+def test_each_edit_is_looked_at_alone_and_one_that_failed_is_not_applied(monkeypatch):
+    lm = tiny.tiny_model("gpt2")
+    factors = {layer: torch.linalg.cholesky(moment(lm.d_key)) for layer in OF_METHODS["rome"].layers}
+    editing = editors.Editing("rome", OF_METHODS["rome"], CONTEXTS["rome"], factors)
+    (layer,), before = editing.layers, lm.weight(editing.layers[0]).clone()
+    real = editors.alone
+
+    def with_a_failure(*of):
+        for i, edit in enumerate(real(*of)):
+            yield updates.Edit((), {"failed": "singular"}) if i == 1 else edit
+
+    monkeypatch.setattr(editors, "alone", with_a_failure)
+    moved = editors.each_alone(editing, lm, FACTS[:3], lambda fact, edit: (fact, edit, lm.weight(layer) - before))
+    assert [fact for fact, *_ in moved] == FACTS[:3] and not moved[1][2].any()
+    for _, edit, change in (moved[0], moved[2]):
+        torch.testing.assert_close(change, edit.updates[0].matrix(), rtol=0, atol=1e-5)
+    assert torch.equal(lm.weight(layer), before)
+
+
+def test_the_model_is_left_as_it_was_when_looking_fails():
+    lm = tiny.tiny_model("gpt2")
+    factors = {layer: torch.linalg.cholesky(moment(lm.d_key)) for layer in OF_METHODS["rome"].layers}
+    editing = editors.Editing("rome", OF_METHODS["rome"], CONTEXTS["rome"], factors)
+    before = lm.weight(editing.layers[0]).clone()
+
+    def fails(fact, edit):
+        raise RuntimeError("on the way")
+
+    with pytest.raises(RuntimeError, match="on the way"):
+        editors.each_alone(editing, lm, FACTS[:2], fails)
+    assert torch.equal(lm.weight(editing.layers[0]), before)

@@ -15,6 +15,24 @@ def random_update(lm, layer, rank=1, seed=0):
 
 
 @pytest.mark.parametrize("model_type", ("gpt2", "llama"))
+def test_weights_and_biases_are_put_back_after_a_block_and_after_an_error(model_type):
+    lm = tiny.tiny_model(model_type)
+    before = {name: tensor.clone() for name, tensor in lm.model.state_dict().items()}
+    for error in (None, KeyboardInterrupt):
+        try:
+            with updates.put_back(lm, [1, 2]) as weights:
+                assert set(weights) == {1, 2}
+                lm.weight(1).fill_(float("nan"))
+                if lm.bias(2) is not None:
+                    lm.bias(2).add_(1)
+                if error:
+                    raise error
+        except KeyboardInterrupt:
+            pass
+        assert all(torch.equal(tensor, before[name]) for name, tensor in lm.model.state_dict().items())
+
+
+@pytest.mark.parametrize("model_type", ("gpt2", "llama"))
 def test_apply_adds_the_matrix_to_the_weight_in_w_space(model_type):
     lm = tiny.tiny_model(model_type, dtype=torch.float64)
     before, update = lm.weight(2).clone(), random_update(lm, 2, rank=3)

@@ -112,6 +112,23 @@ def alone(editing, lm, facts):
         yield from edit_each(editing, lm, facts[first : first + TOGETHER])
 
 
+def each_alone(editing, lm, facts, look):
+    """What `look(fact, edit)` says of each fact, called on the model as it stands with the edit of that fact alone.
+
+    An edit that is not "edited" by its `status` is not applied. The model is left as it was, bit for bit, also after an
+    error.
+    """
+    from tqdm import tqdm
+
+    found, facts = [], tqdm(facts, desc=f"single edits, {editing.method}", unit="edit")
+    for fact, edit in zip(facts, alone(editing, lm, facts.iterable), strict=True):
+        with updates.put_back(lm, editing.layers):
+            if status(edit) == "edited":
+                updates.apply(lm, edit.updates)
+            found.append(look(fact, edit))
+    return found
+
+
 def read_params(name, path):
     """Hyper-parameters of a method from a flat YAML file.
 

@@ -4,6 +4,7 @@ W-space throughout: `weight += left @ right.T` with W (d_value, d_key), whatever
 changes have no low rank gives the whole matrix, and may change the projection's bias.
 """
 
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 
@@ -117,6 +118,16 @@ def restore(lm, weights):
         lm.weight(layer).copy_(weight)
     for layer, bias in weights.biases.items():
         lm.bias(layer).copy_(bias)
+
+
+@contextmanager
+def put_back(lm, layers):
+    """The `saved_weights` of some layers, which are put back when the block ends, also by an error."""
+    weights = saved_weights(lm, layers)
+    try:
+        yield weights
+    finally:
+        restore(lm, weights)
 
 
 def to_bytes(updates):

@@ -102,19 +102,13 @@ def unedited_rows(lm, facts, batch_tokens):
 
 def single_rows(lm, facts, editing):
     """Scores of facts right after the edit of each alone. An edit that failed is not applied: all its scores are 0."""
-    from tqdm import tqdm
 
-    original, scored = updates.saved_weights(lm, editing.layers), []
-    edits = editors.alone(editing, lm, facts)
-    for fact, edit in zip(tqdm(facts, desc=f"single edits, {editing.method}", unit="edit"), edits, strict=True):
-        try:
-            if editors.status(edit) == "edited":
-                updates.apply(lm, edit.updates)
-                scored.append(scoring.fact_scores(scoring.score_facts(lm, [fact])[0]))
-            else:
-                scored.append(dict.fromkeys(scoring.COLUMNS, 0.0))
-        finally:
-            updates.restore(lm, original)
+    def scores(fact, edit):
+        if editors.status(edit) != "edited":
+            return dict.fromkeys(scoring.COLUMNS, 0.0)
+        return scoring.fact_scores(scoring.score_facts(lm, [fact])[0])
+
+    scored = editors.each_alone(editing, lm, facts, scores)
     return score_rows(scored, part="single edits", method=editing.method, edits=1)
 
 
@@ -122,9 +116,8 @@ def sequence_rows(lm, facts, editing, at, task, batch_tokens):
     """Distances of the edited layers and answers to a task at places `at` of a sequence; how the distances grow."""
     from tqdm import tqdm
 
-    method, layers = editing.method, editing.layers
-    original, distances, rows = updates.saved_weights(lm, layers), {layer: [] for layer in layers}, []
-    try:
+    method, distances, rows = editing.method, {layer: [] for layer in editing.layers}, []
+    with updates.put_back(lm, editing.layers) as original:
         for edits, fact in enumerate(tqdm(facts, desc=f"sequence, {method}", unit="edit"), start=1):
             (edit,) = editors.edit_each(editing, lm, [fact])
             if editors.status(edit) == "edited":
@@ -138,8 +131,6 @@ def sequence_rows(lm, facts, editing, at, task, batch_tokens):
                     rows.append({"part": "sequence", "metric": "distance", **of, **here})
             if edits in at:
                 rows += task_rows(lm, task, method, edits, batch_tokens)
-    finally:
-        updates.restore(lm, original)
     for layer, values in distances.items():
         for metric, value in growth(values).items():
             rows.append({"part": "growth", "metric": metric, "layer": layer, "value": value, **here})
@@ -174,12 +165,6 @@ def score_rows(scored, **here):
     means, halves = ([x[kind] for kind in KINDS] for x in (mean, half))
     s = {"value": harmonic_score(*means), "half_width": harmonic_half_width(means, halves)}
     return [{**here, "metric": "S", **s, "n": len(scored)}, *rows]
-
-
-def scores_line(table, method):
-    """ES, PS and NS of a method in a table of measurements, in words."""
-    of = table[table["method"] == method].set_index("metric")["value"]
-    return f"{of['ES']:.1f}, {of['PS']:.1f} and {of['NS']:.1f}"
 
 
 def growth(distances):

@@ -142,15 +142,12 @@ def replayed(run, places):
         raise ValueError(
             f"checkpoints must ascend within 0 … {len(run.ledger)}, the edits of {run.folder}, not {places}"
         )
-    lm, done = run.lm, 0
-    original = updates.saved_weights(lm, run.layers)
-    try:
+    done = 0
+    with updates.put_back(run.lm, run.layers):
         for checkpoint in places:
-            sequence.replay(lm, run.ledger, checkpoint, after=done)
+            sequence.replay(run.lm, run.ledger, checkpoint, after=done)
             done = checkpoint
             yield checkpoint
-    finally:
-        updates.restore(lm, original)
 
 
 def recall_rows(run, n_edits, *, batch_tokens=BATCH_TOKENS, kept=None):

@@ -58,13 +58,10 @@ def edited(run, edits):
 
     Behind it the model has its original bits again, also after an error.
     """
-    original = updates.saved_weights(run.lm, run.layers)
-    try:
+    with updates.put_back(run.lm, run.layers):
         for edit in edits:
             sequence.replay(run.lm, run.ledger, edit, after=edit - 1)
         yield run.lm
-    finally:
-        updates.restore(run.lm, original)
 
 
 def save(run, edits, folder):

@@ -34,15 +34,13 @@ def shown_edit(lm, fact, editing, *, n_new=8):
     """
     sequence.check_facts(lm, [fact], editing.contexts)
     lm = replace(lm, graphs=None if lm.graphs is None else {})
-    original, before = updates.saved_weights(lm, editing.layers), _effect(lm, fact, n_new)
+    before = _effect(lm, fact, n_new)
     (edit,) = editors.edit_each(editing, lm, [fact])
     status = editors.status(edit)
-    try:
+    with updates.put_back(lm, editing.layers):
         if status == "edited":
             updates.apply(lm, edit.updates)
         after = _effect(lm, fact, n_new)
-    finally:
-        updates.restore(lm, original)
     effect = pd.DataFrame([before, after], ["before the edit", "after the edit" if status == "edited" else status])
     return _parts(edit, editing), effect.rename_axis(f"{fact.rewrite_prompt} …")
 
@@ -128,36 +126,31 @@ def single_edits(lm, facts, editing, texts):
 
     Weights are put back bit for bit, also after an error.
     """
-    from tqdm import tqdm
+    weights = {layer: lm.weight(layer) for layer in editing.layers}
+    sizes = {layer: (weight.numel(), weight.double().norm().item()) for layer, weight in weights.items()}
 
-    original = updates.saved_weights(lm, editing.layers)
-    edits, rows = editors.alone(editing, lm, facts), []
-    for fact, edit in zip(tqdm(facts, desc=f"single edits, {editing.method}", unit="edit"), edits, strict=True):
+    def rows(fact, edit):
         status = editors.status(edit)
-        norms = {u.layer: u.norm() for u in edit.updates} or dict.fromkeys(original, np.nan)
         scores = dict.fromkeys(("efficacy", "efficacy_accuracy", "word_entropy", "perplexity"), np.nan)
-        try:
-            if status == "edited":
-                updates.apply(lm, edit.updates)
-                scores = _scores(lm, fact, texts)
-        finally:
-            updates.restore(lm, original)
-        for layer, norm in norms.items():
-            weight = original[layer]
-            rows.append(
-                {
-                    "case_id": fact.case_id,
-                    "method": editing.method,
-                    "status": status,
-                    "layer": layer,
-                    "update_norm": norm,
-                    "normalised_l2": norm / weight.numel(),
-                    "relative_drift": norm / weight.double().norm().item(),
-                    "denominator": editors.summary(edit)["denominator"],
-                    **scores,
-                }
-            )
-    return rows
+        if status == "edited":
+            scores = _scores(lm, fact, texts)
+        norms = {u.layer: u.norm() for u in edit.updates} or dict.fromkeys(sizes, np.nan)
+        return [
+            {
+                "case_id": fact.case_id,
+                "method": editing.method,
+                "status": status,
+                "layer": layer,
+                "update_norm": norm,
+                "normalised_l2": norm / sizes[layer][0],
+                "relative_drift": norm / sizes[layer][1],
+                "denominator": editors.summary(edit)["denominator"],
+                **scores,
+            }
+            for layer, norm in norms.items()
+        ]
+
+    return [row for of in editors.each_alone(editing, lm, facts, rows) for row in of]
 
 
 def _scores(lm, fact, texts):

@@ -12,7 +12,7 @@ import time
 import click
 
 from editscale.columns import harmonic_score
-from editscale.editing import editors, updates
+from editscale.editing import editors
 from editscale.metrics import scoring
 
 SPEC = """model model_cache fact_set order n_facts seed n_documents document_length
@@ -35,16 +35,19 @@ def settings(spec):
 
 
 def single_edits(lm, facts, editing):
-    """Rows of `scoring.COLUMNS` and `editors.summary`, one per fact, each edited alone on the model as it stands."""
-    original = updates.saved_weights(lm, editing.layers)
-    rows = []
-    for fact, edit in zip(facts, editors.alone(editing, lm, facts), strict=True):
-        updates.apply(lm, edit.updates)
-        scores = scoring.fact_scores(scoring.score_facts(lm, [fact])[0])
-        updates.restore(lm, original)
+    """Rows of `scoring.COLUMNS` and `editors.summary`, one per fact, each edited alone on the model as it stands.
+
+    An edit that is not finite or whose solve failed is not applied: all its scores are 0.
+    """
+
+    def row(fact, edit):
+        scores = dict.fromkeys(scoring.COLUMNS, 0.0)
+        if editors.status(edit) == "edited":
+            scores = scoring.fact_scores(scoring.score_facts(lm, [fact])[0])
         norm = sum(update.norm() ** 2 for update in edit.updates) ** 0.5
-        rows.append({**scores, **editors.summary(edit), "update_norm": norm})
-    return rows
+        return {**scores, **editors.summary(edit), "update_norm": norm}
+
+    return editors.each_alone(editing, lm, facts, row)
 
 
 def best(table, method, base, *, least_es=95.0, least_ps=85.0):
