@@ -116,8 +116,9 @@ def test_inflections_of_several_orders_share_a_height_and_shade_nothing(ax):
                             "start": 10, "stop": 20})  # fmt: skip
     panels.regions(ax, regions, points)
     marks = [line for line in ax.lines if line.get_marker() == "|"]
-    assert [(line.get_xdata()[0], line.get_ydata()[0]) for line in marks] == [(10, 1), (20, 1), (30, 4)]
+    assert [(line.get_xdata()[0], line.get_ydata()[0]) for line in marks] == [(10, -8), (20, -8), (30, -13)]
     assert len(ax.patches) == 1  # the single order's stretch
+    assert ax.get_ylim()[0] < -13 and min(ax.get_yticks()) == 0
 
 
 def test_many_points_are_small_and_keep_a_readable_legend(ax):

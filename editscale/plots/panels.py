@@ -247,9 +247,9 @@ def histogram(ax, histogram: pd.DataFrame, *, label: str) -> None:
 
 
 def regions(ax, regions: pd.DataFrame, inflections: pd.DataFrame) -> None:
-    """Shade catastrophic stretches in their method's color, and mark inflections with their interval at the bottom.
+    """Shade catastrophic stretches in their method's color, and mark inflections with their interval below the curves.
 
-    Several orders of a method share a height, and their stretches are not shaded.
+    Several orders of a method share a height, and their stretches are not shaded. The axis is one of percentages.
 
     Args:
         regions: columns method, order, reversed, label, start, stop (inflection.regions).
@@ -260,11 +260,12 @@ def regions(ax, regions: pd.DataFrame, inflections: pd.DataFrame) -> None:
             ax.axvspan(row.start, row.stop, color=METHOD_STYLE[row.method]["color"], alpha=0.12, linewidth=0)
     found = inflections[inflections["found"].isin(["bend", "jump"])]
     for place, (_, rows) in enumerate(found.groupby(["method", "reversed"], sort=False)):
-        color, height = METHOD_STYLE[rows["method"].iloc[0]]["color"], 1 + 3 * place
+        color, height = METHOD_STYLE[rows["method"].iloc[0]]["color"], -8 - 5 * place
         bar = {"color": color, "solid_capstyle": "butt", "alpha": 1 if len(rows) == 1 else 0.35}
         for row in rows.itertuples():
             ax.plot([row.low, row.high], [height, height], linewidth=2.5, label="_interval", **bar)
             ax.plot(row.inflection, height, color=color, marker="|", markersize=10, label="_inflection")
+        ax.set(ylim=(height - 5, 103), yticks=range(0, 101, 20))
 
 
 def drift(ax, rows: pd.DataFrame, column: str = "normalised_l2", *, label: str) -> pd.DataFrame:
