@@ -168,3 +168,8 @@ def test_only_two_of_a_kind_with_something_in_them_can_be_compared(run_a, tmp_pa
     ]:
         with pytest.raises(ValueError, match=problem):
             compare.compare(run_a, other)
+
+
+def test_a_missing_text_is_equal_to_a_missing_text():
+    table = edits(status=["edited", None, "edited", None])
+    assert compare.table_difference(table, table.copy()) == []

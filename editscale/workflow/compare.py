@@ -95,32 +95,21 @@ def _column_difference(name, a, b, keys) -> list[str]:
     import numpy as np
     from pandas.api.types import is_bool_dtype, is_numeric_dtype
 
-    if not all(is_numeric_dtype(side) and not is_bool_dtype(side) for side in (a, b)):
-        unequal = (a.astype(str) != b.astype(str)).to_numpy()
-        if not unequal.any():
-            return []
-        i = unequal.argmax()
-        return [f"{name}: {unequal.sum()} of {len(a)} rows, first {a.iloc[i]} and {b.iloc[i]} {_at(keys, a, i)}"]
-    x, y = a.to_numpy(float, na_value=np.nan), b.to_numpy(float, na_value=np.nan)
-    unequal = ~((x == y) | (np.isnan(x) & np.isnan(y)))
-    if not unequal.any():
+    numbers = all(is_numeric_dtype(side) and not is_bool_dtype(side) for side in (a, b))
+    unequal = a.astype(float if numbers else str).compare(b.astype(float if numbers else str))
+    if unequal.empty:
         return []
-    with np.errstate(invalid="ignore", divide="ignore"):
-        absolute = np.where(unequal, np.abs(x - y), 0.0)
-        relative = np.where(unequal, absolute / np.maximum(np.abs(x), np.abs(y)), 0.0)
-    text = f"{name}: {unequal.sum()} of {len(a)} rows"
-    finite = np.isfinite(absolute)
-    if (unequal & finite).any():
-        i = int(np.where(finite, absolute, -1.0).argmax())
-        text += f", at most {absolute[i]:.3g} {_at(keys, a, i)}, relative {np.nanmax(relative[finite]):.3g}"
-    if (unequal & ~finite).any():
-        i = int((unequal & ~finite).argmax())
-        text += f", {(unequal & ~finite).sum()} not finite on one side, first {x[i]} and {y[i]} {_at(keys, a, i)}"
+    text = f"{name}: {len(unequal)} of {len(a)} rows"
+    gap = (unequal["self"] - unequal["other"]).abs() if numbers else unequal["self"].map(lambda _: np.inf)
+    finite, rest = gap[np.isfinite(gap)], unequal[~np.isfinite(gap)]
+    if len(finite):
+        relative = (finite / unequal.loc[finite.index].abs().max(axis=1)).max()
+        text += f", at most {finite.max():.3g} at {_row_name(keys, finite.idxmax())}, relative {relative:.3g}"
+    if len(rest):
+        text += f", {len(rest)} not finite on one side" if numbers else ""
+        x, y = rest.iloc[0]
+        text += f", first {x} and {y} at {_row_name(keys, rest.index[0])}"
     return [text]
-
-
-def _at(keys, column, i) -> str:
-    return f"at {_row_name(keys, column.index[i])}"
 
 
 def _read_table(path: Path):
