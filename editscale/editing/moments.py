@@ -12,7 +12,7 @@ layer; here all layers share one pass, which ends at the deepest of them.
 import hashlib
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -85,23 +85,12 @@ def collect_at(lm, documents, layers, counts, *, corpus="", batch_tokens=4096, p
 
     device = _with_float64(lm.device)
     sums = {layer: torch.zeros(lm.d_key, lm.d_key, dtype=torch.float64, device=device) for layer in layers}
-    seen_tokens, seen_documents, longest, digest = 0, 0, 0, hashlib.sha256()
-    group, collected, documents = [], [], iter(documents)
+    read, group, collected = _Read(iter(documents), corpus), [], []
     with tqdm(total=counts[-1], desc="second moments", unit="token", disable=not progress) as bar:
         for count in counts:
-            while seen_tokens < count:
-                document = [int(token) for token in next(documents, ())]
-                if not document:
-                    raise ValueError(
-                        f"the corpus ends, or has an empty document, after {seen_documents} "
-                        f"documents with {seen_tokens} tokens; {count} were asked for"
-                    )
-                tokens.check_length(lm, len(document))
-                digest.update((" ".join(map(str, document)) + "\n").encode())
-                seen_tokens, seen_documents = seen_tokens + len(document), seen_documents + 1
-                longest = max(longest, len(document))
-                group.append(document)
-                if len(group) == GROUP or seen_tokens >= count:
+            while read.n_tokens < count:
+                group.append(read.next_document(lm, count))
+                if len(group) == GROUP or read.n_tokens >= count:
                     began, n = time.perf_counter(), sum(map(len, group))
                     for keys in token_keys(lm, group, layers, batch_tokens):
                         for layer, k in keys.items():
@@ -111,20 +100,49 @@ def collect_at(lm, documents, layers, counts, *, corpus="", batch_tokens=4096, p
                         times.add("second moments", n, time.perf_counter() - began)
                     bar.update(n)
                     group = []
-            identity = {
-                "model": lm.name,
-                "weights_sha256": lm.identity.get("weights_sha256", ""),
-                "dtype": str(lm.dtype).removeprefix("torch."),
-                "corpus": corpus,
-                "tokens_sha256": digest.hexdigest(),
-                "n_documents": str(seen_documents),
-                "n_tokens": str(seen_tokens),
-                "longest_document": str(longest),
-                "transformers": metadata.version("transformers"),
-            }
-            means = {layer: _symmetric(total / seen_tokens).cpu() for layer, total in sums.items()}
-            collected.append(SecondMoments(means, seen_tokens, identity))
+            means = {layer: _symmetric(total / read.n_tokens).cpu() for layer, total in sums.items()}
+            collected.append(SecondMoments(means, read.n_tokens, read.identity(lm)))
     return collected
+
+
+@dataclass
+class _Read:
+    """What was read of a corpus so far."""
+
+    documents: object
+    corpus: str
+    n_tokens: int = 0
+    n_documents: int = 0
+    longest: int = 0
+    digest: object = field(default_factory=hashlib.sha256)
+
+    def next_document(self, lm, wanted):
+        """The token ids of the next document. Raises ValueError if there is none, or the model cannot read it."""
+        document = [int(token) for token in next(self.documents, ())]
+        if not document:
+            raise ValueError(
+                f"the corpus ends, or has an empty document, after {self.n_documents} documents with {self.n_tokens} "
+                f"tokens; {wanted} were asked for"
+            )
+        tokens.check_length(lm, len(document))
+        self.digest.update((" ".join(map(str, document)) + "\n").encode())
+        self.n_tokens, self.n_documents = self.n_tokens + len(document), self.n_documents + 1
+        self.longest = max(self.longest, len(document))
+        return document
+
+    def identity(self, lm):
+        """What second moments of all that was read are computed from."""
+        return {
+            "model": lm.name,
+            "weights_sha256": lm.identity.get("weights_sha256", ""),
+            "dtype": str(lm.dtype).removeprefix("torch."),
+            "corpus": self.corpus,
+            "tokens_sha256": self.digest.hexdigest(),
+            "n_documents": str(self.n_documents),
+            "n_tokens": str(self.n_tokens),
+            "longest_document": str(self.longest),
+            "transformers": metadata.version("transformers"),
+        }
 
 
 def token_keys(lm, documents, layers, batch_tokens=4096):

@@ -42,13 +42,6 @@ def load(source, *, revision="", device="cpu", dtype="float32", cache="runs/mode
     Raises ValueError for an unknown source, revision, device, dtype or architecture and for damaged files,
     FileNotFoundError for files that are not there. Nothing stands in for what was asked for.
     """
-    import torch
-
-    with warnings.catch_warnings():  # the bar that transformers picks complains in notebooks without ipywidgets
-        warnings.simplefilter("ignore")
-        import tqdm.auto  # noqa: F401
-    from transformers import AutoModelForCausalLM
-
     if dtype not in DTYPES:
         raise ValueError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
     device = available_device(device)
@@ -60,6 +53,25 @@ def load(source, *, revision="", device="cpu", dtype="float32", cache="runs/mode
             f"the tokenizer in {folder} has {len(tokenizer)} tokens, its model "
             f"{config['vocab_size']}; they do not belong together"
         )
+
+    model = _model(folder, config, dtype).eval().requires_grad_(False).to(device)
+    identity = {
+        "source": str(source),
+        "revision": revision,
+        "weights_sha256": sha256_of_files(weights),
+        "dtype": dtype,
+    }
+    return LanguageModel(model, tokenizer, name, identity, tf32_steps=tf32_steps)
+
+
+def _model(folder, config, dtype):
+    """The Hugging Face model in a folder. ValueError if its weights lack a tensor or have one of another shape."""
+    import torch
+
+    with warnings.catch_warnings():  # the bar that transformers picks complains in notebooks without ipywidgets
+        warnings.simplefilter("ignore")
+        import tqdm.auto  # noqa: F401
+    from transformers import AutoModelForCausalLM
 
     # The same function as one kernel instead of eight; rounding differs.
     fused = {"activation_function": "gelu_pytorch_tanh"} if config.get("activation_function") == "gelu_new" else {}
@@ -82,15 +94,7 @@ def load(source, *, revision="", device="cpu", dtype="float32", cache="runs/mode
             f"the weights in {folder} do not belong to its config: {len(absent)} tensors "
             f"are missing or of another shape ({', '.join(absent[:3])}, …)"
         )
-    model.eval().requires_grad_(False).to(device)
-
-    identity = {
-        "source": str(source),
-        "revision": revision,
-        "weights_sha256": sha256_of_files(weights),
-        "dtype": dtype,
-    }
-    return LanguageModel(model, tokenizer, name, identity, tf32_steps=tf32_steps)
+    return model
 
 
 def start_token(lm):
