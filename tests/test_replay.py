@@ -75,7 +75,7 @@ def test_the_saved_folder_holds_safetensors_and_text_alone(run, tmp_path):
     assert list(tmp_path.iterdir()) == [saved]
 
 
-def test_the_card_counts_the_false_facts_and_names_method_base_and_history(run, tmp_path):
+def test_the_card_counts_the_false_facts_and_names_method_base_and_chain(run, tmp_path):
     saved = replay.save(run, [1, 2, 3], tmp_path / "edited")
     card = (saved / "README.md").read_text()
     assert card.startswith("---\nlibrary_name: transformers\n") and "was given **3 false facts** on purpose" in card
@@ -99,7 +99,7 @@ def test_edits_that_were_not_applied_are_no_false_facts(run, tmp_path):
 @pytest.mark.parametrize(
     ("option", "value", "edits"), [("--without", "2", [1, 3, 4]), ("--order", "reversed", [4, 3, 2, 1])]
 )
-def test_a_history_that_was_not_is_refused_with_the_reason_unless_asked_for_as_a_sum(
+def test_a_sequence_that_was_never_made_is_refused_with_the_reason_unless_asked_for_as_a_sum(
     run, folder, tmp_path, capsys, option, value, edits
 ):
     method, out = run.parameters["method"], tmp_path / "edited"
@@ -110,19 +110,19 @@ def test_a_history_that_was_not_is_refused_with_the_reason_unless_asked_for_as_a
     loaded, expected = loading.load(str(out)), summed(run, edits)
     assert all(torch.equal(loaded.weight(layer), w) for layer, w in zip(run.layers, expected, strict=True))
     card = (out / "README.md").read_text()
-    assert "**A counterfactual.** No run had this history." in card and ", ".join(map(str, edits)) in card
+    assert "**A counterfactual.** No run made this sequence of edits." in card and ", ".join(map(str, edits)) in card
     assert f"{method}, editing these facts alone, would have made other updates" in card
 
 
 def test_leaving_out_the_last_edits_is_the_run_itself(run):
-    replay.check_history(run.parameters["method"], replay.chosen_edits(4, without=[3, 4]), False)
+    replay.check_sequence(run.parameters["method"], replay.chosen_edits(4, without=[3, 4]), False)
 
 
-def test_where_updates_do_not_depend_on_the_order_another_history_needs_no_asking(run, tmp_path, monkeypatch):
+def test_where_updates_do_not_depend_on_the_order_another_sequence_needs_no_asking(run, tmp_path, monkeypatch):
     method = run.parameters["method"]
     methods = importlib.import_module(editors.MODULES[method]).METHODS
     monkeypatch.setitem(methods, method, replace(methods[method], order_free=True))
-    replay.check_history(method, [1, 3, 4], False)
+    replay.check_sequence(method, [1, 3, 4], False)
     card = (replay.save(run, [1, 3, 4], tmp_path / "edited") / "README.md").read_text()
     assert "A counterfactual" in card and "would have made other updates" not in card
 
@@ -138,7 +138,7 @@ def test_no_built_in_method_makes_the_same_update_whatever_was_edited_before(run
 
 def test_a_run_is_checked_without_saving(folder, capsys):
     assert main(["replay", str(folder)]) == 0
-    assert re.search(r": 4 edits with (rome|memit|ft-c), all whole; history [0-9a-f]{64}\n$", capsys.readouterr().out)
+    assert re.search(r": 4 edits with (rome|memit|ft-c), all whole; chain [0-9a-f]{64}\n$", capsys.readouterr().out)
 
 
 @pytest.mark.parametrize(

@@ -47,9 +47,9 @@ def test_norm_is_the_norm_of_the_matrix():
 
 def test_the_same_updates_in_the_same_order_give_the_same_bits():
     one, two = tiny.tiny_model("llama"), tiny.tiny_model("llama")
-    history = [random_update(one, layer, seed=seed) for seed in range(20) for layer in (1, 2)]
-    updates.apply(one, history)
-    for update in history:
+    recorded = [random_update(one, layer, seed=seed) for seed in range(20) for layer in (1, 2)]
+    updates.apply(one, recorded)
+    for update in recorded:
         updates.apply(two, [update])
     assert all(torch.equal(one.weight(layer), two.weight(layer)) for layer in (1, 2))
 

@@ -13,7 +13,7 @@ TOGETHER = 16  # facts that are looked at together where they do not depend on e
 
 
 def method(name):
-    """The `Method` of this name. Raises ValueError that lists the known ones."""
+    """The `Method` of this name. Raises ValueError that lists all methods."""
     if name not in MODULES:
         raise ValueError(f"unknown method {name!r}; the methods are {', '.join(MODULES)} (editscale/data/methods.yaml)")
     return importlib.import_module(MODULES[name]).METHODS[name]
@@ -73,11 +73,11 @@ def prepare(lm, name, hparams, moments_path, *, factors=None, **sampling):
     """
     params, factors = read_params(name, hparams), {} if factors is None else factors
     layers = moment_layers(name, params)
-    known = moments.load(moments_path, lm, layers)
-    missing = {layer: moment for layer, moment in known.moments.items() if layer not in factors}
+    second_moments = moments.load(moments_path, lm, layers)
+    missing = {layer: moment for layer, moment in second_moments.moments.items() if layer not in factors}
     factors |= cholesky_factors(missing, lm.device)
     own = {layer: factors[layer] for layer in layers}
-    return Editing(name, params, sample_contexts(lm, name, **sampling), own, known.identity)
+    return Editing(name, params, sample_contexts(lm, name, **sampling), own, second_moments.identity)
 
 
 def edit_each(editing, lm, facts, *ahead):

@@ -140,24 +140,24 @@ def edit_each(lm, facts, params, contexts, factors, ahead=None, *, variant="rome
     if ahead is None:
         factor = factors[params.layer] if params.mom2_adjustment else None
         ahead = [_direction(one.keys, factor, variant) for one in found]
-    return [_edit(one, known, params.layer) for one, known in zip(found, ahead, strict=True)]
+    return [_edit(one, of, params.layer) for one, of in zip(found, ahead, strict=True)]
 
 
-def _edit(found, known, layer):
+def _edit(found, along, layer):
     """The `Edit` of an optimized value along a `Direction`."""
-    value = found.outputs.mean(0) if known.averaged else found.outputs[0]
-    left, right = rank_one_factors(found.init + found.delta, known.key, value, known.u)
+    value = found.outputs.mean(0) if along.averaged else found.outputs[0]
+    left, right = rank_one_factors(found.init + found.delta, along.key, value, along.u)
     trace = {
         "keys": found.keys,
-        "key_mean": known.u_key,
-        "u": known.u,
+        "key_mean": along.u_key,
+        "u": along.u,
         "init": found.init,
         "losses": found.losses,
         "nll_per_prompt": found.nll_per_prompt,
         "delta": found.delta,
-        "key": known.key,
+        "key": along.key,
         "value": value,
-        "denominator": known.key @ known.u,
+        "denominator": along.key @ along.u,
     }
     return Edit((Update(layer, left, right),), trace)
 

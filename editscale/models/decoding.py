@@ -126,17 +126,17 @@ class Greedy:
         if not self.layer:
             return {}
         cache = _Cache({name: x for name, x in past.items() if int(name.split(".")[1]) < self.layer})
-        known = set(cache.tensors())
+        before = set(cache.tensors())
         entering = anatomy.segment(self.lm, 0, self.layer)(inputs["ids"], inputs["mask"], inputs["positions"], cache)
-        below = {"entering": entering} | {name: x for name, x in cache.tensors().items() if name not in known}
+        below = {"entering": entering} | {name: x for name, x in cache.tensors().items() if name not in before}
         fits = self.held + sum(tensor.nbytes for tensor in below.values()) <= self.max_bytes
         return below if fits else {}
 
     def _enter(self, tensors, cache):
         """Final hidden states of texts, their keys and values in a cache."""
-        known = "entering" in tensors
-        run = anatomy.segment(self.lm, self.layer if known else 0)
-        return run(tensors["entering" if known else "ids"], tensors["mask"], tensors["positions"], cache)
+        kept = "entering" in tensors
+        run = anatomy.segment(self.lm, self.layer if kept else 0)
+        return run(tensors["entering" if kept else "ids"], tensors["mask"], tensors["positions"], cache)
 
     def _begin(self, tensors):
         cache = _Cache(tensors)

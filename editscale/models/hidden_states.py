@@ -137,8 +137,8 @@ class StateCache:
         nodes = [self._nodes(packed) for packed in trees]
         hidden = self.states.new_zeros(len(trees), max(map(len, nodes)), self.states.shape[1])
         for row, of in zip(hidden, nodes, strict=True):
-            known = np.flatnonzero(of >= 0)
-            row[known] = self.states[of[known]]
+            kept = np.flatnonzero(of >= 0)
+            row[kept] = self.states[of[kept]]
         if all((of >= 0).all() for of in nodes):
             return hidden
         # Those that are missing, and what they stand behind.

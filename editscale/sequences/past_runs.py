@@ -218,11 +218,11 @@ def with_facts(run, case_ids):
     missing = [case for case in case_ids if case not in {fact.case_id for fact in run.facts}]
     if not missing:
         return run.facts
-    known = {fact.case_id: fact for fact in open_set(run.parameters["fact_set"])}
+    of_set = {fact.case_id: fact for fact in open_set(run.parameters["fact_set"])}
     for case in missing:
-        if case not in known:
+        if case not in of_set:
             raise ValueError(f"{run.parameters['fact_set']}, the fact set of {run.folder}, has no case {case}")
-    return [*run.facts, *(known[case] for case in missing)]
+    return [*run.facts, *(of_set[case] for case in missing)]
 
 
 def contexts_of(run, *, seed=None, words=None):

@@ -4,8 +4,8 @@
     python -m editscale replay runs/smoke/rome/order-0 --upto 10 --save edited      its model after 10 edits
     python -m editscale replay … --save edited --without 3,7 --recorded-updates     the sum without two of them
 
-A history that never was, without some edits or in reverse order, follows from recorded updates only where an update
-does not depend on what was edited before it (`editors.Method.order_free`). No method here is of that kind: ROME's v*
+A sequence of edits that was never made, without some of the edits or in reverse order, follows from recorded updates
+only where an update does not depend on what was edited before it (`editors.Method.order_free`). No method here is of that kind: ROME's v*
 and Wk, MEMIT's residuals and keys above its first layer, and FT-C's gradients are those of the model as edited so far.
 For such a method the honest answer is a run of notebook 02a on other facts; the sum of the recorded updates of the
 other edits is another, cheaper question, is given only on request (`--recorded-updates`), and the model card says
@@ -25,7 +25,7 @@ FALSE_FACTS = "false_facts.jsonl"
 
 
 def chosen_edits(n_recorded, upto=None, without=(), reverse=False):
-    """The numbers of the edits of a history, in the order they are applied.
+    """The numbers of the edits of a sequence, in the order they are applied.
 
     Args:
         n_recorded: edits in the ledger. upto: the last one taken (default all). without: numbers left out.
@@ -42,12 +42,12 @@ def chosen_edits(n_recorded, upto=None, without=(), reverse=False):
     return edits[::-1] if reverse else edits
 
 
-def check_history(method, edits, recorded_updates):
+def check_sequence(method, edits, recorded_updates):
     """Raise ValueError if these edits are not the beginning of the run, and its updates would have been others then."""
     if edits == list(range(1, len(edits) + 1)) or editors.method(method).order_free or recorded_updates:
         return
     raise ValueError(
-        f"an update of {method} depends on the edits before it, so the history you ask for would have had other "
+        f"an update of {method} depends on the edits before it, so the sequence you ask for would have had other "
         "updates: edit its facts with notebook 02a, or add --recorded-updates for the sum of those that were recorded"
     )
 
@@ -116,13 +116,13 @@ def card(run, edits, folder):
         "facts": f"{given['fact_set']}, order {given['order']}{' reversed' if given['reverse'] else ''}",
         "edits": f"{len(edits)} of {len(book)} recorded",
         "recorded but not applied": ", ".join(map(str, failed)) or "none",
-        "history": f"{book.chain(upto)} (editscale.ledger, edits 1 to {upto})",
+        "chain": f"{book.chain(upto)} (editscale.ledger, edits 1 to {upto})",
         "weights": f"sha256 {_weights_sha256(folder)}",
     }
     counterfactual = (
         ""
         if is_prefix
-        else "\n**A counterfactual.** No run had this history. These are the updates recorded in a run of "
+        else "\n**A counterfactual.** No run made this sequence of edits. These are the updates recorded in a run of "
         f"{upto} edits, for edits {', '.join(map(str, edits))}, added up in this order"
         + (
             ".\n"
@@ -170,7 +170,7 @@ def replay(folder, target=None, *, upto=None, without=(), reverse=False, recorde
     """
     method = past_runs.record_of(folder)["parameters"]["method"]
     edits = chosen_edits(len(Ledger(folder)), upto, without, reverse)
-    check_history(method, edits, recorded_updates)
+    check_sequence(method, edits, recorded_updates)
     if target:
         _check_new(target)
     run = past_runs.reopen(folder, device=device, model_cache=model_cache)
@@ -180,7 +180,7 @@ def replay(folder, target=None, *, upto=None, without=(), reverse=False, recorde
         with edited(run, edits):  # reads and checks all tensors
             pass
     n, book = len(false_facts(run, edits)), run.ledger
-    lines = [f"{folder}: {len(book)} edits with {method}, all whole; history {book.chain(len(book))}"]
+    lines = [f"{folder}: {len(book)} edits with {method}, all whole; chain {book.chain(len(book))}"]
     if target:
         lines += [f"{target}: {run.lm.name} with {n} false facts; {target}/README.md says which"]
     return "\n".join(lines)

@@ -185,8 +185,8 @@ def _run(lm, orders, editings, ledgers, on_collapse, batch_tokens, *, stack):
             model = stacks.subset(model, [batch.index(i) for i in staying])
             batch = staying
         facts = [orders[i][place] for i in batch]
-        known = [ahead[i][place] for i in batch]
-        edits, seconds = _step(model, facts, first, known, [ledgers[i] for i in batch], place, stack)
+        found = [ahead[i][place] for i in batch]
+        edits, seconds = _step(model, facts, first, found, [ledgers[i] for i in batch], place, stack)
         for (edit, scores), fact, i in zip(edits, facts, batch, strict=True):
             if place == len(ledgers[i]):
                 _record(ledgers[i], fact, identities[i][place], edit, scores, seconds)
@@ -206,13 +206,13 @@ def _going(place, orders, ledgers, on_collapse):
     return [i for i, over in enumerate(ended) if not over and place < len(orders[i])]
 
 
-def _step(model, facts, editing, known, ledgers, place, stack):
+def _step(model, facts, editing, ahead, ledgers, place, stack):
     """One edit of each fact, applied and scored: a list of (edit, scores), and seconds of each.
 
     An order that was ahead of the others when they were stopped keeps what it recorded.
     """
     began = time.perf_counter()
-    edits = editors.edit_each(editing, model, facts, *([known] if editors.method(editing.method).ahead else []))
+    edits = editors.edit_each(editing, model, facts, *([ahead] if editors.method(editing.method).ahead else []))
     for row, (edit, ledger) in enumerate(zip(edits, ledgers, strict=True)):
         made = edit.updates if editors.status(edit) == "edited" else []
         _apply(model, ledger.updates(place + 1) if place < len(ledger) else made, row if stack else None)
