@@ -5,7 +5,7 @@
 What a scale's grid asks for under `together: true`: on a GPU ten orders in one batch take a fraction of the time that
 they take one by one (`sequence.run_together`). A batch is all runs of a method, unless lines of the grid name another
 one (`batch: …`); variants of ROME may share one, and runs of different lengths. Parameters are those of notebook 02a at
-that scale; each run gets the ledger in its folder that the notebook would begin there and now goes on with.
+that scale; each run gets the ledger in its folder that notebook 02a would begin there and now continues.
 """
 
 from dataclasses import replace
