@@ -310,16 +310,8 @@ def test_words_are_spelled_the_american_way():
     assert found == []
 
 
-def docstrings(path):
-    """The docstrings of a module, its classes and functions, as one text."""
-    kinds = (ast.Module, ast.ClassDef, ast.FunctionDef)
-    return "\n".join(ast.get_docstring(n) or "" for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, kinds))
-
-
 def test_what_comes_later_is_after_and_not_behind():
-    texts = {path: prose_of(path) for path in PAGES + NOTEBOOKS}
-    texts |= {path: docstrings(path) for path in (ROOT / "editscale").rglob("*.py")}
-    assert [str(path.relative_to(ROOT)) for path, text in texts.items() if re.search(r"\bbehind\b", text)] == []
+    assert [path for path in PAGES + NOTEBOOKS if re.search(r"\bbehind\b", prose_of(path))] == []
 
 
 def make_targets():
