@@ -255,7 +255,7 @@ def _is_published(task):
     if task.name not in PUBLISHED:
         return False
     texts = (json.dumps([example.get("idx") for example in task.examples]), task.beginning)
-    return [hashlib.sha256(text.encode()).hexdigest() for text in texts] == PUBLISHED[task.name]
+    return [hashlib.sha256(text.encode()).hexdigest() for text in texts] == list(PUBLISHED[task.name])
 
 
 def _identity(example, form):
