@@ -7,19 +7,20 @@ import pytest
 import tiny
 import torch
 from safetensors.torch import load_file, save_file
+from tools import shape
 
-from editscale.models import loading, shapes
+from editscale.models import loading
 from editscale.workflow import cli
 
-GPT2 = {**shapes.SHAPES["gpt2-xl"], "vocab_size": 400, "n_layer": 4, "n_embd": 64, "n_head": 4}
-GPTJ = {**shapes.SHAPES["gpt-j"], "vocab_size": 400, "n_layer": 6, "n_embd": 64, "n_head": 4, "rotary_dim": 8}
+GPT2 = {**shape.SHAPES["gpt2-xl"], "vocab_size": 400, "n_layer": 4, "n_embd": 64, "n_head": 4}
+GPTJ = {**shape.SHAPES["gpt-j"], "vocab_size": 400, "n_layer": 6, "n_embd": 64, "n_head": 4, "rotary_dim": 8}
 
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
     """A small GPT-2 in several files."""
     folder = tmp_path_factory.mktemp("shapes") / "gpt2-tiny"
-    return shapes.write(folder, GPT2 | {"n_embd": 128}, tiny.tiny_tokenizer(), shard_mb=1)
+    return shape.write(folder, GPT2 | {"n_embd": 128}, tiny.tiny_tokenizer(), shard_mb=1)
 
 
 @pytest.fixture
@@ -34,8 +35,8 @@ def shards(folder):
 
 @pytest.mark.parametrize(("config", "shard_mb"), [(GPT2, 2000), (GPT2, 1), (GPTJ, 1)])
 def test_a_written_shape_loads_as_the_model_that_was_drawn(config, shard_mb, tmp_path):
-    folder = shapes.write(tmp_path / "shape", config, tiny.tiny_tokenizer(), shard_mb=shard_mb)
-    drawn, lm = shapes.random_model(config), loading.load(folder)
+    folder = shape.write(tmp_path / "shape", config, tiny.tiny_tokenizer(), shard_mb=shard_mb)
+    drawn, lm = shape.random_model(config), loading.load(folder)
     assert (len(shards(folder)) > 1) == (folder / "model.safetensors.index.json").exists() == (shard_mb == 1)
     assert lm.model.state_dict().keys() == drawn.state_dict().keys()
     assert all(torch.equal(weight, drawn.state_dict()[name]) for name, weight in lm.model.state_dict().items())
@@ -49,22 +50,22 @@ def test_a_written_shape_loads_as_the_model_that_was_drawn(config, shard_mb, tmp
 def test_a_seed_gives_its_weights_again_and_another_gives_others(tmp_path):
     paths = [tmp_path / name for name in "abc"]
     for path, seed in zip(paths, (0, 0, 1), strict=True):
-        shapes.write(path, GPT2, tiny.tiny_tokenizer(), seed=seed)
+        shape.write(path, GPT2, tiny.tiny_tokenizer(), seed=seed)
     first, again, other = (loading.load(path).identity["weights_sha256"] for path in paths)
     assert first == again != other
 
 
 def test_half_precision_takes_half_the_bytes_and_loads_in_the_precision_asked_for(tmp_path):
     for dtype in ("float32", "bfloat16"):
-        shapes.write(tmp_path / dtype, GPT2, tiny.tiny_tokenizer(), dtype=dtype)
+        shape.write(tmp_path / dtype, GPT2, tiny.tiny_tokenizer(), dtype=dtype)
     sizes = [(tmp_path / dtype / "model.safetensors").stat().st_size for dtype in ("bfloat16", "float32")]
     assert sizes[0] / sizes[1] == pytest.approx(0.5, rel=0.02)
     assert loading.load(tmp_path / "bfloat16", dtype="float32").dtype == torch.float32
 
 
 def test_parameters_are_counted_without_being_made():
-    drawn = shapes.random_model(GPT2)
-    assert shapes.n_parameters(GPT2) == sum(parameter.numel() for parameter in drawn.parameters())
+    drawn = shape.random_model(GPT2)
+    assert shape.n_parameters(GPT2) == sum(parameter.numel() for parameter in drawn.parameters())
 
 
 @pytest.mark.parametrize(
@@ -77,32 +78,32 @@ def test_parameters_are_counted_without_being_made():
     ],
 )
 def test_what_cannot_be_written_is_named_before_a_weight_is_made(change, error, message, tmp_path, monkeypatch):
-    monkeypatch.setattr(shapes, "random_model", None)
+    monkeypatch.setattr(shape, "random_model", None)
     given = {"config": GPT2, **change}
     with pytest.raises(error, match=message):
-        shapes.write(tmp_path / "shape", given.pop("config"), tiny.tiny_tokenizer(), **given)
+        shape.write(tmp_path / "shape", given.pop("config"), tiny.tiny_tokenizer(), **given)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_that_is_there_is_left_alone(tmp_path):
     with pytest.raises(FileExistsError, match="is there already"):
-        shapes.write(tmp_path, GPT2, tiny.tiny_tokenizer())
+        shape.write(tmp_path, GPT2, tiny.tiny_tokenizer())
 
 
 def test_an_interrupted_writing_leaves_no_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(tiny.PreTrainedTokenizerFast, "save_pretrained", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        shapes.write(tmp_path / "shape", GPT2, tiny.tiny_tokenizer())
+        shape.write(tmp_path / "shape", GPT2, tiny.tiny_tokenizer())
     assert list(tmp_path.iterdir()) == []
 
 
 def test_the_command_writes_a_shape_by_name_and_says_what_was_wrong(tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(shapes.SHAPES, "gpt2-small", GPT2)
+    monkeypatch.setitem(shape.SHAPES, "gpt2-small", GPT2)
     tiny.tiny_tokenizer().save_pretrained(tmp_path / "tokenizer")
     options = ["--shard-mb", "1", "--tokenizer", str(tmp_path / "tokenizer")]
     command = ["shape", "gpt2-small", str(tmp_path / "shape"), *options]
     assert cli.main(command) == 0
-    assert f"{shapes.n_parameters(GPT2):,} random parameters in {len(shards(tmp_path / 'shape'))} files" in (
+    assert f"{shape.n_parameters(GPT2):,} random parameters in {len(shards(tmp_path / 'shape'))} files" in (
         capsys.readouterr().out
     )
     assert cli.main(command) == 2 and "is there already" in capsys.readouterr().err

