@@ -7,7 +7,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from editscale.workflow import light
+from editscale.workflow import cli, light, record
 
 ROOT = Path(__file__).parents[1]
 COPIES = sorted((ROOT / "figures").glob("*/notebooks/*.ipynb"))
@@ -66,6 +66,18 @@ def test_a_light_copy_keeps_tables_and_sentences_and_links_the_picture(tmp_path,
     executed(tmp_path)
     light.write("tiny")
     assert path.read_bytes() == before
+
+
+def test_record_writes_light_copies_with_the_tables_or_alone(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(record, "record", lambda *_, **__: [])
+    assert cli.main(["record", "tiny", "--notebooks"]) == 2
+    assert "no executed notebook with figures" in capsys.readouterr().err
+    assert cli.main(["record", "tiny"]) == 0 and not Path("figures").exists()
+    executed(tmp_path)
+    for arguments in ([], ["--notebooks"]):
+        assert cli.main(["record", "tiny", *arguments]) == 0
+        assert capsys.readouterr().out.startswith("1 files in figures/tiny") and Path("figures/tiny/notebooks").is_dir()
 
 
 def test_what_a_light_copy_cannot_show_is_refused(tmp_path, monkeypatch):

@@ -73,7 +73,7 @@ def test_a_whole_study_needs_every_part(study):
 
 def test_the_command_says_what_it_wrote_or_what_is_missing(study, capsys):
     assert cli.main(["record", "tiny", "--partly"]) == 0
-    assert capsys.readouterr().out.startswith("9 files in figures/tiny/tables, 0.0 MB")
+    assert capsys.readouterr().out.startswith("9 files in figures/tiny, 0.0 MB")
     assert cli.main(["record", "tiny"]) == 2 and "record it --partly" in capsys.readouterr().err
     assert (
         cli.main(["record", "tiny", "--from", "elsewhere"]) == 2

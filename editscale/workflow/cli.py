@@ -119,15 +119,18 @@ def together(scale, batch):
 @click.argument("scale")
 @click.option("--partly", is_flag=True, help="Record what is finished, instead of asking for everything.")
 @click.option("--from", "others", metavar="FOLDER", multiple=True, help="Recorded tables to merge with.")
-def record(scale, partly, others):
-    """Record the result tables of a scale that needs a GPU.
+@click.option("--notebooks", is_flag=True, help="Leave the tables as they are, and write the light copies alone.")
+def record(scale, partly, others, notebooks):
+    """Record the result tables of a scale that needs a GPU, and light copies of its executed notebooks.
 
     SCALE is a folder of params/ whose runs are in runs/.
     """
-    from editscale.workflow import record
+    from editscale.workflow import light, record
 
-    written = record.record(scale, partly=partly, others=others)
-    print(f"{len(written)} files in {written[-1].parent}, {sum(path.stat().st_size for path in written) / 1e6:.1f} MB")
+    written = [] if notebooks else record.record(scale, partly=partly, others=others)
+    if notebooks or light.executed(scale):
+        written += light.write(scale)
+    print(f"{len(written)} files in figures/{scale}, {sum(path.stat().st_size for path in written) / 1e6:.1f} MB")
 
 
 @app.command()

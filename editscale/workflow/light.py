@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 
 from editscale.files import write_whole
-from editscale.workflow.parameters import read_notebook
+from editscale.workflow.parameters import checked_scale, read_notebook
 
 SHOWN = (
     "text/html",
@@ -24,12 +24,17 @@ def write(scale):
 
     Raises FileNotFoundError if it has executed none, ValueError as `light` does.
     """
-    executed = sorted((Path("runs") / scale / "notebooks").glob("*.ipynb"))
-    drawing = [path for path in executed if _figures(read_notebook(path))]
+    drawing = executed(scale)
     if not drawing:
         raise FileNotFoundError(f"no executed notebook with figures in runs/{scale}/notebooks; run make figures first")
     folder, names = Path("figures") / scale / "notebooks", {path.name for path in drawing}
     return [write_whole(folder / path.name, light(path, folder, names)) for path in drawing]
+
+
+def executed(scale):
+    """Paths of the notebooks that a scale has executed once for all runs and that saved figures."""
+    paths = sorted((Path("runs") / checked_scale(scale) / "notebooks").glob("*.ipynb"))
+    return [path for path in paths if any(map(_figures_of, read_notebook(path).cells))]
 
 
 def light(path, folder, copied):
@@ -87,13 +92,10 @@ def prose(text, folder, copied):
     return re.sub(r"\]\((?!https?:|mailto:|#)([^)\s]+)\)", link, "\n\n".join(paragraphs))
 
 
-def _figures(notebook):
-    return [figure for cell in notebook.cells if cell.cell_type == "code" for figure in _figures_of(cell)]
-
-
 def _figures_of(cell):
     """The PNG files that `Record.figure` wrote in a cell."""
-    return [Path(output.metadata["figure"]) for output in cell.outputs if "figure" in output.get("metadata", {})]
+    outputs = cell.get("outputs", [])
+    return [Path(output.metadata["figure"]) for output in outputs if "figure" in output.get("metadata", {})]
 
 
 def _light(output):
