@@ -167,7 +167,7 @@ def test_a_log_that_ends_early_is_cut_back_to_its_last_whole_edit_and_goes_on_al
     lost = 1 + lost % (ends[-1] - 1)
     os.truncate(log, ends[-1] - lost)
     n = max(i for i, end in enumerate(ends) if end <= ends[-1] - lost)
-    with pytest.warns(UserWarning, match=f"edits.log: .*behind edit {n}"):
+    with pytest.warns(UserWarning, match=f"edits.log: .*after edit {n}"):
         assert len(Ledger(folder)) == n
     assert log.stat().st_size == ends[-1] - lost, "reading changed the log"
     quietly(write, folder, 5, n)
@@ -189,7 +189,7 @@ def test_no_flipped_bit_of_the_log_goes_unnoticed(tmp_path_factory, place, bit):
         ):
             Ledger(folder, CONDITIONS, WEIGHTS)
         os.truncate(folder / "edits.log", ends[damaged - 1])  # as the message says
-    with pytest.warns(UserWarning, match=f"behind edit {damaged - 1}.*; cut off"):
+    with pytest.warns(UserWarning, match=f"after edit {damaged - 1}.*; cut off"):
         Ledger(folder, CONDITIONS, WEIGHTS)
     quietly(write, folder, 5, damaged - 1)
     assert files(folder) == whole
@@ -205,7 +205,7 @@ def test_tensors_are_checked_when_they_are_read(tmp_path):
     with pytest.raises(ValueError, match="not what edit 2 recorded"):
         book.factors(2)
     flip(tmp_path / "edits.log", (tmp_path / "edits.log").stat().st_size - 3)
-    with pytest.warns(UserWarning, match="behind edit 4, are no edit .its tensors are not what was recorded"):
+    with pytest.warns(UserWarning, match="after edit 4, are no edit .its tensors are not what was recorded"):
         assert len(Ledger(tmp_path)) == 4
 
 
@@ -257,7 +257,7 @@ def test_a_changed_row_of_the_copy_is_refused_and_a_torn_end_written_again(tmp_p
 def test_rows_that_the_log_lacks_are_reported(tmp_path):
     write(tmp_path)
     os.truncate(tmp_path / "edits.log", frames_of(tmp_path)[3])
-    with pytest.warns(UserWarning, match="2 edits behind edit 3 are missing that edits.jsonl lists"):
+    with pytest.warns(UserWarning, match="2 edits after edit 3 are missing that edits.jsonl lists"):
         Ledger(tmp_path, CONDITIONS, WEIGHTS)
     assert len((tmp_path / "edits.jsonl").read_bytes().splitlines()) == 3
 

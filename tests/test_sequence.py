@@ -176,7 +176,7 @@ def test_a_torn_last_edit_is_made_again_with_the_same_bits(tmp_path, method, n_b
     log = tmp_path / "torn" / "edits.log"
     os.truncate(log, log.stat().st_size - n_bytes)
     _, book = edit_sequence(tmp_path / "torn", method)
-    assert "behind edit 3" in book.dropped and files(tmp_path / "whole") == files(tmp_path / "torn")
+    assert "after edit 3" in book.dropped and files(tmp_path / "whole") == files(tmp_path / "torn")
 
 
 @pytest.mark.parametrize(

@@ -123,6 +123,14 @@ def test_a_tree_holds_shared_beginnings_once_and_spells_every_text():
         assert set(packed.sees[place[-1]].nonzero()[0]) == set(place)
 
 
+def test_the_tree_drawn_in_the_module_is_that_of_its_two_texts():
+    the, cat, sat, ran = 7, 8, 9, 10
+    packed = tokens.tree([(the, cat, sat), (the, cat, ran)])
+    assert packed.ids.tolist() == [the, cat, sat, ran] and packed.positions.tolist() == [0, 1, 2, 2]
+    assert packed.sees.astype(int).tolist() == [[1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0], [1, 1, 0, 1]]
+    assert packed.places == [[0, 1, 2], [0, 1, 3]]
+
+
 def test_a_marked_token_is_shared_only_where_both_texts_mark_it():
     packed = tokens.tree([(1, 2, 3), (1, 2, 4), (1, 2, 3)], marks=[1, 1, 2])
     assert packed.places[0][:2] == packed.places[1][:2]

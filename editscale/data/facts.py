@@ -60,7 +60,7 @@ class Fact:
 def parse(records: list, source: str) -> list[Fact]:
     """Facts in the order of `records`, each checked.
 
-    The first record decides for the whole file which format it has. Needed in CounterFact's format:
+    The first record determines the format of the whole file. Needed in CounterFact's format:
     `case_id`, `requested_rewrite` (`prompt`, `subject`, `target_new.str`, `target_true.str`),
     `paraphrase_prompts`, `neighborhood_prompts`; in EasyEdit's: `case_id`, `prompt`, `subject`,
     `target_new`, `ground_truth`, `rephrase_prompt`, `locality_prompt`. Other fields may be missing.

@@ -4,7 +4,7 @@
 def open_dataset(name, config, split, revision, *, advice=""):
     """A split of a data set of the hub, or of a local folder, as `datasets` reads it.
 
-    Raises FileNotFoundError, with `advice` at its end, for whatever reason it cannot be read.
+    Raises FileNotFoundError, which ends in `advice`, if it cannot be read for any reason.
     """
     import datasets
 

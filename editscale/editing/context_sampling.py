@@ -1,4 +1,4 @@
-"""Context templates: short texts, sampled from the unedited model, that a fact is edited behind.
+"""Context templates: short texts, sampled from the unedited model, before which a fact's prompt is put.
 
 A context template is a string with one `{}`, where the prompt goes; "{}" is the bare prompt. As in kmeng01/rome
 `rome/rome_main.py` and kmeng01/memit `memit/memit_main.py`, texts are sampled from the five most probable tokens, and
@@ -55,9 +55,9 @@ def rome_contexts(lm, starts, generator, *, n_short=10, n_long=10):
     """ROME's context templates: the bare prompt, `n_short` texts of 5 and `n_long` of 10 tokens.
 
     Args:
-        starts: ids each text continues, in turn; they count among the 5 or 10 tokens, and special tokens are not part
-            of the text. ROME starts from GPT-2's `<|endoftext|>`; zjunlp/EasyEdit from the words of MEMIT_SEEDS, for
-            models that no such token makes speak.
+        starts: ids that texts continue, used in turn; they count among the 5 or 10 tokens, but special tokens are not
+            part of the text. ROME starts from GPT-2's `<|endoftext|>`; zjunlp/EasyEdit from the words of MEMIT_SEEDS,
+            for models that do not generate from such a token.
     """
     contexts = ["{}"]
     for n, length in ((n_short, 5), (n_long, 10)):

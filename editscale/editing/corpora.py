@@ -17,13 +17,13 @@ from editscale.models import tokens
 def sampled_documents(lm, n_documents, length, generator, *, batch_size=128, progress=True):
     """Documents of `length` tokens, sampled from the model at temperature 1 from its document-start token.
 
-    The corpus that needs no file and no network: what the model itself writes. Sampling is from the whole
+    This corpus needs no file and no network. Sampling is from the whole
     vocabulary, with the model's key-value cache. The start token is left off unless the tokenizer puts it
     before every text.
 
     Args:
         generator: CPU `torch.Generator`; probabilities go to the CPU in float64 before each draw.
-        batch_size: documents sampled at once. It is part of the draw: another one gives other documents.
+        batch_size: documents sampled at once. Another size gives other documents.
 
     Yields lists of token ids.
     """
@@ -69,7 +69,7 @@ def documents_from_texts(tokenizer, texts, max_length):
 
 
 def documents_from_file(tokenizer, path, max_length):
-    """The documents of a UTF-8 text file, in which blank lines stand between documents.
+    """The documents of a UTF-8 text file, in which blank lines separate documents.
 
     Raises FileNotFoundError without the file, ValueError if it holds no text.
     """

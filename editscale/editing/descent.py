@@ -77,7 +77,7 @@ class Descent(InPlace):
         params: has v_num_grad_steps, v_lr, v_weight_decay, clamp_norm_factor, kl_factor.
         n_contexts, n_vocabulary: sizes of what `forward` returns.
 
-    The loss is tested against 0.05 before an update, and nothing follows the last forward: n steps are n forwards
+    The loss is compared with 0.05 before an update, and no update follows the last forward: n steps are n forwards
     and at most n − 1 updates. The decay term is weight · ‖δ‖ / ‖init‖², the norm of δ not squared. The KL term is
     KL(now ‖ at δ = 0). Adam's moments are left alone by the projection. All of this is what the released code does.
     """

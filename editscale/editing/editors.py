@@ -9,7 +9,7 @@ from editscale.editing.modules import MODULES
 from editscale.models import stacks
 
 SUMMARY = ("steps", "loss_first", "loss_last", "nll_last", "kl_last", "delta_norm", "init_norm", "denominator")
-TOGETHER = 16  # facts that are looked at together where they do not depend on each other
+TOGETHER = 16  # facts that are edited or scored together where they do not depend on each other
 
 
 def method(name):
@@ -65,7 +65,7 @@ def prepare(lm, name, hparams, moments_path, *, factors=None, **sampling):
 
     Args:
         hparams: YAML file of hyper-parameters.
-        moments_path: file of second moments that notebook 01 wrote; whose they are is checked even if none is needed.
+        moments_path: file of second moments that notebook 01 wrote, of this model, even if the method needs none.
         factors: factors made before, of the same model and file: taken where they are, added to where they are not.
         sampling: see `sample_contexts`.
 

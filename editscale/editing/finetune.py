@@ -43,7 +43,7 @@ class WeightDescent(InPlace):
         weights: W at the start, (facts, d_value, d_key); biases: (facts, d_value), or None without.
 
     A step is taken after every forward whose loss is at least 1e-2, the last one too; a fact with a smaller loss, or
-    one that is no number, stays as it is from there on.
+    with NaN, does not change any more.
     """
 
     def __init__(self, weights, biases, params):

@@ -81,8 +81,8 @@ def edit(lm, facts, params, contexts, factors, *, forward=None):
     Returns:
         `Edit` with one `Update` per layer, of rank len(facts).
 
-    Raises ValueError if a norm stands between the model's MLPs and the residual stream (Gemma 2 and later): there a
-    wanted change of the residual stream is not a wanted change of the projection's output.
+    Raises ValueError if there is a norm between the model's MLPs and the residual stream (Gemma 2 and later): there,
+    a change of the residual stream is not a change of the projection's output.
     """
     return _edits(lm, [facts], params, contexts, factors, forward)[0]
 
@@ -90,7 +90,7 @@ def edit(lm, facts, params, contexts, factors, *, forward=None):
 def edit_each(lm, facts, params, contexts, factors, *, forward=None):
     """For each fact the updates that make the model, or copy i of a stack, say its new target: one `Edit` per fact.
 
-    The edits do not know of each other. Arguments and errors as for `edit`.
+    The edits do not depend on each other. Arguments and errors as for `edit`.
     """
     return _edits(lm, [[fact] for fact in facts], params, contexts, factors, forward)
 
@@ -102,8 +102,8 @@ def _edits(lm, batches, params, contexts, factors, forward):
 def spread(lm, batches, params, contexts, factors, solve, forward=None):
     """One `Edit` for each batch of facts, all batches of the same size: the residual spread over `params.layers`.
 
-    Every batch does so on a copy of the model of its own. Of what is still missing at the last layer's output, each
-    layer, ascending and on the model with the layers before it changed, takes an even part.
+    Each batch has its own copy of the model. Each layer, ascending and with the layers before it changed, takes an even
+    part of what is still missing at the last layer's output.
 
     Args:
         batches: lists of facts; the facts of a batch are edited together.
@@ -165,7 +165,7 @@ def _prepared(lm, facts, contexts, layers, n_each):
     # What follows the subject's last token cannot change its key: leave it out.
     rows = [tokens.context_rows(lm.tokenizer, contexts, fact.prompt, fact.subject) for fact in facts]
     trees = [tokens.tree([row.ids[: row.subject_last + 1] for row in of]) for of in rows]
-    multiple = 64 if lm.device.type == "cuda" else 1  # so that few shapes come up
+    multiple = 64 if lm.device.type == "cuda" else 1  # so that there are few shapes
     ids, positions, mask = tokens.tree_inputs(trees, lm.device, lm.dtype, multiple=multiple)
     # CUDA graphs, where running takes no longer than launching.
     run = partial(

@@ -32,7 +32,7 @@ class Method:
         ahead: (lm, facts, params, contexts, factors) -> list of what no edit of the method changes, one value per fact,
             computed for many facts at once before the first edit and given to `edit` as its last argument; or None.
         moments: whether it weighs its changes against second moments of keys.
-        kind: methods of one kind differ in what `ahead` gives only, so that a batch may hold facts of several of them.
+        kind: methods of one kind differ only in what `ahead` gives, so a batch may hold facts of several of them.
         order_free: whether an update is the same whatever was edited before it.
     """
 

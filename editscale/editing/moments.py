@@ -23,7 +23,7 @@ from editscale.models.anatomy import segment, watching
 
 # Documents are sorted by length within groups of this many, as in the released code; it saves padding.
 GROUP = 100
-# Columns of C that are computed at once; only those below the diagonal are.
+# Columns of C that are computed together, and only from the diagonal down.
 COLUMNS = 512
 
 
@@ -261,11 +261,11 @@ def load(path, lm, layers):
     try:
         with safe_open(path, "pt") as file:
             identity = file.metadata() or {}
-            for fact, own in (("model", lm.name), ("weights_sha256", lm.identity.get("weights_sha256", ""))):
-                if identity.get(fact) != own:
+            for name, own in (("model", lm.name), ("weights_sha256", lm.identity.get("weights_sha256", ""))):
+                if identity.get(name) != own:
                     raise ValueError(
-                        f"the second moments in {path} have {fact} {identity.get(fact)!r}, but "
-                        f"the model is {lm.name} with {fact} {own!r}; run notebook 01 for this "
+                        f"the second moments in {path} have {name} {identity.get(name)!r}, but "
+                        f"the model is {lm.name} with {name} {own!r}; run notebook 01 for this "
                         "model"
                     )
             if not identity.get("n_tokens", "").isdecimal():

@@ -9,7 +9,7 @@ scalable-model-editing/rebuilding-rome `rome/` (arXiv:2403.07175). The variants 
 | r-rome | mean key over the contexts | mean key and mean value over the contexts |
 | p-rome | key of the bare prompt     | key and value of the bare prompt |
 
-The derivation wants one key everywhere. The released ROME mixes two, and where the bare prompt's key is far from the
+The derivation uses one key everywhere. The released ROME mixes two, and where the bare prompt's key is far from the
 mean (a subject that opens the prompt) its denominator gets tiny and the update huge: a disabling edit.
 """
 
@@ -65,11 +65,11 @@ def direction(key, factor):
 
 @dataclass(frozen=True)
 class Direction:
-    """What of a ROME edit is known before any edit, since no edit of a layer changes what enters its projection.
+    """The part of a ROME edit that no earlier edit changes: edits of a layer do not change what enters its projection.
 
     Attributes:
         u_key: (d_key,) the key that u is made from; u: (d_key,).
-        key: (d_key,) the key of the denominator, `key @ u`: near 0 it announces a disabling edit.
+        key: (d_key,) the key of the denominator, `key @ u`: a value near 0 announces a disabling edit.
         averaged: whether that key, and the value it belongs to, are means over the contexts.
     """
 
@@ -122,13 +122,13 @@ def edit(lm, fact, params, contexts, factors, *, variant="rome", forward=None):
 def edit_each(lm, facts, params, contexts, factors, ahead=None, *, variant="rome", forward=None):
     """For each fact the rank-one update that makes the model, or copy i of a stack, say `fact.target_new`.
 
-    The model is not changed; the edits do not know of each other.
+    The model is not changed, and the edits do not depend on each other.
 
     Args:
         contexts: context templates, the bare one "{}" first.
         factors: layer ↦ lower Cholesky factor of C of the unedited model.
-        ahead: the facts' `directions` where they are known; they may be of several variants.
-        variant: "rome", "r-rome" or "p-rome", see the module's table; of no matter where `ahead` is given.
+        ahead: the facts' `directions` if they were computed before; they may be of several variants.
+        variant: "rome", "r-rome" or "p-rome", see the module's table; unused where `ahead` is given.
         forward: way to optimize the values, see `values.optimize`.
 
     Returns:

@@ -1,6 +1,6 @@
-"""ROME spread over layers: MEMIT's way to part a residual, with ROME's contexts, key and equality constraint.
+"""ROME spread over layers: MEMIT's way to split a residual, with ROME's contexts, key and equality constraint.
 
-The value is optimized at the output of the last block, behind ROME's contexts. Then each layer, ascending, takes an
+The value is optimized at the output of the last block, after ROME's contexts. Then each layer, ascending, takes an
 even part of what is still missing there, r, by ROME's rank-one change with one key k, the plain mean over the contexts:
 
     ΔW = r (C⁻¹k)ᵀ / (kᵀC⁻¹k), which sends k to Wk + r and, of all changes that do, moves the keys of C least.

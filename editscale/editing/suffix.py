@@ -1,9 +1,16 @@
 """The steps of an optimization as a function of δ, with everything computed once that δ cannot change.
 
-δ reaches only tokens from the subject's last one on, in the layers above the edited one. So the blocks up to that run
-once, the tokens before the subject's last one leave their attention keys and values behind, and each step runs the few
-remaining tokens through the upper blocks and takes logits at the scored positions only. On a GPU facts share rows of
-tokens, of few sizes; on a CPU each text has a row, so that attention is not spent on what it does not see.
+δ is added at the subject's last token, to what the edited layer puts out. Through attention it reaches the later tokens
+in the layers above, and nothing else. Of one text, with layer 1 of four edited:
+
+                The   mother  tongue  of    Bo    Sample  is
+    layer 3     k v   k v     k v     k v   k v   ######  ####      ####  runs at every step
+    layer 2     k v   k v     k v     k v   k v   ######  ####      k v   runs once; its attention keys and values are
+    layer 1     ....  ....    ....    ....  ....  .. +δ   ....            kept, and each step reads them
+    layer 0     ....  ....    ....    ....  ....  ......  ....      ....  runs once, whatever δ is
+
+Logits are taken at the scored positions only. On a GPU facts share rows of tokens, of few sizes. On a CPU each text has
+a row, so that attention is not spent on tokens that it does not see.
 """
 
 from dataclasses import dataclass
@@ -61,7 +68,7 @@ class SuffixSteps(Steps):
 
 
 def _rounded(n):
-    """n rounded up to three binary digits, so that few sizes come up."""
+    """n rounded up to three binary digits, so that there are few sizes."""
     step = 1 << max(0, n.bit_length() - 3)
     return -(-n // step) * step
 
@@ -138,7 +145,7 @@ class Packed:
 
 def _pack(rows):
     """The `Packed` rows of some facts. A subject's last token is shared by texts that are the same up to it."""
-    # The KL prompt is read at its subject only; what follows it there is not run.
+    # The KL prompt is read at its subject only, so what follows the subject there is left out.
     texts = [[*(row.ids for row in of[:-1]), of[-1].ids[: of[-1].subject_last + 1]] for of in rows]
     trees = [tokens.tree(text, [row.subject_last for row in of]) for text, of in zip(texts, rows, strict=True)]
     return Packed(

@@ -1,4 +1,4 @@
-"""The value an edit writes: an offset δ behind one layer that makes the model say the new target.
+"""The value an edit writes: an offset δ at the output of one layer that makes the model say the new target.
 
 Shared by ROME, where δ is added to the MLP output, and MEMIT, where it is added to the block output
 (arXiv:2202.05262 eq. 4; arXiv:2210.07229 eq. 16). The steps: `descent`.
@@ -19,7 +19,7 @@ from editscale.editing.suffix import SuffixSteps, cached_forward, mean_weights, 
 from editscale.kernels import cuda_graphs
 from editscale.models import anatomy, stacks, tokens
 
-GROUP = 4  # facts of one batch on a CPU; facts of like length are together, since all rows are as long as the longest
+GROUP = 4  # facts of one batch on a CPU; facts of similar length go together, since all rows are as long as the longest
 GROUP_ON_GPU = 16  # where launching a kernel costs as much as running it on a few facts
 KL_PROMPT = "{} is a"  # the subject's "essence" is kept by a KL term at the subject's last token
 
@@ -32,7 +32,7 @@ class Optimized:
         init: (d_model,) what δ is added to: m₀ (ROME) or h₀ (MEMIT), at the bare prompt's subject-last token.
         delta: (d_model,) the optimized offset; v* or z is `init + delta`.
         losses: (steps, 5) per forward: total, NLL, KL and decay parts, ‖δ‖ before that step's update.
-        nll_per_prompt: (steps, contexts) NLL of the target behind each context, mean over its tokens, nats.
+        nll_per_prompt: (steps, contexts) NLL of the target after each context, mean over its tokens, nats.
         keys: (contexts, d_key) inputs of the projection at the subject-last token before the edit.
         outputs: (contexts, d_model) outputs of the projection there.
     """
@@ -46,7 +46,7 @@ class Optimized:
 
 
 def target_rows(lm, fact, contexts):
-    """The rows of an optimization: the target behind every context, and last the KL prompt without target."""
+    """The rows of an optimization: the target after every context, and last the KL prompt without target."""
     rows = tokens.context_rows(lm.tokenizer, contexts, fact.prompt, fact.subject, fact.target_new)
     return rows + tokens.context_rows(lm.tokenizer, ["{}"], KL_PROMPT, fact.subject)
 
@@ -56,7 +56,7 @@ def optimize(lm, facts, contexts, layer, params, *, at, forward=None):
 
     Args:
         contexts: context templates, the bare one "{}" first.
-        layer: the layer behind which δ is added, at the subject's last token of every row.
+        layer: the layer to whose output δ is added, at the subject's last token of every row.
         at: "mlp" (output of the whole MLP, as ROME) or "block" (residual stream, as MEMIT).
         forward: `cached_forward` (default) or `plain_forward`.
 

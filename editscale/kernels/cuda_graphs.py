@@ -1,8 +1,8 @@
-"""Forwards and optimization steps as CUDA graphs: recorded once for a shape, replayed whenever that shape comes up.
+"""Forwards and optimization steps as CUDA graphs: recorded once for a shape, replayed whenever that shape occurs.
 
 A step of the value optimization is a thousand kernels or more on few tokens: a GPU runs them faster than Python
-launches them. A graph launches all at once. Nothing in a step needs the host: early stop, projection and what is
-recorded are tensors (`descent.Descent`).
+launches them. A graph launches all of them together. Nothing in a step needs the host: early stop, projection and
+what is recorded are tensors (`descent.Descent`).
 
 Graphs are kept with the model, in `lm.graphs`, and there are none of a model where that is None. They read the weights
 where these are, so they see every edit.
@@ -22,7 +22,7 @@ class Graph:
         functions: tensors by name ↦ result. The result is overwritten by the next run of any graph of the model.
         tensors: what they are recorded with; later ones have the same shapes.
         buffers: what the graphs of a model read, by name; they share it, as one runs at a time.
-        pool: memory for what comes up in between, of another graph of the model, or None.
+        pool: memory for intermediate results, of another graph of the model, or None.
     """
 
     def __init__(self, functions, tensors, buffers, pool):
@@ -104,7 +104,7 @@ def without_gradient(lm, name, layers, function, tensors):
     """`function(tensors)`, a dict of tensors; by a graph where there can be one: on a GPU, with weights that stay put.
 
     Args:
-        name: tells functions apart; one name always means the same function of tensors and weights.
+        name: identifies the function; one name always means the same function of tensors and weights.
         layers: the layers whose weights it reads. Stacks of copies are made and left too often to record them.
     """
     import torch
@@ -121,7 +121,7 @@ def descend(lm, cached, descent):
     the next one.
 
     Args:
-        cached: a `suffix.SuffixSteps`, or what has its `n_blocks` and `tensors`; and the descent that goes with it.
+        cached: a `descent.Steps`. descent: what goes down it, a `descent.InPlace`.
     """
     import torch
 

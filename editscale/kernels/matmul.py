@@ -3,7 +3,7 @@
 On a CPU torch leaves float32 products to MKL, which runs on AMD processors with AVX-512 as on those without it; oneDNN,
 which torch carries too, makes its kernels for the processor at hand. On a GPU cuBLAS makes float32 products without the
 tensor cores; `tensor_cores` makes them with, no less exactly, where that was measured and where Triton, which
-comes with torch, finds the C compiler it needs; elsewhere torch's products serve. Rounding differs, nothing else.
+comes with torch, finds the C compiler it needs. Elsewhere torch's own products are used. Only rounding differs.
 """
 
 import math
@@ -26,7 +26,7 @@ class FastLinear(TorchFunctionMode):
     """While open, linear layers with frozen float32 weights are computed by `editscale::linear`, forward and backward.
 
     Args:
-        least: rows of a layer's input, at least; layers of fewer are left to what is open around this.
+        least: rows of a layer's input, at least; layers of fewer are left to the context around this one.
     """
 
     def __init__(self, least=1):

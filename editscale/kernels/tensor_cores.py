@@ -9,7 +9,7 @@ import torch
 import triton
 import triton.language as tl
 
-FEW = 32  # rows up to which a product takes as long as reading its weights
+FEW = 32  # rows up to which a product takes no longer than reading its weights
 FOR_FEW = {"COLUMNS": 64, "ROWS": 32, "num_warps": 4, "num_stages": 4}  # of the result for each thread block
 FOR_MANY = {"COLUMNS": 128, "ROWS": 64, "num_warps": 8, "num_stages": 3}
 INNER = 32  # of the sum that tensor cores add up

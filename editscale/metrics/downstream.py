@@ -14,7 +14,7 @@ N_NEW = 3  # tokens of an answer; all of them, since a later one can hold an ans
 
 
 class TaskPrompts:
-    """A task and a model whose answers are wanted after every few edits; see `decoding.Greedy`.
+    """A task, and a model that is asked it again after every few edits; see `decoding.Greedy`.
 
     Args:
         layer, max_bytes: the lowest layer that edits change in between, and most bytes to keep of what is below it.

@@ -44,11 +44,11 @@ def generate(lm, prompts, n_tokens, generator, *, top_k=TOP_K, batch_rows=BATCH_
     """A sampled continuation of each prompt on the model as it stands: a list of `Sample`, in order.
 
     Args:
-        n_tokens: length of each text in tokens, prompt and BOS included; sampling goes on behind an EOS.
+        n_tokens: length of each text in tokens, prompt and BOS included; sampling continues after an EOS.
         generator: CPU `torch.Generator`. Each prompt in turn takes n_tokens uniform numbers from it, one for each
-            place in its text, so that neither `batch_rows` nor the prompts behind it decide what is drawn for it.
+            place in its text, so that neither `batch_rows` nor later prompts determine what is drawn for it.
         top_k: draw from the k most probable tokens, their probabilities renormalized in float64.
-        batch_rows: texts per forward. Does not change the result, but where rounding tips a draw.
+        batch_rows: texts per forward. Does not change the result, unless rounding tips a draw.
 
     Raises ValueError if a prompt is empty or leaves no token to draw, or if n_tokens is more than the model reads.
     """
@@ -72,7 +72,7 @@ def generate(lm, prompts, n_tokens, generator, *, top_k=TOP_K, batch_rows=BATCH_
 
 def _sample_batch(lm, rows, n_tokens, uniforms, top_k):
     """One `Sample` per row of ids. All rows grow together from the shortest prompt's end, longer prompts along their
-    own tokens, so that nothing is padded; each token runs once, behind the attention keys and values of those before.
+    own tokens, so that nothing is padded; each token runs once, with the attention keys and values of those before it.
     """
     import torch
     from transformers import DynamicCache

@@ -1,7 +1,7 @@
 """Scores of an edited model on one fact: efficacy, paraphrase, neighborhood, their magnitudes and accuracy variants.
 
 As in kmeng01/memit `experiments/py/eval_utils_counterfact.py`: a prompt x and an object o are scored by the mean
-negative log-likelihood, in nats, of the tokens of " " + o behind x; lower is more probable.
+negative log-likelihood, in nats, of the tokens of " " + o after x; lower is more probable.
 
 | score | prompts | counts when |
 |---|---|---|
@@ -24,7 +24,7 @@ COLUMNS = tuple(kind + suffix for suffix in ("", "_magnitude", "_accuracy") for 
 
 @dataclass(frozen=True)
 class PromptScore:
-    """NLL of both objects behind one prompt (nats per token), and whether each is the model's greedy continuation."""
+    """NLL of both objects after one prompt (nats per token), and whether each is the model's greedy continuation."""
 
     nll_new: float
     nll_true: float

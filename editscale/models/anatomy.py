@@ -152,11 +152,11 @@ class LanguageModel:
 
 
 class KeyValues:
-    """Attention keys and values of one forward, optionally behind those of earlier tokens.
+    """Attention keys and values of one forward, optionally after those of earlier tokens.
 
     Stands in for a Hugging Face cache: every attention layer hands its keys and values, (rows, heads, tokens,
     d_head), to `update` and attends to what comes back. What was handed over is kept in `seen`; nothing grows
-    from call to call, so the same earlier tokens serve any number of forwards.
+    from call to call, so the same earlier tokens can be used in any number of forwards.
     """
 
     def __init__(self, earlier=None):

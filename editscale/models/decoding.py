@@ -1,6 +1,6 @@
 """The most probable continuations of prompts, found again after every few edits.
 
-What the prompts share in front, such as solved examples, runs once, and their rests run as trees of tokens
+The beginning that the prompts share, such as solved examples, runs once. The rest of each runs in trees of tokens
 (`tokens.tree`), several side by side in one forward. Edits of layers ≥ L change nothing below block L: what enters it,
 and the attention keys and values of the blocks below, are computed once and kept. All that depends on the texts alone
 (token ids, masks, places) is made once too, so that asking again is one function of the weights: a CUDA graph on a GPU.
@@ -28,9 +28,9 @@ class Greedy:
 
     Args:
         prompts: token ids, none empty.
-        layer: the lowest layer that edits change between calls; 0 if that is not known.
+        layer: the lowest layer that edits change between calls; 0 if unknown.
         max_bytes: most bytes to keep of what the blocks below it make of the prompts, on the model's device. Prompts
-            that come when all are taken run through all blocks each time.
+            for which there is no room run through all blocks each time.
         batch_tokens: most tokens in one forward, without the shared beginning. Does not change the result. Halved
             where memory does not suffice.
 
@@ -121,8 +121,8 @@ class Greedy:
         }
 
     def _kept(self, inputs, past):
-        """What the blocks below the edited ones make of some texts behind a past, if there is room for it: what enters
-        the lowest edited block, and the attention keys and values."""
+        """What the blocks below the edited ones make of some texts that follow a past, if there is room for it: what
+        enters the lowest edited block, and the attention keys and values."""
         if not self.layer:
             return {}
         cache = _Cache({name: x for name, x in past.items() if int(name.split(".")[1]) < self.layer})

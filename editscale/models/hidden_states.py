@@ -37,10 +37,10 @@ def batches(items, size, batch_tokens, tree_tokens=0):
 
 
 def in_forwards(forward, batches):
-    """Yield (rows, forward(rows)) of each of some `batches`; rows that memory does not suffice for run in halves.
+    """Yield (rows, forward(rows)) of each of some `batches`; rows that do not fit into memory run in halves.
 
-    So do those behind them that are as many. A warning says so. The results are those of all at once, up to rounding.
-    Raises what the device raised if there is not memory enough for a single item.
+    So do later rows with as many items, and a warning says so. The results are the same, up to rounding. Raises what
+    the device raised if there is not enough memory for a single item.
     """
     todo, most = list(reversed(batches)), None
     while todo:
@@ -84,7 +84,7 @@ def _halves(rows):
 
 
 def final(lm, trees, kept=None):
-    """Final hidden states (trees, tokens, d_model) of some trees on the model as it stands, padded behind their tokens.
+    """Final hidden states (trees, tokens, d_model) of some trees on the model as it stands, padded after their tokens.
 
     Row i runs on copy i of a stack (`stacks.py`). With `kept`, a `StateCache` of this model, the same from less work.
     """
@@ -94,7 +94,7 @@ def final(lm, trees, kept=None):
         _, positions, mask = tokens.tree_inputs(trees, lm.device, lm.dtype)
         return anatomy.segment(lm, kept.layer)(kept.entering(trees), mask, positions)
     small = sum(len(packed.ids) for packed in trees) <= GRAPH_TOKENS
-    multiple = 64 if small and lm.device.type == "cuda" else 1  # so that few shapes come up
+    multiple = 64 if small and lm.device.type == "cuda" else 1  # so that there are few shapes
     ids, positions, mask = tokens.tree_inputs(trees, lm.device, lm.dtype, multiple=multiple)
     if multiple == 1:
         return anatomy.segment(lm, 0)(ids, mask, positions)
@@ -107,12 +107,12 @@ def final(lm, trees, kept=None):
 
 
 class StateCache:
-    """The hidden states that enter one block, by text: they stay while only that block and later ones are edited.
+    """The hidden states that enter one block, by text: they stay valid while only that block and later ones are edited.
 
     Args:
-        layer: number of the block, the lowest that is edited. Nothing is to be kept below block 0.
-        max_bytes: most bytes of hidden states to hold, on the model's device, where they are set aside at once (a CPU
-            gives memory only as it fills). Texts that come when all are taken are computed anew each time.
+        layer: number of the block, the lowest that is edited. There is nothing to keep below block 0.
+        max_bytes: most bytes of hidden states to hold, on the model's device, which are allocated now (a CPU provides
+            memory only as it fills). Texts for which there is no room are computed anew each time.
 
     Attributes:
         held: bytes of the hidden states held so far.
@@ -141,7 +141,7 @@ class StateCache:
             row[kept] = self.states[of[kept]]
         if all((of >= 0).all() for of in nodes):
             return hidden
-        # Those that are missing, and what they stand behind.
+        # Those that are missing, and the tokens before them.
         run = [np.flatnonzero(packed.sees[of < 0].any(axis=0)) for packed, of in zip(trees, nodes, strict=True)]
         parts = [
             tokens.Tree(packed.ids[of], packed.positions[of], packed.sees[np.ix_(of, of)], [])

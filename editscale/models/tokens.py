@@ -1,8 +1,17 @@
 """Prompts as token ids: where the subject ends, where a target begins, padding and attention masks.
 
 Texts that are run together form one row of tokens, a `Tree`: a beginning that several of them share is there once, and
-a token attends to its own text only. So nothing is padded, and nothing is computed twice. Several trees, for several
-copies of a model or because attention grows with the square of a tree, are rows of one batch.
+a token attends to its own text only. So nothing is padded, and nothing is computed twice. "the cat sat" and "the cat
+ran" are four tokens instead of six:
+
+                               sees    the  cat  sat  ran
+                ┌─ 2 sat        0 the   x
+    0 the ─ 1 cat               1 cat   x    x
+                └─ 3 ran        2 sat   x    x    x
+                                3 ran   x    x         x       positions 0 1 2 2, places [0 1 2], [0 1 3]
+
+Several trees are rows of one batch: for several copies of a model, or because attention grows with the square of a
+tree.
 
 Every text is tokenized once, as a whole, the way the model's tokenizer does it (with BOS where it adds one), and
 positions are found from character offsets. For GPT-2's byte-level BPE this gives the same ids and positions as the
@@ -59,12 +68,12 @@ def texts_ids(tokenizer, texts):
 
 
 def target_ids(tokenizer, prompt, target):
-    """Ids of `target` as the continuation of `prompt` behind one space; see `with_targets`."""
+    """Ids of `target` as the continuation of `prompt` after one space; see `with_targets`."""
     return with_targets(tokenizer, [prompt], [target])[0][1]
 
 
 def with_targets(tokenizer, prompts, targets):
-    """For each prompt with its target the ids of both, the target's as continuation of the prompt behind one space.
+    """For each prompt with its target the ids of both, the target's as the continuation of the prompt after one space.
 
     The whole string is tokenized and the prompt's ids taken off its front, so that a tokenizer that writes spaces
     into words (SentencePiece) is read as it will be scored.
@@ -91,7 +100,7 @@ def subjects_last(tokenizer, parts):
     """For each (before, subject, after) the index of the token that holds the subject's last character.
 
     For GPT-2 this is the index of kmeng01/rome `rome/repr_tools.py` ("subject_last"), also where that token holds
-    punctuation behind the subject ("Brentford F.C.'s": the token is ".'").
+    punctuation after the subject ("Brentford F.C.'s": the token is ".'").
 
     Raises ValueError if such a token also holds letters or digits that follow the subject.
     """
@@ -104,7 +113,7 @@ def subjects_last(tokenizer, parts):
         if not holding or any(map(str.isalnum, text[end : offsets[holding[-1]][1]])):
             raise ValueError(
                 f"subject {subject!r} not found in the tokenized prompt {text!r}: its last character does not "
-                "end a token; put a space or punctuation behind {} in the prompt"
+                "end a token; put a space or punctuation after {} in the prompt"
             )
         found.append(holding[-1])
     return found
@@ -132,7 +141,7 @@ def context_rows(tokenizer, contexts, prompt, subject, target=None):
 
 @dataclass(frozen=True)
 class Tree:
-    """Texts as one row of tokens, each behind the token that precedes it in its text.
+    """Texts as one row of tokens; each token attends to itself and to those before it in its own texts.
 
     Attributes:
         ids, positions: (tokens,) token ids, and their places within their texts.

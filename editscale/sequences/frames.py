@@ -1,4 +1,4 @@
-"""Append-only files of numbered frames, each a line of text and bytes behind it.
+"""Append-only files of numbered frames, each a line of text followed by bytes.
 
 A frame is a header (`HEADER`, big-endian: magic, number, bytes of the line, bytes of the payload, chain, CRC-32 of
 all this), the line, and the payload. The chain of a frame is sha256(chain of the frame before ‖ line), so that no
@@ -36,7 +36,7 @@ class Frame:
 
 
 def next_chain(chain, line):
-    """The chain of the frame with this line behind a frame with that chain, 32 bytes."""
+    """The chain of the frame with this line that follows a frame with that chain, 32 bytes."""
     return hashlib.sha256(chain + line).digest()
 
 
@@ -46,7 +46,7 @@ def append(fd, end, number, chain, line, payload):
     Args:
         end: how long the file is. chain: of the frame before this one.
 
-    Whatever is raised on the way, the file is cut back to `end` as well as it goes. OSError is the system's.
+    Whatever is raised on the way, the file is cut back to `end` if that is possible. OSError is the system's.
     """
     chain = next_chain(chain, line)
     header = HEADER.pack(MAGIC, number, len(line), len(payload), chain, 0)[:-4]
@@ -82,7 +82,7 @@ def read(file, size, start, number, chain):
 
 
 def later(file, start, number):
-    """Whether a header of a later frame than `number` is somewhere behind `start`."""
+    """Whether a header of a later frame than `number` is somewhere after `start`."""
     with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         at = data.find(MAGIC, start + 1)
         while at >= 0:

@@ -19,9 +19,9 @@ What is promised, of one machine and device:
   appending all bytes; tensors are checked each time they are read. edits.jsonl must say what the log says, or end
   early.
 - Another fingerprint is refused, what differs named. One process at a time may append (a lock on the file `.lock`).
-- The same sequence started again goes on behind the last edit, and the files become those of a sequence that never
-  stopped, byte for byte. Editing draws no random numbers (contexts are sampled before, and are in the fingerprint), so
-  there is no position of a generator to keep.
+- The same sequence started again resumes after the last complete edit, and the files become those of a sequence that
+  never stopped, byte for byte. Editing draws no random numbers (contexts are sampled before, and are in the
+  fingerprint), so there is no position of a generator to keep.
 
 Not promised: the same bits on another device, with another version of torch or another number of threads; that somebody
 who rewrites all of a ledger is found out, unless its chain or done.json is kept elsewhere. Reading needs no torch.
@@ -132,7 +132,7 @@ class Ledger:
                             f"a copy, or keep only what is before that edit: truncate -s {self._end} {self.log}"
                         ) from None
                     self.dropped = (
-                        f"the last {size - self._end:,} bytes, behind edit {edit - 1}, are no edit ({problem})"
+                        f"the last {size - self._end:,} bytes, after edit {edit - 1}, are no edit ({problem})"
                     )
                     return
                 self.rows.append(row)
@@ -149,10 +149,10 @@ class Ledger:
                 )
         missing = sum(line.endswith(b"\n") for line in lines) - len(self)
         if missing > 0 and not self.dropped:
-            self.dropped = f"{missing} edits behind edit {len(self)} are missing that {self._copy.name} lists"
+            self.dropped = f"{missing} edits after edit {len(self)} are missing that {self._copy.name} lists"
 
     def _cut_back(self, copied):
-        """Take off what is behind the last whole edit, and write edits.jsonl anew unless it is the copy.
+        """Take off what follows the last whole edit, and write edits.jsonl anew unless it is the copy.
 
         What killed processes were writing (`files.whole_file`) goes too.
         """

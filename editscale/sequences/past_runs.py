@@ -151,7 +151,7 @@ def replayed(run, places):
 
 
 def recall_rows(run, n_edits, *, batch_tokens=BATCH_TOKENS, kept=None):
-    """One row per fact among the first `n_edits`, scored behind its rewrite prompt on the model as it stands.
+    """One row per fact among the first `n_edits`, scored after its rewrite prompt on the model as it stands.
 
     Keys: edits, edit (the fact's place, from 1), case_id, efficacy, efficacy_magnitude, efficacy_accuracy.
 
@@ -210,7 +210,7 @@ def forward_runs(folders, methods=()):
 
 
 def with_facts(run, case_ids):
-    """The run's facts, and behind them those of its fact set with these case ids that it did not edit.
+    """The run's facts, then those of its fact set with these case ids that it did not edit.
 
     Raises ValueError if the fact set lacks one.
     """
@@ -245,7 +245,7 @@ def _sampling(run, seed=None, words=None):
 def other_contexts(run, seeds, words):
     """Contexts to edit with, those of the run and others: a list of (kind, seed, templates), none of them twice.
 
-    Kinds: "run", the run's own; "seed", sampled with one of `seeds`; "words", sampled behind `words` with the run's
+    Kinds: "run", the run's own; "seed", sampled with one of `seeds`; "words", sampled after `words` with the run's
     seed (none if there are no words); "bare", the bare prompt alone, of seed None. What samples no contexts has "run"
     only.
     """

@@ -5,11 +5,11 @@
     python -m editscale replay … --save edited --without 3,7 --recorded-updates     the sum without two of them
 
 A sequence of edits that was never made, without some of the edits or in reverse order, follows from recorded updates
-only where an update does not depend on what was edited before it (`editors.Method.order_free`). No method here is of that kind: ROME's v*
-and Wk, MEMIT's residuals and keys above its first layer, and FT-C's gradients are those of the model as edited so far.
-For such a method the honest answer is a run of notebook 02a on other facts; the sum of the recorded updates of the
-other edits is another, cheaper question, is given only on request (`--recorded-updates`), and the model card says
-what it is.
+only where an update does not depend on what was edited before it (`method.Method.order_free`). No method here is of
+that kind: ROME's v* and Wk, MEMIT's residuals and keys above its first layer, and FT-C's gradients are those of the
+model as edited so far. For such a method the honest answer is a run of notebook 02a on other facts. The sum of the
+recorded updates of the other edits answers another, cheaper question; it is given only on request
+(`--recorded-updates`), and the model card says what it is.
 """
 
 import json
@@ -56,7 +56,7 @@ def check_sequence(method, edits, recorded_updates):
 def edited(run, edits):
     """The model of a `past_runs.PastRun` with the recorded updates of these edits, added in this order.
 
-    Behind it the model has its original bits again, also after an error.
+    Afterwards the model has its original bits again, also after an error.
     """
     with updates.put_back(run.lm, run.layers):
         for edit in edits:

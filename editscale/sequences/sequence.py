@@ -3,7 +3,7 @@
 The protocol of arXiv:2401.07453 (its code: scalable-model-editing/gradual-catastrophic-forgetting
 `experiments/evaluate_glue.py`): weights are never restored, one fact at a time, contexts and second moments of the
 unedited model throughout. There, resuming skipped finished edits but started from unedited weights; here a run that
-finds edits in its ledger replays them first and goes on from the same bits.
+finds edits in its ledger replays them first and continues from the same bits.
 
 Orders that do not depend on each other can be edited together, one batch for the n-th facts of all (`run_together`).
 """
@@ -114,7 +114,7 @@ def run(lm, facts, editing, ledger, *, on_collapse="stop", batch_tokens=scoring.
         editing: see `editors.prepare`.
         ledger: a `Ledger` opened with this run's fingerprint. Edits it already holds are replayed, not redone.
         on_collapse: what follows an edit that is not finite or whose solve failed (`editors.status`), which is recorded
-            and never applied: "stop" ends the sequence there, "skip" goes on with the next fact.
+            and never applied: "stop" ends the sequence there, "skip" continues with the next fact.
         batch_tokens: most tokens in one forward over the unedited model, see `scoring.score_facts`.
 
     Raises ValueError, before anything is edited, if a fact cannot be (see `check_facts`), or if the ledger holds edits
@@ -137,7 +137,7 @@ def run_together(lm, orders, editings, ledgers, *, on_collapse="stop", batch_tok
         Others as for `run`.
 
     Raises ValueError as `run` does, and if there is not an editing and a ledger for each order, or editings differ in
-    more than what is known before the first edit.
+    more than what is computed before the first edit.
     """
     if not len(orders) == len(editings) == len(ledgers):
         raise ValueError(

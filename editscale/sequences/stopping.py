@@ -1,7 +1,7 @@
-"""What stops a sequence of edits from outside says what is kept and how to go on.
+"""What stops a sequence of edits from outside says what is kept and how to continue.
 
 Ctrl-C, a scheduler's SIGTERM, a full disk, too little memory, a lost GPU: none is a result, so none is recorded.
-The edits before it are in the ledger, and the same command goes on behind them.
+The edits before it are in the ledger, and the same command continues after them.
 """
 
 import signal
@@ -56,7 +56,7 @@ def _message(error, remedy, ledgers, n_edits):
     folders = ", ".join(str(ledger.folder) for ledger in ledgers)
     return (
         f"stopped by {type(error).__name__} ({reason}): {n_kept} of {n_edits} edits are kept in {folders}; "
-        f"{remedy}run the same command again, and it goes on behind them"
+        f"{remedy}run the same command again, and it continues after them"
     )
 
 
