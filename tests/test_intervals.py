@@ -277,6 +277,7 @@ def test_extremes_are_of_forward_runs_and_of_what_was_measured():
     assert intervals.extremes(table, "x", "{:.0f}", " %") == "lowest under rome (20 %) and highest under memit (90 %)"
     assert intervals.extremes(table[:2], "x", "{:.0f}") == "20 under rome"
     assert intervals.extremes(table[:0], "x") == intervals.extremes(table.assign(mean=np.nan), "x") == "not measured"
+    assert intervals.extremes(table.assign(mean=99.9), "x", "{:.0f}") == "100 under every method"
     last = intervals.extremes(table.replace(90.0, np.inf), "x", "{:.0f}", most="last", least="first")
     assert last == "first under rome (20) and last under memit (never)"
 

@@ -140,7 +140,8 @@ def worded(table, form=short, unit=""):
 def extremes(table, measure, form=short, unit="", *, most="highest", least="lowest"):
     """ "lowest under rome (79 %) and highest under memit (92 %)": where a measure of `by_group` ends, in words.
 
-    Of forward runs. "79 % under rome" for a single method, "not measured" for none; an infinite number is "never".
+    Of forward runs. "79 % under rome" for a single method, "79 % under every method" where all read the same, "not
+    measured" for none; an infinite number is "never".
     """
     write = form if callable(form) else form.format
     forward = table[(table["measure"] == measure) & ~table["reversed"]].dropna(subset="mean").sort_values("mean")
@@ -150,6 +151,8 @@ def extremes(table, measure, form=short, unit="", *, most="highest", least="lowe
     methods = forward["method"].tolist()
     if len(methods) == 1:
         return f"{texts[0]} under {methods[0]}"
+    if len(set(texts)) == 1:
+        return f"{texts[0]} under every method"
     return f"{least} under {methods[0]} ({texts[0]}) and {most} under {methods[-1]} ({texts[-1]})"
 
 

@@ -1,4 +1,4 @@
-"""Tables as pictures: one look for a method everywhere, the panels of the figures, and what captions say.
+"""Tables as pictures: one look for a method everywhere, and the panels of the figures.
 
 May import analysis. Neither torch nor a model.
 """
