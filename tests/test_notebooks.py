@@ -1,16 +1,19 @@
 """The notebooks run through the strict runner at the smallest scale, and what they write and plot is right."""
 
 import json
+import re
 from pathlib import Path
 
 import nbformat
 import numpy as np
 import pandas as pd
 import pytest
+from bs4 import BeautifulSoup
 from test_ledger import cut
 
 from editscale.analysis import tables
-from editscale.workflow import gallery
+from editscale.columns import COLUMNS, KINDS
+from editscale.workflow import gallery, provenance
 from editscale.workflow.execute import RunFailed, run_notebook
 from editscale.workflow.parameters import collect_parameters
 
@@ -36,7 +39,7 @@ def run(folder, name, tag="", **given):
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
-    """All notebooks on seven facts: three runs with 02, 03 and 04 each, then the notebooks that gather them."""
+    """All notebooks on seven facts: three runs with 02a, 03a and 04a each, then the notebooks that gather them."""
     folder = tmp_path_factory.mktemp("study")
     moments = run(folder, "01_covariance_stats", n_documents=64) / "second_moments.safetensors"
     common = {"n_edits": 7, "moments": str(moments)}
@@ -71,6 +74,50 @@ def test_every_notebook_leaves_figures_in_three_formats_with_data_and_origin(stu
         assert origin["caption"] and origin["code_sha256"] and origin["packages"]["torch"]
 
 
+def test_every_caption_begins_with_one_short_finding_and_holds_no_nan(study):
+    origins = [json.loads(path.read_text()) for path in study.rglob("*.json") if path.with_suffix(".svg").is_file()]
+    assert len(origins) >= len(gallery.FIGURES) + 5  # those of notebook 01, of three runs, and of the judged table
+    for origin in origins:
+        provenance.check_found(origin["found"])
+        assert origin["caption"].startswith(origin["found"])
+        assert not re.search(r"\bnan\b", origin["caption"], re.I), origin["figure"]
+
+
+def outputs_of(path, cell_id):
+    """What a cell of an executed notebook shows, as text: HTML and Markdown where there are some."""
+    (cell,) = (cell for cell in nbformat.read(path, as_version=4).cells if cell.id == cell_id)
+    shown = [output.data for output in cell.outputs if "data" in output]
+    return [data.get("text/html") or data.get("text/markdown") or data["text/plain"] for data in shown]
+
+
+def table_of(html):
+    """A table shown by a notebook, its cells as text."""
+    found = BeautifulSoup(html, "html.parser")
+    rows = {row.th.text: [cell.text for cell in row.find_all("td")] for row in found.tbody.find_all("tr")}
+    columns = [cell.text for cell in found.thead.tr.find_all("th")][1:]
+    return pd.DataFrame.from_dict(rows, orient="index", columns=columns)
+
+
+@pytest.mark.parametrize("name", ["rome", "memit"])
+def test_one_edit_is_shown_before_the_sequence_and_is_its_first(study, name):
+    """The demonstration is the edit that the run then begins with: same losses, same size of the update."""
+    parts, effect = map(table_of, outputs_of(study / f"{name}.ipynb", "one-edit"))
+    first = pd.read_parquet(study / name / "edits.parquet").iloc[0]
+    drift = pd.read_parquet(study / name / "drift.parquet").query("edits == 1").set_index("layer")
+    assert list(effect.index) == ["before the edit", "after the edit"]
+    for layer, row in drift.iterrows():
+        assert float(parts.loc["norm of ΔW", f"layer {layer}"]) == pytest.approx(row["update_norm"], rel=1e-3)
+    last = parts[f"layer {drift.index.max()}"]
+    assert float(last["loss at the last forward"]) == pytest.approx(first["loss_last"], rel=1e-3)
+    assert last["forwards"] == str(first["steps"])
+
+
+def test_takeaways_are_prose_that_renders(study):
+    for name in ("01_covariance_stats", "rome", "rome/recall", "rome/downstream", "05a_single_edits", "06_acceptance"):
+        prose = outputs_of(study / f"{name}.ipynb", "takeaway")[-1]
+        assert prose.endswith(".") and not re.search(r"\bnan\b", prose, re.I), name
+
+
 def test_edits_are_made_in_the_order_and_its_reverse(study):
     forwards, backwards = (
         pd.read_parquet(study / run / "edits.parquet")["case_id"].tolist() for run in ("rome", "rome-reversed")
@@ -98,7 +145,7 @@ def test_drift_starts_at_the_first_update_and_is_bounded_by_their_sum(study):
 def test_forward_and_reversed_runs_share_their_first_models_but_not_their_weights(study):
     """Both begin at the unedited model, so the last fact of one is scored alike by the other before any edit."""
     forwards, backwards = (pd.read_parquet(study / name / "unedited.parquet") for name in ("rome", "rome-reversed"))
-    kinds = list(tables.metrics.KINDS)
+    kinds = list(KINDS)
     np.testing.assert_array_equal(forwards[kinds].to_numpy(), backwards[kinds].to_numpy()[::-1])
     ends = [pd.read_parquet(study / name / "drift.parquet")["distance"].iloc[-1] for name in ("rome", "rome-reversed")]
     assert ends[0] != ends[1]
@@ -168,12 +215,12 @@ def test_figure_5_shows_each_methods_single_edits_beside_those_of_its_runs(study
 def test_single_edits_are_made_with_the_contexts_of_the_run_and_with_others(study):
     single = pd.read_parquet(study / "05a_single_edits" / "single.parquet")
     kinds = single.groupby("method")["contexts"].unique().map(list).to_dict()
-    # MEMIT samples behind words of its own.
+    # MEMIT's contexts begin with words of its own.
     assert kinds == {"rome": ["run", "seed", "words", "bare"], "memit": ["run", "seed", "bare"]}
     rome = single[single["method"] == "rome"].pivot(index="case_id", columns="contexts", values="update_norm")
     assert (rome["run"] != rome["seed"]).all() and (rome["run"] != rome["bare"]).all()
     assert single["seed"].isna().equals(single["contexts"] == "bare")
-    assert single["perplexity_unedited"].nunique() == 1 and set(single.columns) <= set(tables.COLUMNS)
+    assert single["perplexity_unedited"].nunique() == 1 and set(single.columns) <= set(COLUMNS)
     plotted = pd.read_csv(study / "figures" / "fig5b_single_edits.csv")
     memit = single[(single["method"] == "memit") & (single["contexts"] == "run")]
     assert len(plotted) == len(single) - len(single[single["method"] == "memit"]) * 2 // 3
@@ -199,8 +246,12 @@ def test_a_recorded_table_is_judged_without_a_model(study):
     assert reasons.loc[("unedited", "none", "NS", -1, 0), "verdict"] == "fail"
     assert reasons.loc[("unedited", "none", "NS", -1, 0), "reason"].startswith("+21.9 of ±0.8")
     assert reasons.loc[("sequence", "memit", "distance", 17, 1), "reason"] == "not measured"
-    caption = json.loads((study / "judged-figures" / "fig6_acceptance.json").read_text())["caption"]
-    assert f"of {len(reasons)} published numbers reproduced" in caption and "not measured." in caption
+    found = json.loads((study / "judged-figures" / "fig6_acceptance.json").read_text())["found"]
+    passed = (reasons["verdict"] == "pass").sum()
+    assert found == f"{passed} of {len(reasons)} published numbers were reproduced."
+    failed, prose = outputs_of(study / "judged.ipynb", "takeaway")
+    assert f"{passed} of {len(reasons)} published numbers reproduced" in prose and prose.endswith("not measured.")
+    assert len(table_of(failed)) == len(reasons) - passed
     before, after = (pd.read_parquet(study / name / "acceptance.parquet") for name in ("06_acceptance", "judged"))
     pd.testing.assert_frame_equal(before, after)
 
