@@ -27,6 +27,7 @@ method: str = "rome"  # which editor
 hparams: str = ""  # its hyper-parameters
 order: int = 1  # which order of facts
 reverse: bool = False  # the other way round
+fact_set: str = ""  # a file of facts
 out: str = "runs"  # folder for results"""
 GATHERING = """\
 runs: list = []  # folders of runs
@@ -53,43 +54,41 @@ single: str = ""  # a table of another notebook
 WRITE = """\
 import json
 from pathlib import Path
-from editscale.workflow.provenance import finish, provenance
-from editscale.editing import rome
+from editscale.workflow.provenance import finish, made_with
 Path(out, "given.json").write_text(json.dumps({"n_edits": n_edits, "hparams": hparams, "reverse": reverse}))
-finish(out, [f"{out}/given.json"], provenance())"""
+finish(out, [f"{out}/given.json"], made_with({}, ""))"""
 LOOK = """\
 import json
 from pathlib import Path
-from editscale.workflow.provenance import finish, provenance
-from editscale.editing import memit
+from editscale.workflow.provenance import finish, made_with
+from editscale.models import decoding
 given = json.loads(Path(run, "given.json").read_text())
 Path(out, "looked.json").write_text(json.dumps(given))
-finish(out, [f"{out}/looked.json"], provenance())"""
+finish(out, [f"{out}/looked.json"], made_with({}, ""))"""
 SINGLE = """\
 import json
 from pathlib import Path
-from editscale.workflow.provenance import finish, provenance
-from editscale.editing import memit
+from editscale.workflow.provenance import finish, made_with
 Path(out, "single.parquet").write_text(json.dumps(runs))
-finish(out, [f"{out}/single.parquet"], provenance())"""
+finish(out, [f"{out}/single.parquet"], made_with({}, ""))"""
 GATHER = """\
 import json
 from pathlib import Path
-from editscale.workflow.provenance import finish, provenance
+from editscale.workflow.provenance import finish, made_with
 seen = [json.loads(Path(run, "given.json").read_text()) for run in runs]
 Path(out, "seen.json").write_text(json.dumps(seen))
 Path(figures_folder).mkdir(parents=True, exist_ok=True)
 Path(figures_folder, FIGURE).write_text("<svg/>")
-finish(out, [f"{out}/seen.json", f"{figures_folder}/{FIGURE}"], provenance())"""
+finish(out, [f"{out}/seen.json", f"{figures_folder}/{FIGURE}"], made_with({}, ""))"""
 
 ACCEPT = """\
 from pathlib import Path
-from editscale.workflow.provenance import finish, provenance
-from editscale.editing import memit
+from editscale.workflow.provenance import finish, made_with
+from editscale.analysis import targets
 path = Path(figures_folder, "fig6_acceptance.svg")
 path.parent.mkdir(parents=True, exist_ok=True)
 path.write_text("<svg/>")
-finish(out, [path], provenance())"""
+finish(out, [path], made_with({}, ""))"""
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +113,10 @@ def study(tmp_path_factory):
     write_notebook(root / "notebooks/06_acceptance.ipynb", accept + ALONG.splitlines()[1], ACCEPT)
     values = dict.fromkeys(["01_covariance_stats", "05a_single_edits", *ALONGS, *GATHERS], "")
     values["06_acceptance"] = "methods: {rome: params/rome/tiny.yaml}\n"
-    for name, text in {**values, "02a_sequential_editing": "n_edits: 3\n", "grid": GRID}.items():
+    values["02a_sequential_editing"] = "n_edits: 3\nfact_set: params/facts.json\n"
+    (root / "params").mkdir()
+    (root / "params/facts.json").write_text("[]\n")
+    for name, text in {**values, "grid": GRID}.items():
         path = root / f"params/tiny/{name}.yaml"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
@@ -177,22 +179,43 @@ def test_nothing_runs_again_until_something_that_matters_changes(study):
         with (study / name).open("a") as file:
             file.write(f"\n{text}\n")
 
-    gathered = {name.split("_", 1)[1]: 1 for name in (*GATHERS, "05a_single_edits")}
+    gathered = {name.split("_", 1)[1]: 1 for name in GATHERS}
     looked = {"recall_history": 2, "glue_eval": 2}
-    every_edit = {"sequential_editing": 2, **looked, **gathered}
+    every_edit = {"sequential_editing": 2, **looked, **gathered, "single_edits": 1}
     (study / "editscale/editing/rome.py").touch()
     change("editscale/editing/rome.py", "# words")
     change("editscale/kernels/tensor_cores.py", '"""Words."""\n# and more of them')
+    change("editscale/editing/memit.py")  # no run of the grid edits with it
     assert jobs(study) == {}
     (study / "figures/tiny/fig4_weight_drift.svg").unlink()
     assert jobs(study) == {"drift_analysis": 1}
-    change("editscale/editing/memit.py")  # the notebooks along a run import it, those that edit do not
-    later = {name: n for name, n in gathered.items() if name != "editing_proficiency"}  # 05a imports it too
+    change("editscale/data/acceptance.yaml", "# a data file is read whole")
+    assert jobs(study) == {"drift_analysis": 1, "acceptance": 1}
+    change("editscale/models/decoding.py")  # the notebooks along a run import it, those that edit do not
+    later = {name: n for name, n in gathered.items() if name != "editing_proficiency"}
     assert jobs(study) == {**looked, **later, "acceptance": 1}
-    change("params/rome/tiny.yaml", "# changed")
+    change("params/facts.json")
     assert jobs(study) == {**every_edit, "acceptance": 1}
-    change("editscale/editing/rome.py")  # the first two notebooks import it
-    assert jobs(study) == {"covariance_stats": 1, **every_edit, "acceptance": 1}
+
+
+def test_a_method_is_run_again_when_its_own_module_or_its_hyper_parameters_change(study):
+    def answers(name, text):
+        """Jobs that edit, and notebook 01, after a change that is taken back."""
+        path = study / name
+        before = path.read_text()
+        try:
+            path.write_text(f"{before}\n{text}\n")
+            return {rule: n for rule, n in jobs(study).items() if rule in edits}
+        finally:
+            path.write_text(before)
+
+    edits = ("covariance_stats", "sequential_editing", "acceptance")
+    executed = snakemake(study, "--cores", "2")
+    assert executed.returncode == 0, executed.stdout + executed.stderr
+    assert jobs(study) == {}
+    assert answers("editscale/editing/rome.py", "CHANGED = 1") == {"sequential_editing": 2, "acceptance": 1}
+    assert answers("editscale/editing/memit.py", "CHANGED = 2") == {}
+    assert answers("params/rome/tiny.yaml", "# changed") == {"sequential_editing": 2, "acceptance": 1}
 
 
 def test_the_papers_scale_is_every_method_on_ten_orders_looked_at_twice_and_gathered_once():
