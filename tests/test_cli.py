@@ -5,9 +5,8 @@ import sys
 from pathlib import Path
 
 import pytest
-
 from editscale.sequences import stopping
-from editscale.workflow import cli, execute, gallery
+from editscale.workflow import cli, execute, light
 
 ROOT = Path(__file__).parents[1]
 
@@ -81,15 +80,15 @@ def test_the_status_says_whether_the_command_began(error, status, monkeypatch, c
     def fails(_):
         raise error
 
-    monkeypatch.setattr(gallery, "write", fails)
-    assert cli.main(["gallery"]) == status
-    assert capsys.readouterr().err == "editscale gallery: no\n"
+    monkeypatch.setattr(light, "write", fails)
+    assert cli.main(["record", "tiny", "--notebooks"]) == status
+    assert capsys.readouterr().err == "editscale record: no\n"
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch):
-    monkeypatch.setattr(gallery, "write", lambda _: 1 / 0)
+    monkeypatch.setattr(light, "write", lambda _: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        cli.main(["gallery"])
+        cli.main(["record", "tiny", "--notebooks"])
 
 
 def test_outside_a_checkout_the_tools_say_where_they_are(tmp_path, monkeypatch, capsys):

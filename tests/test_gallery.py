@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from tools import gallery
 
 from editscale.analysis import claims
-from editscale.workflow import gallery
 
 
 @pytest.fixture

@@ -74,6 +74,7 @@ def test_record_writes_light_copies_with_the_tables_or_alone(tmp_path, monkeypat
     assert cli.main(["record", "tiny", "--notebooks"]) == 2
     assert "no executed notebook with figures" in capsys.readouterr().err
     assert cli.main(["record", "tiny"]) == 0 and not Path("figures").exists()
+    assert capsys.readouterr().out.startswith("0 files")
     executed(tmp_path)
     for arguments in ([], ["--notebooks"]):
         assert cli.main(["record", "tiny", *arguments]) == 0

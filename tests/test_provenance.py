@@ -248,7 +248,8 @@ def test_a_record_lists_all_that_was_written_by_path_from_the_working_directory(
     record.csv(claims=DATA)
     record.figure(drawn(), "fig1_x", DATA, found="Recall falls.")
     Path("runs/rome/extra.txt").write_text("more")
-    done = record.finish(here / "runs/rome/extra.txt")
+    record.finish(here / "runs/rome/extra.txt")
+    done = record.out / "done.json"
     content = json.loads(done.read_text())
     assert done == Path("runs/rome/done.json")
     names = ["edits.parquet", "claims.csv", "extra.txt", *(f"fig1_x.{kind}" for kind in KINDS)]

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from tools import costs
+from tools import costs, gallery
 
 from editscale.analysis import disabling, forgetting, tables
 from editscale.files import sha256_file
-from editscale.workflow import gallery, recorded
+from editscale.workflow import recorded
 from editscale.workflow.parameters import notebook_parameters, read_parameters
 
 ROOT = Path(__file__).parents[1]

@@ -9,9 +9,19 @@ import click
 
 # Commands by what they are for, in the order of the list that --help shows.
 SECTIONS = {
-    "Commands of a study": ("run", "together", "record", "report", "compare", "replay", "gallery"),
+    "Commands of a study": ("run", "together", "record", "report", "compare", "replay"),
     "Commands for its data": ("counterfact", "orders"),
-    "Maintenance, in a checkout": ("verify", "bench", "rerun", "costs", "full-cost", "shape", "known", "sweep"),
+    "Maintenance, in a checkout": (
+        "verify",
+        "bench",
+        "rerun",
+        "costs",
+        "full-cost",
+        "gallery",
+        "shape",
+        "known",
+        "sweep",
+    ),
 }
 # Commands that come with the repository, each `main` of a module in tests/tools.
 TOOLS = {
@@ -20,6 +30,7 @@ TOOLS = {
     "rerun": "Say whether runs made again agree with the recorded ones.",
     "costs": "Draw the pages of figures/cost from the measurements there.",
     "full-cost": "Estimate what a full study costs on one GPU, from a dry run of it.",
+    "gallery": "Write the pages of figures, such as figures/README.md.",
     "shape": "Write a model of a published shape, with random weights.",
     "known": "Show how often the unedited model prefers the true object, per relation.",
     "sweep": "Try hyper-parameters on single edits.",
@@ -178,15 +189,6 @@ def replay(run, save, without, order, **options):
     from editscale.sequences import replay
 
     print(replay.replay(run, save, without=replay.numbers(without), reverse=order == "reversed", **options))
-
-
-@app.command()
-@click.argument("scales", metavar="[SCALE]…", nargs=-1)
-def gallery(scales):
-    """Write figures/README.md from the figures of scales."""
-    from editscale.workflow import gallery
-
-    gallery.write(scales or gallery.SCALES)
 
 
 # -------------------------------------------------------------------------------------------------- its data

@@ -78,10 +78,11 @@ def light(path, folder, copied):
 def prose(text, folder, copied):
     """The text of a Markdown cell as it stands in a copy in `folder`: links lead to the same files from there.
 
-    A link to a notebook that is `copied` leads to its copy. The recorded figure that a notebook embeds is left out: the
-    copy has its own.
+    A link to a notebook that is `copied` leads to its copy. The recorded figure that a notebook embeds and the link to
+    its copy are left out.
     """
-    paragraphs = [paragraph for paragraph in text.split("\n\n") if not paragraph.startswith("![Recorded figure")]
+    left_out = "![Recorded figure", "Executed on the recorded study:"
+    paragraphs = [paragraph for paragraph in text.split("\n\n") if not paragraph.startswith(left_out)]
 
     def link(match):
         target = Path(os.path.normpath(Path("notebooks") / match[1]))

@@ -1,7 +1,7 @@
 """What a notebook writes, and what it was made with: parameters, versions, machine, code, and hashes of the files.
 
-A notebook starts with `record = provenance.start(name, globals())`, hands each figure to `record.figure`, and ends with
-`record.finish(…)`, whose done.json is what "this notebook has finished" means. Nothing here imports torch.
+A notebook starts with `record = provenance.start(name, globals())`, hands each figure to its `figure` and ends with its
+`finish`, whose done.json is what "this notebook has finished" means. Nothing here imports torch.
 """
 
 import io
@@ -133,14 +133,14 @@ class Record:
         self.files.append(path)
 
     def finish(self, *files):
-        """Write `out`/done.json, the record that a notebook has finished, and return its path.
+        """Write `out`/done.json, the record that a notebook has finished.
 
         It holds `made`, the time it ended, `gpu_peak_gb` (most memory that this process had in tensors on a GPU, 10⁹
         bytes; null if it used none), `gpu_uuid` (which of several GPUs that was), and the sha256 of each file written
         and of `files`, by path from the working directory (the repository root). `gpu` becomes the GPU in use where
         torch was loaded after the start. FileNotFoundError names files that do not exist; ValueError without any.
         """
-        return finish(self.out, [*self.files, *files], self.made)
+        finish(self.out, [*self.files, *files], self.made)
 
 
 def check_found(text):
@@ -195,7 +195,7 @@ def made_with(parameters, code_sha256):
 
 
 def finish(out, files, made):
-    """See `Record.finish`."""
+    """Write what `Record.finish` says, and return the path of done.json."""
     files = [Path(file) for file in files]
     missing = [str(file) for file in files if not file.is_file()]
     if missing:

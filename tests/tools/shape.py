@@ -96,7 +96,7 @@ def write(folder, config, tokenizer, *, device="cpu", dtype="float32", shard_mb=
 
 
 @click.command()
-@click.argument("name", type=click.Choice(list(SHAPES)))
+@click.argument("name")
 @click.argument("folder")
 @click.option("--dtype", default="float32", show_default=True, help="Of the weights: float32, bfloat16, …")
 @click.option("--shard-mb", default=2000, show_default=True, help="Most megabytes in one file.")
@@ -105,12 +105,14 @@ def write(folder, config, tokenizer, *, device="cpu", dtype="float32", shard_mb=
 def main(name, folder, tokenizer, **options):
     """Write a model of a published shape, with random weights.
 
-    FOLDER is where the model goes, and must not exist.
+    NAME is a shape such as gpt2-xl; FOLDER is where the model goes, and must not exist.
     """
     from transformers import PreTrainedTokenizerFast
 
     from editscale.models import smollm2
 
+    if name not in SHAPES:
+        raise ValueError(f"{name} is no published shape; give one of {', '.join(SHAPES)}")
     source = tokenizer or smollm2.folder("runs/models")
     if not (Path(source) / "tokenizer.json").is_file():
         raise FileNotFoundError(f"there is no tokenizer.json in {source}; --tokenizer names the folder of one")

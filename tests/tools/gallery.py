@@ -8,6 +8,7 @@ import json
 import os
 from pathlib import Path
 
+import click
 import pandas as pd
 
 from editscale.analysis import claims
@@ -145,9 +146,11 @@ def page(folder, scale):
     return "\n".join(parts)
 
 
-def write(scales=SCALES):
-    """Write the pages of scales."""
-    for scale in scales:
+@click.command()
+@click.argument("scales", metavar="[SCALE]…", nargs=-1)
+def main(scales):
+    """Write the pages of figures, figures/README.md first, from the figures of scales; of all if none is named."""
+    for scale in scales or SCALES:
         write_whole(place("figures", scale), page("figures", scale).encode())
 
 
