@@ -5,8 +5,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from tools import light
+
 from editscale.sequences import stopping
-from editscale.workflow import cli, execute, light
+from editscale.workflow import cli, execute
 
 ROOT = Path(__file__).parents[1]
 

@@ -6,8 +6,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from tools import costs
-
-from editscale.workflow.recorded import Results
+from tools.recorded import Results
 
 ROOT = Path(__file__).parents[1]
 GRID = """\

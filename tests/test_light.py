@@ -6,8 +6,9 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from tools import light, record
 
-from editscale.workflow import cli, light, record
+from editscale.workflow import cli
 
 ROOT = Path(__file__).parents[1]
 COPIES = sorted((ROOT / "figures").glob("*/notebooks/*.ipynb"))

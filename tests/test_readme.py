@@ -7,11 +7,10 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from tools import costs, gallery
+from tools import costs, gallery, recorded
 
 from editscale.analysis import disabling, forgetting, tables
 from editscale.files import sha256_file
-from editscale.workflow import recorded
 from editscale.workflow.parameters import notebook_parameters, read_parameters
 
 ROOT = Path(__file__).parents[1]

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from tools import record, recorded
 
 from editscale.analysis import tables
 from editscale.files import sha256_file
-from editscale.workflow import cli, record, recorded
+from editscale.workflow import cli
 
 GRID = """\
 runs:

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from tools import rerun
+from tools import recorded, rerun
 
-from editscale.workflow import cli, recorded
+from editscale.workflow import cli
 
 GRID = """\
 runs:

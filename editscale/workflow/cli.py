@@ -7,26 +7,11 @@ from pathlib import Path
 
 import click
 
-# Commands by what they are for, in the order of the list that --help shows.
-SECTIONS = {
-    "Commands of a study": ("run", "together", "record", "report", "compare", "replay"),
-    "Commands for its data": ("counterfact", "orders"),
-    "Maintenance, in a checkout": (
-        "verify",
-        "bench",
-        "rerun",
-        "costs",
-        "full-cost",
-        "gallery",
-        "shape",
-        "known",
-        "sweep",
-    ),
-}
 # Commands that come with the repository, each `main` of a module in tests/tools.
 TOOLS = {
     "verify": "Compare with recorded numbers of the reference implementations.",
     "bench": "Measure what edits, scores and checkpoints cost, beside the plain path.",
+    "record": "Record the result tables of a scale, and light copies of its executed notebooks.",
     "rerun": "Say whether runs made again agree with the recorded ones.",
     "costs": "Draw the pages of figures/cost from the measurements there.",
     "full-cost": "Estimate what a full study costs on one GPU, from a dry run of it.",
@@ -34,6 +19,12 @@ TOOLS = {
     "shape": "Write a model of a published shape, with random weights.",
     "known": "Show how often the unedited model prefers the true object, per relation.",
     "sweep": "Try hyper-parameters on single edits.",
+}
+# Commands by what they are for, in the order of the list that --help shows.
+SECTIONS = {
+    "Commands of a study": ("run", "together", "report", "compare", "replay"),
+    "Commands for its data": ("counterfact", "orders"),
+    "Maintenance, in a checkout": tuple(TOOLS),
 }
 
 
@@ -124,24 +115,6 @@ def together(scale, batch):
     from editscale.workflow import together
 
     together.together(scale, batch)
-
-
-@app.command()
-@click.argument("scale")
-@click.option("--partly", is_flag=True, help="Record what is finished, instead of asking for everything.")
-@click.option("--from", "others", metavar="FOLDER", multiple=True, help="Recorded tables to merge with.")
-@click.option("--notebooks", is_flag=True, help="Leave the tables as they are, and write the light copies alone.")
-def record(scale, partly, others, notebooks):
-    """Record the result tables of a scale that needs a GPU, and light copies of its executed notebooks.
-
-    SCALE is a folder of params/ whose runs are in runs/.
-    """
-    from editscale.workflow import light, record
-
-    written = [] if notebooks else record.record(scale, partly=partly, others=others)
-    if notebooks or light.executed(scale):
-        written += light.write(scale)
-    print(f"{len(written)} files in figures/{scale}, {sum(path.stat().st_size for path in written) / 1e6:.1f} MB")
 
 
 @app.command()

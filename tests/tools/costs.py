@@ -27,7 +27,7 @@ import click
 import pandas as pd
 
 from editscale.files import write_whole
-from editscale.workflow import recorded
+from tools import recorded
 
 FOLDER = Path("figures/cost")
 HEADS = {  # field ↦ what stands above its column

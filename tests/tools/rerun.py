@@ -18,8 +18,8 @@ import numpy as np
 import pandas as pd
 
 from editscale.analysis import forgetting, tables
-from editscale.workflow import recorded
 from editscale.workflow.parameters import checked_scale
+from tools import recorded
 
 # Over these first edits rounding has not grown yet: most updates must be those recorded, one by one.
 FIRST, NORMS = 20, 0.05  # edits; median relative difference of ‖ΔW‖

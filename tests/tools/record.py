@@ -2,8 +2,8 @@
 
     python -m editscale record SCALE [--partly] [--from FOLDER …]
 
-`figures/<scale>/tables` is laid out like one run's folder and holds the rows of all runs (`workflow.recorded`), beside
-them single.parquet and acceptance.parquet, and record.json, which names what made them. Notebooks that gather take that
+`figures/<scale>/tables` is laid out like one run's folder and holds the rows of all runs (`recorded`), beside them
+single.parquet and acceptance.parquet, and record.json, which names what made them. Notebooks that gather take that
 folder for their one run. Numbers are float32; no text of a fact is in it, facts are named by case id.
 
 A scale may be run a slice at a time and on several machines: tables are merged from runs/<scale>, from what is recorded
@@ -15,12 +15,13 @@ on: where a run's edits were made anew and are others, what was measured on the 
 import warnings
 from pathlib import Path
 
+import click
 import pandas as pd
 
 from editscale.files import sha256_file, write_json
-from editscale.workflow import recorded
 from editscale.workflow.parameters import checked_scale
-from editscale.workflow.recorded import BESIDE, PARTS, RECORD, TIMING, name_of
+from tools import light, recorded
+from tools.recorded import BESIDE, PARTS, RECORD, TIMING, name_of
 
 
 def record(scale, *, partly=False, others=()):
@@ -105,3 +106,19 @@ def _write(table, path):
     small = table.astype({name: "float32" for name in table.select_dtypes("float64")})
     small.to_parquet(path, index=False, compression="zstd")
     return path
+
+
+@click.command()
+@click.argument("scale")
+@click.option("--partly", is_flag=True, help="Record what is finished, instead of asking for everything.")
+@click.option("--from", "others", metavar="FOLDER", multiple=True, help="Recorded tables to merge with.")
+@click.option("--notebooks", is_flag=True, help="Leave the tables as they are, and write the light copies alone.")
+def main(scale, partly, others, notebooks):
+    """Record the result tables of a scale that needs a GPU, and light copies of its executed notebooks.
+
+    SCALE is a folder of params/ whose runs are in runs/.
+    """
+    written = [] if notebooks else record(scale, partly=partly, others=others)
+    if notebooks or light.executed(scale):
+        written += light.write(scale)
+    print(f"{len(written)} files in figures/{scale}, {sum(path.stat().st_size for path in written) / 1e6:.1f} MB")
