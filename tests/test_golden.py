@@ -9,10 +9,10 @@ import pytest
 import tiny
 import torch
 from test_rome import moment
-from tools import verify
+from tools import plain, verify
 
 from editscale.data import facts
-from editscale.editing import rome, values
+from editscale.editing import rome
 from editscale.workflow import cli
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -88,7 +88,7 @@ def subset(folder, *names):
 
 
 def test_full_forwards_reproduce_the_numbers_too(tmp_path):
-    found = verify.verify(subset(tmp_path, "rome_earlystop_f64.npz"), forward=values.plain_forward)
+    found = verify.verify(subset(tmp_path, "rome_earlystop_f64.npz"), forward=plain.plain_forward)
     assert found and all(d.agrees for d in found)
 
 
@@ -134,7 +134,7 @@ def golden_of_a_llama(folder):
     params = verify._hparams(rome.RomeParams, setup["hparams_rome"])
     record = facts.parse(setup["records"], source="setup")[0]
     factors = {1: torch.linalg.cholesky(c)}
-    edit = rome.edit(lm, record, params, setup["context_templates_rome"], factors, forward=values.plain_forward)
+    edit = rome.edit(lm, record, params, setup["context_templates_rome"], factors, forward=plain.plain_forward)
     t, update = edit.trace, edit.updates[0]
     arrays = {
         "keys_per_context": t["keys"],

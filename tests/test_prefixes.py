@@ -25,7 +25,7 @@ def test_rome_has_the_bare_prompt_and_ten_contexts_of_each_length():
 
 
 def test_memit_has_two_groups_and_starts_from_the_seed_words():
-    bare, sampled = context_sampling.memit_contexts(tiny.tiny_model("llama"), generator())
+    bare, sampled = context_sampling.memit_contexts(tiny.tiny_model("llama"), (), generator())
     assert bare == ["{}"]
     assert [text.startswith(word) for text, word in zip(sampled, context_sampling.MEMIT_SEEDS, strict=True)] == [
         True

@@ -95,7 +95,7 @@ def test_direction_is_the_key_itself_without_a_moment_and_for_the_identity():
 
 
 def test_a_moment_of_another_size_is_named():
-    with pytest.raises(ValueError, match="key has 4 entries but the second moment is 3 × 3"):
+    with pytest.raises(ValueError, match="keys have 4 entries but the second moment is 3 × 3"):
         rome.direction(torch.ones(4), torch.eye(3, dtype=torch.float64))
 
 

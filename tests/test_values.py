@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from tools.plain import plain_forward
 
 from editscale.data.facts import Fact
 from editscale.editing import finetune, suffix, values
@@ -33,7 +34,7 @@ def test_cached_and_plain_forwards_agree_at_any_offset(model_type, at):
     for name, fact in FACTS.items():
         rows = [values.target_rows(lm, fact, CONTEXTS)]
         for layer in (0, 1, lm.n_layers - 1):
-            ways = [way(lm, rows, layer, at) for way in (suffix.cached_forward, values.plain_forward)]
+            ways = [way(lm, rows, layer, at) for way in (suffix.cached_forward, plain_forward)]
             for ours, oracle in zip(ways[0][:3], ways[1][:3], strict=True):
                 torch.testing.assert_close(ours[0], oracle[0], rtol=tolerance, atol=tolerance)
             generator = torch.Generator().manual_seed(layer)
@@ -50,7 +51,7 @@ def test_cached_and_plain_optimization_agree(model_type, dtype):
     for fact in FACTS.values():
         (cached,), (plain,) = (
             values.optimize(lm, [fact], CONTEXTS, 1, PARAMS, at="block", forward=way)
-            for way in (None, values.plain_forward)
+            for way in (None, plain_forward)
         )
         torch.testing.assert_close(cached.losses, plain.losses, rtol=tolerance, atol=tolerance)
         torch.testing.assert_close(
@@ -62,7 +63,7 @@ def test_gradients_of_both_ways_agree():
     lm = tiny.tiny_model("gpt2", dtype=torch.float64)
     rows = [values.target_rows(lm, FACTS["middle, many tokens"], CONTEXTS)]
     gradients = []
-    for way in (suffix.cached_forward, values.plain_forward):
+    for way in (suffix.cached_forward, plain_forward):
         init, _, _, forward = way(lm, rows, 1, "mlp")
         delta = (0.1 * init).requires_grad_()
         nll, log_p = forward(delta)
@@ -138,7 +139,7 @@ def test_a_context_that_begins_with_the_subject_does_not_carry_the_offset_there(
     lm = tiny.tiny_model("gpt2", dtype=torch.float64)
     fact = Fact(5, "Ada Example", "{} plays the", "old harp", "cello")
     rows = [values.target_rows(lm, fact, ["{}", "Ada Example plays the harp. {}"])]
-    ways = [way(lm, rows, 1, "mlp") for way in (suffix.cached_forward, values.plain_forward)]
+    ways = [way(lm, rows, 1, "mlp") for way in (suffix.cached_forward, plain_forward)]
     delta = torch.ones(1, lm.d_model, dtype=lm.dtype)
     for one, two in zip(ways[0][3](delta), ways[1][3](delta), strict=True):
         torch.testing.assert_close(one, two, rtol=1e-10, atol=1e-10)

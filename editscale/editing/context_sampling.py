@@ -51,7 +51,7 @@ def seed_starts(lm, words):
     return [tokens.prompt_ids(lm.tokenizer, word) for word in words] or [(loading.start_token(lm),)]
 
 
-def rome_contexts(lm, starts, generator, *, n_short=10, n_long=10):
+def rome_contexts(lm, starts, generator, n_short=10, n_long=10):
     """ROME's context templates: the bare prompt, `n_short` texts of 5 and `n_long` of 10 tokens.
 
     Args:
@@ -67,7 +67,15 @@ def rome_contexts(lm, starts, generator, *, n_short=10, n_long=10):
     return contexts
 
 
-def memit_contexts(lm, generator):
-    """MEMIT's context templates in two groups: the bare prompt, and a text of 10 tokens from each seed word."""
+def memit_contexts(lm, starts, generator, n_short=0, n_long=0):
+    """MEMIT's context templates in two groups: the bare prompt, and a text of 10 tokens from each of MEMIT_SEEDS.
+
+    What is given besides the model and the generator is ignored.
+    """
     texts = [sample(lm, [start], 10, generator)[0] for start in seed_starts(lm, MEMIT_SEEDS)]
     return [["{}"], [as_context(lm.tokenizer, text) for text in texts]]
+
+
+def bare_context(*_):
+    """The bare prompt alone, for methods that sample no contexts."""
+    return ["{}"]

@@ -12,8 +12,9 @@ the edited block and runs the blocks above. Facts that do not depend on each oth
 
 from dataclasses import dataclass
 
+from editscale.editing.context_sampling import bare_context
 from editscale.editing.descent import InPlace, Steps, adam, descend
-from editscale.editing.method import Method, bare_context
+from editscale.editing.method import Method
 from editscale.editing.updates import Edit, Update
 from editscale.kernels import cuda_graphs
 from editscale.models import anatomy, tokens

@@ -7,11 +7,12 @@ of a layer is r · (λC)⁻¹k / (1 + kᵀ(λC)⁻¹k): the denominator is at le
 from dataclasses import dataclass, replace
 from functools import partial
 
-from editscale.editing import values
-from editscale.editing.method import Method, memit_contexts
+from editscale.editing import moments, values
+from editscale.editing.context_sampling import memit_contexts
+from editscale.editing.method import Method
 from editscale.editing.updates import Edit, Update
 from editscale.kernels import cuda_graphs
-from editscale.models import anatomy, hidden_states, tokens
+from editscale.models import anatomy, hidden_states
 
 
 @dataclass(frozen=True)
@@ -41,20 +42,9 @@ def solve(keys, factor, weight):
     """
     import torch
 
-    check_keys(keys, factor)
-    keys = keys.double()
-    g = torch.cholesky_solve(keys, factor) / weight
+    g, keys = moments.weighed(keys, factor) / weight, keys.double()
     inner = torch.eye(keys.shape[1], dtype=torch.float64, device=keys.device) + keys.T @ g
     return torch.linalg.solve(inner, g.T).T
-
-
-def check_keys(keys, factor):
-    """Raise ValueError unless keys (d_key, n) fit the factor of a second moment."""
-    if factor.shape[0] != keys.shape[0]:
-        raise ValueError(
-            f"keys have {keys.shape[0]} entries but the second moment is {factor.shape[0]} × "
-            f"{factor.shape[1]}; it was collected for another model or layer"
-        )
 
 
 def mean_keys(keys, groups):
@@ -162,20 +152,16 @@ def _prepared(lm, facts, contexts, layers, n_each):
     """How to run a function of tensors, and the tensors of `_changed`, all changes being 0."""
     import torch
 
-    # What follows the subject's last token cannot change its key: leave it out.
-    rows = [tokens.context_rows(lm.tokenizer, contexts, fact.prompt, fact.subject) for fact in facts]
-    trees = [tokens.tree([row.ids[: row.subject_last + 1] for row in of]) for of in rows]
     multiple = 64 if lm.device.type == "cuda" else 1  # so that there are few shapes
-    ids, positions, mask = tokens.tree_inputs(trees, lm.device, lm.dtype, multiple=multiple)
+    ids, positions, mask, at = values.up_to_subjects(lm, facts, contexts, multiple=multiple)
     # CUDA graphs, where running takes no longer than launching.
     run = partial(
         cuda_graphs.without_gradient, lm if ids.numel() <= hidden_states.GRAPH_TOKENS else replace(lm, graphs=None)
     )
-    inputs, first = {"mask": mask, "positions": positions, "states": ids}, layers[0]
+    inputs, first = {"mask": mask, "positions": positions, "states": ids, "at": at}, layers[0]
     if first:
         below = {"mask": mask, "positions": positions, "ids": ids}
         inputs["states"] = run(f"below {first}", range(first), partial(_below, lm, first), below)["out"]
-    inputs["at"] = torch.tensor([[place[-1] for place in packed.places] for packed in trees], device=lm.device)
     for layer in layers:
         for side, size in zip(("left", "right"), lm.weight(layer).shape[-2:], strict=True):
             shape = len(facts) // n_each, size, n_each

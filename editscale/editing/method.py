@@ -2,22 +2,7 @@
 
 from dataclasses import dataclass
 
-from editscale.editing import context_sampling
-
-
-def rome_contexts(lm, starts, generator, n_short, n_long):
-    """The bare prompt, and sampled texts of 5 and of 10 tokens."""
-    return context_sampling.rome_contexts(lm, starts, generator, n_short=n_short, n_long=n_long)
-
-
-def memit_contexts(lm, starts, generator, n_short, n_long):
-    """Two groups: the bare prompt, and one text from each of five seed words, whatever else is given."""
-    return context_sampling.memit_contexts(lm, generator)
-
-
-def bare_context(lm, starts, generator, n_short, n_long):
-    """The bare prompt alone."""
-    return ["{}"]
+from editscale.editing.context_sampling import rome_contexts
 
 
 @dataclass(frozen=True)

@@ -168,6 +168,21 @@ def token_keys(lm, documents, layers, batch_tokens=4096):
         yield {layer: keys[layer][real] for layer in layers}
 
 
+def weighed(keys, factor):
+    """C⁻¹K, (d_key, n) float64, from keys K (d_key, n) and the lower Cholesky factor of C, (d_key, d_key) float64.
+
+    Raises ValueError if the keys do not fit the factor.
+    """
+    import torch
+
+    if factor.shape[0] != keys.shape[0]:
+        raise ValueError(
+            f"keys have {keys.shape[0]} entries but the second moment is {factor.shape[0]} × {factor.shape[1]}; it was "
+            "collected for another model or layer"
+        )
+    return torch.cholesky_solve(keys.double(), factor)
+
+
 def spectrum(moment, device="cpu"):
     """Eigenvalues of C, descending, (d_key,), float64, on the CPU.
 

@@ -16,10 +16,10 @@ mean (a subject that opens the prompt) its denominator gets tiny and the update 
 from dataclasses import dataclass
 from functools import partial
 
-from editscale.editing import values
+from editscale.editing import moments, values
 from editscale.editing.method import Method
 from editscale.editing.updates import Edit, Update
-from editscale.models import anatomy, tokens
+from editscale.models import anatomy
 
 VARIANTS = ("rome", "r-rome", "p-rome")
 
@@ -50,16 +50,9 @@ def direction(key, factor):
 
     Raises ValueError if the key does not fit the factor.
     """
-    import torch
-
     if factor is None:
         return key / key.norm(dim=-1, keepdim=True)
-    if factor.shape[0] != key.shape[-1]:
-        raise ValueError(
-            f"key has {key.shape[-1]} entries but the second moment is {factor.shape[0]} × "
-            f"{factor.shape[1]}; it was collected for another model or layer"
-        )
-    solved = torch.cholesky_solve(key.double().reshape(-1, key.shape[-1]).T, factor).T.reshape(key.shape)
+    solved = moments.weighed(key.reshape(-1, key.shape[-1]).T, factor).T.reshape(key.shape)
     return (solved / solved.norm(dim=-1, keepdim=True)).to(key.dtype)
 
 
@@ -93,10 +86,7 @@ def directions(lm, facts, params, contexts, factors, *, variant="rome"):
     """
     import torch
 
-    rows = [tokens.context_rows(lm.tokenizer, contexts, fact.prompt, fact.subject) for fact in facts]
-    trees = [tokens.tree([row.ids[: row.subject_last + 1] for row in of]) for of in rows]
-    ids, positions, mask = tokens.tree_inputs(trees, lm.device, lm.dtype)
-    at = torch.tensor([[place[-1] for place in packed.places] for packed in trees], device=lm.device)
+    ids, positions, mask, at = values.up_to_subjects(lm, facts, contexts)
     each = torch.arange(len(facts), device=lm.device)[:, None]
     with torch.no_grad():
         keys = anatomy.up_to(lm, params.layer, ids, mask, positions)["keys"][each, at]

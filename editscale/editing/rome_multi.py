@@ -11,7 +11,7 @@ from r-ROME in where the value is optimized: at the block's output instead of th
 
 from dataclasses import dataclass
 
-from editscale.editing import memit
+from editscale.editing import memit, moments
 from editscale.editing.method import Method
 
 
@@ -35,12 +35,8 @@ def solve(keys, factor):
 
     Raises ValueError if the key does not fit the factor.
     """
-    import torch
-
-    memit.check_keys(keys, factor)
-    keys = keys.double()
-    solved = torch.cholesky_solve(keys, factor)
-    return solved / (keys.T @ solved)
+    solved = moments.weighed(keys, factor)
+    return solved / (keys.double().T @ solved)
 
 
 def edit_each(lm, facts, params, contexts, factors, *, forward=None):

@@ -48,7 +48,7 @@ class SuffixSteps(Steps):
         hidden: (rows, tokens, d_model) what leaves the edited block at δ = 0; mlp: output of its MLP, with `post`.
         fact: (rows, tokens) the fact that a token belongs to; at_subject: (rows, tokens, 1) where δ is added.
         mask, positions: of these tokens, after the earlier ones.
-        keys.<i>, values.<i>: (rows, heads, earlier tokens, d_head) of the earlier tokens in upper block i.
+        keys.<i>.0, values.<i>.0: (rows, heads, earlier tokens, d_head) of the earlier tokens in upper block i.
         scored: (positions + facts,) indices into all rows' tokens: where targets are scored, then the KL prompts.
         targets: (positions,) ids; weights: (facts · contexts, positions), see `mean_weights`.
     """
@@ -59,9 +59,7 @@ class SuffixSteps(Steps):
         t, n = self.tensors, len(delta)
         change = self.as_added(delta[t["fact"]])
         states = torch.where(t["at_subject"], t["hidden"] + change, t["hidden"])
-        layers = [int(name.removeprefix("keys.")) for name in t if name.startswith("keys.")]
-        earlier = anatomy.KeyValues({i: (t[f"keys.{i}"], t[f"values.{i}"]) for i in layers})
-        final = self.upper(states, t["mask"], t["positions"], earlier)
+        final = self.upper(states, t["mask"], t["positions"], anatomy.KeyValues(t))
         log_p = self.logits(final.flatten(0, 1)[t["scored"]]).log_softmax(dim=-1)
         nll = t["weights"] @ -log_p[:-n].gather(1, t["targets"][:, None])[:, 0]
         return nll.view(n, -1), log_p[-n:]
@@ -242,16 +240,14 @@ def _step_tensors(lm, rows, packed, layout, lower):
 
 
 def _earlier(lm, packed, layout, lower, layer, upper):
-    """keys.<i>, values.<i> of the tokens before, as `SuffixSteps` has them; none where there are no such tokens."""
+    """Keys and values of the tokens before, as `SuffixSteps` has them; none where there are no such tokens."""
     if not layout.before.size or layer + 1 == lm.n_layers:
         return {}
 
     def keys_and_values(t):
-        cache = anatomy.KeyValues()
+        cache = anatomy.KeyValues({})
         upper(t["hidden"], t["mask"], t["positions"], cache)
-        return {
-            f"{name}.{i}": x for i, of in cache.seen.items() for name, x in zip(("keys", "values"), of, strict=True)
-        }
+        return cache.tensors()
 
     run = layout.run
     inputs = {"hidden": _at(lower["block"], run), "mask": _mask(lm, packed, run, run)}

@@ -152,25 +152,39 @@ class LanguageModel:
 
 
 class KeyValues:
-    """Attention keys and values of one forward, optionally after those of earlier tokens.
+    """Attention keys and values of forwards so far, in parts that are joined for one layer at a time.
 
-    Stands in for a Hugging Face cache: every attention layer hands its keys and values, (rows, heads, tokens,
-    d_head), to `update` and attends to what comes back. What was handed over is kept in `seen`; nothing grows
-    from call to call, so the same earlier tokens can be used in any number of forwards.
+    Stands in for a Hugging Face cache: every attention layer hands its keys and values, (rows, heads, tokens, d_head),
+    to `update`, which keeps them as one more part, and attends to what comes back. Parts of one row serve all rows.
+
+    Args:
+        tensors: those that it begins with are in it by the names that `tensors()` gives; others are ignored.
     """
 
-    def __init__(self, earlier=None):
-        self.earlier = earlier or {}
-        self.seen = {}
+    def __init__(self, tensors):
+        self.parts = {}
+        for name in tensors:
+            kind, _, place = name.partition(".")
+            if kind == "keys":
+                layer = int(place.split(".")[0])
+                self.parts.setdefault(layer, []).append([tensors[name], tensors[f"values.{place}"]])
+
+    def tensors(self):
+        """All parts by name: "keys.3.0" is layer 3's first."""
+        return {
+            f"{kind}.{layer}.{i}": tensor
+            for layer, parts in self.parts.items()
+            for i, pair in enumerate(parts)
+            for kind, tensor in zip(("keys", "values"), pair, strict=True)
+        }
 
     def update(self, keys, values, layer, *_, **__):
         import torch
 
-        self.seen[layer] = (keys, values)
-        if layer not in self.earlier:
-            return keys, values
-        past_keys, past_values = self.earlier[layer]
-        return torch.cat([past_keys, keys], dim=-2), torch.cat([past_values, values], dim=-2)
+        parts = self.parts.setdefault(layer, [])
+        parts.append([keys, values])
+        rows = max(len(k) for k, _ in parts)
+        return tuple(torch.cat([x.expand(rows, -1, -1, -1) for x in of], dim=-2) for of in zip(*parts, strict=True))
 
 
 def segment(lm, start, stop=None):

@@ -125,7 +125,7 @@ class Greedy:
         enters the lowest edited block, and the attention keys and values."""
         if not self.layer:
             return {}
-        cache = _Cache({name: x for name, x in past.items() if int(name.split(".")[1]) < self.layer})
+        cache = anatomy.KeyValues({name: x for name, x in past.items() if int(name.split(".")[1]) < self.layer})
         before = set(cache.tensors())
         entering = anatomy.segment(self.lm, 0, self.layer)(inputs["ids"], inputs["mask"], inputs["positions"], cache)
         below = {"entering": entering} | {name: x for name, x in cache.tensors().items() if name not in before}
@@ -139,7 +139,7 @@ class Greedy:
         return run(tensors["entering" if kept else "ids"], tensors["mask"], tensors["positions"], cache)
 
     def _begin(self, tensors):
-        cache = _Cache(tensors)
+        cache = anatomy.KeyValues(tensors)
         self._enter(tensors, cache)
         return cache.tensors()
 
@@ -147,7 +147,7 @@ class Greedy:
         """{"new": (n_new, rows, prompts)}: the tokens, a function of the tensors and the weights alone."""
         import torch
 
-        lm, new, cache = self.lm, [], _Cache(tensors)
+        lm, new, cache = self.lm, [], anatomy.KeyValues(tensors)
         hidden = self._enter(tensors, cache)
         hidden = hidden.gather(1, tensors["last"][..., None].expand(-1, -1, hidden.shape[-1]))
         n_before, most = tensors["mask"].shape[-1], hidden.shape[1]
@@ -165,37 +165,3 @@ class Greedy:
 
 def _inputs(tree_inputs):
     return dict(zip(("ids", "positions", "mask"), tree_inputs, strict=True))
-
-
-class _Cache:
-    """Attention keys and values so far, in parts that are joined for one layer at a time. Stands in for a Hugging Face
-    cache, as `anatomy.KeyValues` does; each forward leaves its part. Parts of one row serve all rows.
-
-    Args:
-        tensors: those that it begins with are in it by the names that `tensors()` gives; others are passed by.
-    """
-
-    def __init__(self, tensors):
-        self.parts = {}
-        for name in tensors:
-            kind, _, place = name.partition(".")
-            if kind == "keys":
-                layer = int(place.split(".")[0])
-                self.parts.setdefault(layer, []).append([tensors[name], tensors[f"values.{place}"]])
-
-    def tensors(self):
-        """All parts by name: "keys.3.0" is layer 3's first."""
-        return {
-            f"{kind}.{layer}.{i}": tensor
-            for layer, parts in self.parts.items()
-            for i, pair in enumerate(parts)
-            for kind, tensor in zip(("keys", "values"), pair, strict=True)
-        }
-
-    def update(self, keys, values, layer, *_, **__):
-        import torch
-
-        parts = self.parts.setdefault(layer, [])
-        parts.append([keys, values])
-        rows = max(len(k) for k, _ in parts)
-        return tuple(torch.cat([x.expand(rows, -1, -1, -1) for x in of], dim=-2) for of in zip(*parts, strict=True))

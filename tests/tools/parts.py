@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from editscale.data import glue
-from editscale.editing import context_sampling, editors, memit, moments, rome, updates, values
+from editscale.editing import context_sampling, editors, memit, moments, rome, updates
 from editscale.metrics import downstream, scoring
 from editscale.models import decoding, hidden_states, tokens
 from editscale.models.stacks import copies
@@ -203,7 +203,7 @@ def edit_way(case, name, method, facts, steps, lm=None):
 def plain_edit(case, method, steps):
     """A function that edits the case's first fact on the plain path."""
     if method == "rome":
-        return functools.partial(_edits, case, "rome", case.facts[:1], steps, case.lm, forward=values.plain_forward)
+        return functools.partial(_edits, case, "rome", case.facts[:1], steps, case.lm, forward=plain.plain_forward)
     params = replace(case.params["memit"], v_num_grad_steps=steps)
     return lambda: [plain.memit_edit(case.lm, case.facts[0], params, case.contexts["memit"], case.moments)]
 

@@ -1,7 +1,7 @@
 """The plain path: edits, scores, answers and second moments by full forwards of the unmodified Hugging Face model.
 
 What the public implementations do, one forward for one question, whatever was computed before: the oracle and the
-yardstick of `bench`. ROME's plain path is `rome.edit(…, forward=values.plain_forward)`.
+yardstick of `bench`. ROME's plain path is `rome.edit(…, forward=plain_forward)`.
 
 Sources: kmeng01/memit `memit/memit_main.py`, `experiments/py/eval_utils_counterfact.py`, `rome/layer_stats.py`;
 scalable-model-editing/gradual-catastrophic-forgetting `glue_eval/`, `experiments/evaluate_history.py`.
@@ -10,9 +10,61 @@ scalable-model-editing/gradual-catastrophic-forgetting `glue_eval/`, `experiment
 import copy
 from dataclasses import replace
 
-from editscale.editing import memit, updates, values
+from editscale.editing import memit, suffix, updates, values
 from editscale.metrics import scoring
 from editscale.models import anatomy, tokens
+
+
+def plain_forward(lm, rows, layer, at):
+    """As `suffix.cached_forward`, by full forwards through the unmodified model, one fact after another."""
+    import torch
+
+    of_facts = [_plain_forward(lm, of_fact, layer, at) for of_fact in rows]
+
+    def forward(delta):
+        return [
+            torch.stack(x) for x in zip(*(step(d) for (*_, step), d in zip(of_facts, delta, strict=True)), strict=True)
+        ]
+
+    return torch.stack([init for init, *_ in of_facts]), *([of[i] for of in of_facts] for i in (1, 2)), forward
+
+
+def _plain_forward(lm, rows, layer, at):
+    """`plain_forward` for one fact, of one δ (d_model,)."""
+    import torch
+
+    ids, lengths = tokens.pad([row.ids for row in rows], lm.device)
+    each = torch.arange(len(rows), device=lm.device)
+    last = torch.tensor([row.subject_last for row in rows], device=lm.device)
+    attended = (torch.arange(ids.shape[1], device=lm.device) < lengths[:, None]).long()
+    place = lm.mlp(layer) if at == "mlp" else lm.block(layer)
+    scored = suffix.scored_positions(rows)
+    row, position, target = (torch.tensor(x, device=lm.device) for x in list(zip(*scored, strict=True))[:3])
+    seen = {}
+
+    with (
+        torch.no_grad(),
+        anatomy.watching(lm.projection(layer), lambda k, v: seen.update(key=k[each, last], value=v[each, last])),
+        anatomy.watching(place, lambda _, out: seen.update(init=out[0, last[0]])),
+    ):
+        lm.model(input_ids=ids, attention_mask=attended, use_cache=False)
+
+    def forward(delta):
+        def insert(_, __, output):
+            states = (output[0] if isinstance(output, tuple) else output).clone()
+            states[each, last] = states[each, last] + delta
+            return (states, *output[1:]) if isinstance(output, tuple) else states
+
+        handle = place.register_forward_hook(insert)
+        try:
+            logits = lm.model(input_ids=ids, attention_mask=attended, use_cache=False).logits
+        finally:
+            handle.remove()
+        log_p = logits.log_softmax(dim=-1)
+        weights = suffix.mean_weights(scored, len(rows) - 1, log_p)
+        return weights @ -log_p[row, position, target], log_p[-1, last[-1]]
+
+    return seen["init"].clone(), seen["key"], seen["value"], forward
 
 
 def memit_edit(lm, fact, params, contexts, moments):
@@ -26,7 +78,7 @@ def memit_edit(lm, fact, params, contexts, moments):
 
     layers, groups = sorted(params.layers), [len(group) for group in contexts]
     flat = [context for group in contexts for context in group]
-    (found,) = values.optimize(lm, [fact], flat, layers[-1], params, at="block", forward=values.plain_forward)
+    (found,) = values.optimize(lm, [fact], flat, layers[-1], params, at="block", forward=plain_forward)
     rows = tokens.context_rows(lm.tokenizer, flat, fact.prompt, fact.subject)
     original, changes = updates.saved_weights(lm, layers), {}
     try:

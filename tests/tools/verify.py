@@ -13,9 +13,10 @@ from pathlib import Path
 import click
 
 from editscale.data import facts
-from editscale.editing import editors, memit, rome, updates, values
+from editscale.editing import editors, memit, rome, updates
 from editscale.metrics import scoring
 from editscale.models import loading
+from tools.plain import plain_forward
 
 # File stem ↦ the ROME variant that made it, and what it changes in setup.json's hyper-parameters.
 FILES = {
@@ -308,7 +309,7 @@ def main(folder, device, plain):
     FOLDER holds them in the format of tests/golden. The exit status is 0 if everything agrees, 1 if something differs,
     2 if there is nothing to compare.
     """
-    differences = verify(folder, device=device, forward=values.plain_forward if plain else None)
+    differences = verify(folder, device=device, forward=plain_forward if plain else None)
     print(table(differences))
     n_agreeing = sum(d.agrees for d in differences)
     print(f"{n_agreeing} of {len(differences)} kinds of numbers agree")
