@@ -83,6 +83,12 @@ class Record:
         }
         return pd.DataFrame({"value": rows}).rename_axis("made with")
 
+    def say(self, text):
+        """Show Markdown: a sentence of the notebook with computed numbers."""
+        from IPython.display import Markdown, display
+
+        display(Markdown(text))
+
     def figure(self, fig, name, drawn, *, found, note=""):
         """Write `name`.svg, .pdf and .png, the plotted numbers as .csv, caption and origin as .json; show the caption.
 
