@@ -60,6 +60,11 @@ def fact_scores(by_kind):
     return {column: row[column] for column in COLUMNS}
 
 
+def check_prompts(lm, facts):
+    """Raise ValueError if a prompt of the facts cannot be scored: it shares a token with an object, or is too long."""
+    _pairs(lm, [prompt[2:] for prompt in _asked(facts)])
+
+
 def score_facts(lm, facts, *, batch_tokens=BATCH_TOKENS):
     """Prompt scores of facts on the model as it stands: a list of `{kind: [PromptScore, …]}`.
 

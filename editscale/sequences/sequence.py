@@ -18,8 +18,6 @@ from editscale.metrics import scoring
 from editscale.models import stacks, tokens
 from editscale.sequences import stopping
 
-CHECKED = 64  # facts whose texts are tokenized in one call
-
 
 def fingerprint(lm, editing, together=()):
     """Everything besides the facts that determines the edits of a run, as JSON values.
@@ -69,42 +67,12 @@ def check_facts(lm, facts, contexts):
     """Raise ValueError, naming the fact, if one cannot be edited or scored: its subject ends inside a word, it shares
     a token with a target, or a text is longer than the model reads. Takes milliseconds per fact."""
     flat = [c for group in contexts for c in ([group] if isinstance(group, str) else group)]
-    for first in range(0, len(facts), CHECKED):
-        part = facts[first : first + CHECKED]
+    for fact in facts:
         try:
-            _check_all(lm, part, flat)
-        except ValueError:
-            for fact in part:
-                try:
-                    _check_all(lm, [fact], flat)
-                except ValueError as error:
-                    raise ValueError(f"case {fact.case_id}: {error}") from error
-            raise
-
-
-def _check_all(lm, facts, contexts):
-    """`check_facts` in a few calls of the tokenizer, without the name of the fact."""
-    around = [tokens.split_at_placeholder(context) for context in contexts]
-    rows = [
-        (left + before, fact.subject, after + right, fact.target_new)
-        for fact in facts
-        for before, after in [tokens.split_at_placeholder(fact.prompt)]
-        for left, right in around
-    ]
-    texts, targets = ["".join(row[:3]) for row in rows], [row[3] for row in rows]
-    read = tokens.with_targets(lm.tokenizer, texts, targets)
-    tokens.check_length(lm, max(len(ids) + len(target) for ids, target in read))
-    essence = [(before, fact.subject, after) for fact in facts for before, after in [values.KL_PROMPT.split("{}")]]
-    tokens.subjects_last(lm.tokenizer, [*(row[:3] for row in rows), *essence])
-    asked = [
-        (prompt, target)
-        for fact in facts
-        for of_kind in scoring.prompts_of(fact).values()
-        for prompt in of_kind
-        for target in (fact.target_new, fact.target_true)
-    ]
-    read = tokens.with_targets(lm.tokenizer, *map(list, zip(*asked, strict=True)))
-    tokens.check_length(lm, max(len(ids) + len(target) for ids, target in read))
+            tokens.check_length(lm, max(len(row.ids) for row in values.target_rows(lm, fact, flat)))
+            scoring.check_prompts(lm, [fact])
+        except ValueError as error:
+            raise ValueError(f"case {fact.case_id}: {error}") from error
 
 
 def run(lm, facts, editing, ledger, *, on_collapse="stop", batch_tokens=scoring.BATCH_TOKENS):
