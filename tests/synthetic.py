@@ -17,7 +17,7 @@ NEIGHBORHOOD, WEIGHT_NORM, JUMP = 0.8, 30.0, 20.0
 
 @dataclass(frozen=True)
 class Course:
-    """How a method behaves: `hazard` per 1,000 edits; `bend` multiplies it behind the bend; `disables`: has them."""
+    """How a method behaves: `hazard` per 1,000 edits; `bend` multiplies it after the bend; `disables`: has them."""
 
     layers: tuple
     update: float  # median ‖ΔW‖

@@ -89,7 +89,7 @@ def test_with_one_candidate_sampling_is_hugging_faces_greedy_generation(model_ty
     lm = tiny.tiny_model(model_type, dtype=torch.float64)
     for prompt, got in zip(PROMPTS, sample(lm, n_tokens=25, top_k=1), strict=True):
         ids = torch.tensor([lm.tokenizer(prompt)["input_ids"]])
-        lm.model.generation_config.eos_token_id = None  # go on behind an EOS
+        lm.model.generation_config.eos_token_id = None  # go on after an EOS
         expected = lm.model.generate(ids, do_sample=False, max_length=25, attention_mask=torch.ones_like(ids))[0]
         assert len(expected) == 25
         assert got == generation.Sample(generation.clean_text(lm.tokenizer, expected.tolist()), True)

@@ -71,7 +71,7 @@ def test_an_entailed_hypothesis_is_false_in_rte_and_true_where_that_is_corrected
         ("rte-corrected", "answer: True or False", 1),
     ],
 )
-def test_answers_are_parsed_behind_the_last_marker_first_word_first(task, text, answer):
+def test_answers_are_parsed_after_the_last_marker_first_word_first(task, text, answer):
     assert glue.FORMATS[task].parse(text) == answer
 
 
@@ -212,7 +212,7 @@ def test_spaces_of_glues_tokenization_are_taken_out_of_mrpc_demonstrations_as_in
     assert glue._printed("cola", tokenized) == tokenized
 
 
-def test_a_whole_split_has_every_example_in_its_order_behind_the_same_demonstrations(folder):
+def test_a_whole_split_has_every_example_in_its_order_after_the_same_demonstrations(folder):
     whole, part = glue.open_whole("sst2", folder), glue.open_task("sst2", folder)
     assert [example["label"] for example in whole.examples] == [0, 1] * 120 and len(part.examples) == 200
     assert whole.beginning == part.beginning and not whole.published

@@ -399,7 +399,7 @@ def test_what_a_killed_process_was_writing_goes_when_the_ledger_is_opened_for_ap
     contents=st.lists(st.tuples(st.binary(max_size=40), st.binary(max_size=200)), min_size=1, max_size=6),
     noise=st.binary(max_size=100),
 )
-def test_frames_come_back_as_they_were_written_and_noise_behind_them_is_no_frame(tmp_path_factory, contents, noise):
+def test_frames_come_back_as_they_were_written_and_noise_after_them_is_no_frame(tmp_path_factory, contents, noise):
     path = tmp_path_factory.mktemp("frames") / "log"
     path.write_bytes(b"")
     chain, written = b"\0" * 32, []

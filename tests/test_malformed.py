@@ -44,7 +44,7 @@ def folder(tmp_path):
 
 
 def header(content, data=b"", stated=None):
-    """A safetensors file: the header, as JSON or as bytes, behind its stated or true length, then the data."""
+    """A safetensors file: the header, as JSON or as bytes, after its stated or true length, then the data."""
     content = content if isinstance(content, bytes) else json.dumps(content).encode()
     return struct.pack("<Q", len(content) if stated is None else stated) + content + data
 

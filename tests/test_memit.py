@@ -101,7 +101,7 @@ def test_updates_have_one_rank_per_fact():
     assert all(u.left.shape[1] == u.right.shape[1] == len(FACTS) for u in edit.updates)
 
 
-def test_a_norm_behind_the_mlp_is_refused():
+def test_a_norm_after_the_mlp_is_refused():
     lm = tiny.tiny_model("gemma2")
     with pytest.raises(
         ValueError, match="are added to the residual stream as they are; tiny_gemma2 has post_feedforward_layernorm"

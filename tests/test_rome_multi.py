@@ -22,7 +22,7 @@ def edited(lm, layers=(0, 1, 2), facts=(FACT,)):
 
 
 def at_subject(lm, fact, contexts, module):
-    """Inputs and outputs of a module at the subject's last token behind each context, by full forwards."""
+    """Inputs and outputs of a module at the subject's last token after each context, by full forwards."""
     seen = []
     for row in tokens.context_rows(lm.tokenizer, contexts, fact.prompt, fact.subject):
         note = seen.append
@@ -94,7 +94,7 @@ def test_facts_together_on_a_stack_are_edited_as_each_alone_on_its_copy(model_ty
             torch.testing.assert_close(ours.matrix(), expected.matrix(), rtol=0, atol=10 * EXACT[model_type] * scale)
 
 
-def test_a_key_of_another_size_and_a_norm_behind_the_mlp_are_refused():
+def test_a_key_of_another_size_and_a_norm_after_the_mlp_are_refused():
     with pytest.raises(ValueError, match="keys have 3 entries but the second moment is 4 × 4"):
         rome_multi.solve(torch.ones(3, 1), torch.eye(4, dtype=torch.float64))
     with pytest.raises(ValueError, match="post_feedforward_layernorm"):

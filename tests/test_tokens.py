@@ -69,13 +69,13 @@ def test_a_prompt_that_shares_a_token_with_the_target_is_an_error():
 
 def test_rows_hold_all_target_tokens_but_the_last():
     tokenizer = tiny.tiny_tokenizer()
-    bare, behind = tokens.context_rows(tokenizer, ["{}", "The river. {}"], "{} plays the", "Ada Example", "old harp")
+    bare, longer = tokens.context_rows(tokenizer, ["{}", "The river. {}"], "{} plays the", "Ada Example", "old harp")
     text = "Ada Example plays the old harp"
     assert bare.ids == tokens.prompt_ids(tokenizer, text)[:-1]
     assert [*bare.ids[min(bare.predicting) + 1 :], bare.targets[-1]] == list(bare.targets)
-    shift = len(behind.ids) - len(bare.ids)
-    assert behind.subject_last == bare.subject_last + shift
-    assert tokenizer.decode(behind.ids[: behind.subject_last + 1]) == "The river. Ada Example"
+    shift = len(longer.ids) - len(bare.ids)
+    assert longer.subject_last == bare.subject_last + shift
+    assert tokenizer.decode(longer.ids[: longer.subject_last + 1]) == "The river. Ada Example"
 
 
 def test_braces_in_contexts_and_subjects_are_text():

@@ -135,7 +135,7 @@ def test_loss_parts_follow_the_released_code():
 
 
 def test_a_context_that_begins_with_the_subject_does_not_carry_the_offset_there():
-    """The bare prompt's subject is a beginning of the context's text; δ belongs behind the first only."""
+    """The bare prompt's subject is a beginning of the context's text; δ belongs after the first only."""
     lm = tiny.tiny_model("gpt2", dtype=torch.float64)
     fact = Fact(5, "Ada Example", "{} plays the", "old harp", "cello")
     rows = [values.target_rows(lm, fact, ["{}", "Ada Example plays the harp. {}"])]
