@@ -173,13 +173,3 @@ def test_numbers_that_do_not_fit_are_named_before_anything_is_measured(tiny, mea
     monkeypatch.setattr(acceptance, "unedited_rows", None)
     with pytest.raises(ValueError, match=message):
         acceptance.measure(lm, known, measured[2], **{"n_facts": 6, "n_edits": 3, **change})
-
-
-def test_a_table_is_read_back_as_it_was_and_another_file_is_named(measured, tmp_path):
-    measured[0].to_parquet(tmp_path / "acceptance.parquet", index=False)
-    pd.testing.assert_frame_equal(acceptance.read(tmp_path / "acceptance.parquet"), measured[0])
-    pd.DataFrame({"value": [1.0]}).to_parquet(tmp_path / "other.parquet")
-    with pytest.raises(ValueError, match="lacks the columns model, part"):
-        acceptance.read(tmp_path / "other.parquet")
-    with pytest.raises(FileNotFoundError, match="no table of measurements at none.parquet"):
-        acceptance.read("none.parquet")

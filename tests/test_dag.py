@@ -51,6 +51,13 @@ GATHERS = {
 BESIDE = """\
 single: str = ""  # a table of another notebook
 """
+JUDGING = """\
+table: str = ""  # a table of another notebook
+figures_folder: str = "figures"  # folder for figures
+out: str = "runs"  # folder for results"""
+MEASURING = """\
+methods: dict = {}  # with hyper-parameters
+out: str = "runs"  # folder for results"""
 WRITE = """\
 import json
 from pathlib import Path
@@ -81,13 +88,18 @@ Path(figures_folder).mkdir(parents=True, exist_ok=True)
 Path(figures_folder, FIGURE).write_text("<svg/>")
 finish(out, [f"{out}/seen.json", f"{figures_folder}/{FIGURE}"], made_with({}, ""))"""
 
-ACCEPT = """\
+MEASURE = """\
+from pathlib import Path
+from editscale.workflow.provenance import finish, made_with
+Path(out, "acceptance.parquet").write_text("measured")
+finish(out, [f"{out}/acceptance.parquet"], made_with({}, ""))"""
+JUDGE = """\
 from pathlib import Path
 from editscale.workflow.provenance import finish, made_with
 from editscale.analysis import targets
 path = Path(figures_folder, "fig6_acceptance.svg")
 path.parent.mkdir(parents=True, exist_ok=True)
-path.write_text("<svg/>")
+path.write_text(f"<svg>{Path(table).read_text()}</svg>")
 finish(out, [path], made_with({}, ""))"""
 
 
@@ -108,11 +120,10 @@ def study(tmp_path_factory):
         parameters = BESIDE + GATHERING if name == "05b_disabling_edits" else GATHERING
         write_notebook(root / f"notebooks/{name}.ipynb", parameters, f'FIGURE = "{figure}.svg"', GATHER)
     write_notebook(root / "notebooks/05a_single_edits.ipynb", ALONE, SINGLE)
-    accept = 'methods: dict = {}  # with hyper-parameters\nfigures_folder: str = ""  # for the figure\n'
-    accept += 'table: str = ""  # measured before\n'
-    write_notebook(root / "notebooks/06_acceptance.ipynb", accept + ALONG.splitlines()[1], ACCEPT)
-    values = dict.fromkeys(["01_covariance_stats", "05a_single_edits", *ALONGS, *GATHERS], "")
-    values["06_acceptance"] = "methods: {rome: params/rome/tiny.yaml}\n"
+    write_notebook(root / "notebooks/06a_acceptance_measures.ipynb", MEASURING, MEASURE)
+    write_notebook(root / "notebooks/06b_acceptance.ipynb", JUDGING, JUDGE)
+    values = dict.fromkeys(["01_covariance_stats", "05a_single_edits", "06b_acceptance", *ALONGS, *GATHERS], "")
+    values["06a_acceptance_measures"] = "methods: {rome: params/rome/tiny.yaml}\n"
     values["02a_sequential_editing"] = "n_edits: 3\nfact_set: params/facts.json\n"
     (root / "params").mkdir()
     (root / "params/facts.json").write_text("[]\n")
@@ -174,6 +185,12 @@ def test_the_single_edits_are_made_once_for_all_runs_and_given_to_the_notebook_t
     assert executed.metadata["papermill"]["parameters"]["single"] == "runs/tiny/single/single.parquet"
 
 
+def test_what_is_published_is_measured_without_runs_and_judged_from_the_table(study):
+    assert (study / "figures/tiny/fig6_acceptance.svg").read_text() == "<svg>measured</svg>"
+    executed = nbformat.read(study / "runs/tiny/notebooks/06b_acceptance.ipynb", 4)
+    assert executed.metadata["papermill"]["parameters"]["table"] == "runs/tiny/acceptance/acceptance.parquet"
+
+
 def test_nothing_runs_again_until_something_that_matters_changes(study):
     def change(name, text="CHANGED = 1"):
         with (study / name).open("a") as file:
@@ -209,13 +226,13 @@ def test_a_method_is_run_again_when_its_own_module_or_its_hyper_parameters_chang
         finally:
             path.write_text(before)
 
-    edits = ("covariance_stats", "sequential_editing", "acceptance")
+    edits = ("covariance_stats", "sequential_editing", "acceptance_measures")
     executed = snakemake(study, "--cores", "2")
     assert executed.returncode == 0, executed.stdout + executed.stderr
     assert jobs(study) == {}
-    assert answers("editscale/editing/rome.py", "CHANGED = 1") == {"sequential_editing": 2, "acceptance": 1}
+    assert answers("editscale/editing/rome.py", "CHANGED = 1") == {"sequential_editing": 2, "acceptance_measures": 1}
     assert answers("editscale/editing/memit.py", "CHANGED = 2") == {}
-    assert answers("params/rome/tiny.yaml", "# changed") == {"sequential_editing": 2, "acceptance": 1}
+    assert answers("params/rome/tiny.yaml", "# changed") == {"sequential_editing": 2, "acceptance_measures": 1}
 
 
 def test_the_papers_scale_is_every_method_on_ten_orders_looked_at_twice_and_gathered_once():
@@ -292,7 +309,7 @@ def test_of_a_recorded_scale_only_the_gathering_notebooks_run_on_its_tables(stud
     try:
         (tables / "record.json").write_text("{}")
         once = {path.split("_", 1)[1]: 1 for path in GATHERS if path != "05b_disabling_edits"}
-        assert jobs(study, "--forceall") == once  # no table of single edits, and none of notebook 06
+        assert jobs(study, "--forceall") == once  # no table of single edits, and none of notebook 06a
         (tables / "single.parquet").touch()
         (tables / "acceptance.parquet").touch()
         assert jobs(study, "--forceall") == once | {"disabling_edits": 1, "acceptance": 1}

@@ -97,8 +97,8 @@ def test_a_ledger_is_voided_by_the_code_of_its_own_method_and_by_no_words(packag
 @pytest.mark.parametrize(
     ("file", "text", "readers"),
     [
-        ("data/acceptance.yaml", "# a word", {"06_acceptance"}),
-        ("data/reviews.jsonl", "", {"04a_glue_eval", "06_acceptance"}),
+        ("data/acceptance.yaml", "# a word", {"06b_acceptance"}),
+        ("data/reviews.jsonl", "", {"04a_glue_eval", "06a_acceptance_measures"}),
         ("kernels/tensor_cores.py", "# a comment", set()),
     ],
 )
@@ -131,7 +131,7 @@ def test_a_notebook_that_edits_rests_on_the_modules_of_its_methods(package):
 
 def test_a_kernel_draws_no_figure(package):
     names = ("02b_editing_proficiency", "03b_forgetting_analysis", "04b_downstream_performance", "05_drift_analysis")
-    names += ("05b_disabling_edits", "07_findings")
+    names += ("05b_disabling_edits", "06b_acceptance", "07_findings")
     before = {name: notebook_code(name, package) for name in names}
     for kernel in (package / "kernels").glob("*.py"):
         change(package, f"kernels/{kernel.name}")

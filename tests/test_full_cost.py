@@ -89,7 +89,7 @@ def test_each_part_is_the_seconds_of_one_times_those_of_the_study(dry):
         ("notebooks", "04a_glue_eval"): (120 - 117.4, 40),
         ("notebooks", "01_covariance_stats"): (120 - 10.0, 1),
         ("notebooks", "05a_single_edits"): (120.0, 1),
-        ("notebooks", "06_acceptance"): (120.0, 1),
+        ("notebooks", "06a_acceptance_measures"): (120.0, 1),
     }
     assert found == {
         key: (seconds and pytest.approx(seconds, rel=1e-3), count) for key, (seconds, count) in expected.items()

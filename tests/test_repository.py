@@ -107,7 +107,7 @@ def test_every_notebook_is_in_the_graph():
 
 
 def test_letters_of_notebooks_are_the_two_halves_of_a_question():
-    """a measures along one run, b gathers all runs: a number with one letter has the other too."""
+    """a measures on the model, b gathers what was measured: a number with one letter has the other too."""
     letters = {}
     for path in NOTEBOOKS:
         number, letter = re.match(r"(\d\d)([a-z]?)_", path.name).groups()

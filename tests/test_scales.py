@@ -40,18 +40,18 @@ def test_second_moments_are_collected_for_every_layer_that_a_method_needs_them_f
     collected = set(values(scale, "01")["layers"])
     for method, params in hyper_parameters(scale):
         assert set(editors.moment_layers(method, params)) <= collected, method
-    for method, path in values(scale, "06").get("methods", {}).items():
+    for method, path in values(scale, "06a").get("methods", {}).items():
         assert set(editors.moment_layers(method, editors.read_params(method, path))) <= collected, method
 
 
 @pytest.mark.parametrize("scale", SCALES)
 def test_notebooks_of_a_scale_name_one_model_its_moments_and_itself(scale):
-    given = [values(scale, notebook) for notebook in ("01", "02a", "06")]
+    given = [values(scale, notebook) for notebook in ("01", "02a", "06a")]
     for name in ("model", "revision", "device"):
         assert len({values_of.get(name) for values_of in given}) == 1, name
     moments = f"runs/{scale}/moments/second_moments.safetensors"
     assert [values_of["moments"] for values_of in given[1:]] == [moments, moments]
-    named = [values(scale, notebook).get("scale") for notebook in ("02b", "03b", "04b", "05", "05b", "06")]
+    named = [values(scale, notebook).get("scale") for notebook in ("02b", "03b", "04b", "05", "05b", "06b")]
     assert set(named) == {scale}
 
 
@@ -60,15 +60,15 @@ def test_large_scales_are_four_methods_on_the_ten_orders_of_counterfact(scale, m
     runs = grid(scale)
     assert set(runs) == {(m, f"order-{n}") for m in ("rome", "r-rome", "memit", "ft-c") for n in range(10)}
     assert all(run["hparams"].endswith(f"/{model}.yaml") for run in runs.values())
-    assert values(scale, "02a")["fact_set"] == values(scale, "06")["fact_set"] == "data/counterfact.json"
+    assert values(scale, "02a")["fact_set"] == values(scale, "06a")["fact_set"] == "data/counterfact.json"
     assert values(scale, "04a")["tasks"] == list(glue.ORDER)
-    assert values(scale, "06")["methods"] == {method: runs[method, "order-0"]["hparams"] for method, _ in runs}
-    assert not targets.published(values(scale, "06")["targets"]).empty
+    assert values(scale, "06a")["methods"] == {method: runs[method, "order-0"]["hparams"] for method, _ in runs}
+    assert not targets.published(values(scale, "06b")["targets"]).empty
 
 
 @pytest.mark.parametrize("scale", LARGE)
 def test_what_large_scales_take_from_the_hub_is_pinned(scale):
-    pins = [values(scale, notebook)["revision"] for notebook in ("01", "02a", "06")]
+    pins = [values(scale, notebook)["revision"] for notebook in ("01", "02a", "06a")]
     pins += [values(scale, "01")["corpus_revision"], values(scale, "04a")["source_revision"]]
     assert all(re.fullmatch("[0-9a-f]{40}", pin) for pin in pins)
     assert values(scale, "04a")["source_revision"] == glue.REVISION

@@ -102,6 +102,17 @@ def test_no_name_of_a_metric_is_taken_for_a_missing_value(tmp_path):
     assert pd.read_csv(tmp_path / "verdicts.csv")["metric"].tolist() == ["S", *acceptance.SCORES]
 
 
+def test_a_table_is_read_back_as_it_was_and_another_file_is_named(tmp_path):
+    table = pd.DataFrame([row("ES", 1 / 3), row("distance", 1e-7, layer=3)])[list(columns.ACCEPTANCE)]
+    table.to_parquet(tmp_path / "acceptance.parquet", index=False)
+    pd.testing.assert_frame_equal(targets.read_measured(tmp_path / "acceptance.parquet"), table, check_exact=True)
+    pd.DataFrame({"value": [1.0]}).to_parquet(tmp_path / "other.parquet")
+    with pytest.raises(ValueError, match="lacks the columns model, part"):
+        targets.read_measured(tmp_path / "other.parquet")
+    with pytest.raises(FileNotFoundError, match="no table of measurements at none.parquet; run notebook 06a"):
+        targets.read_measured("none.parquet")
+
+
 def test_a_measurement_of_another_method_is_not_taken_for_the_target():
     rows = [row("ES", 99.0, part="single edits", method="r-rome", edits=1)]
     wanted = [target("ES", 99.0, 1.0, part="single edits", method="rome", edits=1)]

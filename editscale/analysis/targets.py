@@ -3,11 +3,13 @@
 What was measured is a table of `acceptance.measure`. No torch.
 """
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 
+from editscale.columns import ACCEPTANCE, harmonic_half_width
 from editscale.columns import ACCEPTANCE_KEY as KEY
-from editscale.columns import harmonic_half_width
 from editscale.files import bundled
 
 WIDEST = 5.0  # tolerances that a half-width may have; beyond, nearly anything would pass
@@ -48,6 +50,16 @@ def _tolerance(entry, metric, value):
         return entry["tolerance"][metric]
     scores = ("ES", "PS", "NS")
     return harmonic_half_width([entry["values"][x] for x in scores], [entry["tolerance"][x] for x in scores])
+
+
+def read_measured(path):
+    """The table of notebook 06a. Raises FileNotFoundError that says what writes it, ValueError if it lacks a column."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no table of measurements at {path}; run notebook 06a, or give the path of its table")
+    table = pd.read_parquet(path)
+    if missing := [name for name in ACCEPTANCE if name not in table]:
+        raise ValueError(f"{path} lacks the columns {', '.join(missing)}; it is no table of notebook 06a")
+    return table
 
 
 def judge(table, targets):

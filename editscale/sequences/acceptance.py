@@ -7,7 +7,6 @@ generation entropy and reference score, which need the released text snippets.
 
 import math
 import random
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -180,13 +179,3 @@ def growth(distances):
         "exponent": drift.exponent(edits[late], distances[late]),
         "coefficient": float(distances[-1] / math.sqrt(len(distances))),
     }
-
-
-def read(path):
-    """A table that `measure` made. Raises FileNotFoundError without it, ValueError if it lacks a column."""
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"no table of measurements at {path}; leave the parameter empty to measure")
-    table = pd.read_parquet(path)
-    if missing := [name for name in ACCEPTANCE if name not in table]:
-        raise ValueError(f"{path} lacks the columns {', '.join(missing)}; it is no table of acceptance.measure")
-    return table

@@ -19,7 +19,7 @@ written are `figures/cost/full-<study>.json` and the pages of `costs`. GPU hours
 - tasks: seconds of an example at the last checkpoint; tasks × n_examples at n_edits / every + 1 checkpoints of each
   run. Texts: seconds of a token, of all texts together.
 - edits alone: those of notebook 05a (at most n_flagged + n_ordinary facts, each choice of contexts, each method) and of
-  06, at the seconds of an edit in a sequence; the facts and examples that 06 scores.
+  06a, at the seconds of an edit in a sequence; the facts and examples that 06a scores.
 - notebooks: what is left of their time, such as loading weights, for as many notebooks as the study has of each.
 
 Where figures/cost has the machine's bench of this shape in float32, the scores of the unedited model and recall are
@@ -44,7 +44,7 @@ from tools import costs
 WHOLE = {"sst2": 872}  # examples of a whole validation split
 WARM_UP = 2  # first measurements, which hold set-up
 # Notebooks with a model ↦ their folder: in runs/<scale>, or in that of each run.
-ONCE = {"01_covariance_stats": "moments", "05a_single_edits": "single", "06_acceptance": "acceptance"}
+ONCE = {"01_covariance_stats": "moments", "05a_single_edits": "single", "06a_acceptance_measures": "acceptance"}
 EACH = {"02a_sequential_editing": ".", "03a_recall_history": "recall", "04a_glue_eval": "downstream"}
 
 
@@ -154,7 +154,7 @@ def counts(study, n_layers):
         n_layers: method ↦ how many layers it edits.
     """
     first, editing, recall, tasks, single, accept = (
-        values(study, name) for name in ("01_covariance_stats", *EACH, "05a_single_edits", "06_acceptance")
+        values(study, name) for name in ("01_covariance_stats", *EACH, "05a_single_edits", "06a_acceptance_measures")
     )
     grid = read_grid(f"params/{study}/grid.yaml")
     lengths = [(method, run.get("n_edits", editing["n_edits"])) for (method, _), run in grid.items()]

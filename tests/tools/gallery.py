@@ -32,7 +32,10 @@ FIGURES = {
         "05b_disabling_edits",
         "Not shown; arXiv:2403.07175 names the two keys of the released code.",
     ),
-    "fig6_acceptance": ("06_acceptance", "Not drawn. Scores and distances of single edits are published for GPT-2 XL."),
+    "fig6_acceptance": (
+        "06b_acceptance",
+        "Not drawn. Scores and distances of single edits are published for GPT-2 XL.",
+    ),
     "fig7_findings": ("07_findings", "Not drawn; its claims are those of the table."),
 }
 COMPARED = ("efficacy", "neighborhood", "forgotten", "sst2", "distance", "disabling")  # entries of data/paper.yaml
