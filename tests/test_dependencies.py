@@ -86,6 +86,7 @@ def test_words_are_left_out_and_every_other_byte_stays():
         ("kernels/matmul.py", "CHANGED = 1", list(editors.MODULES)),
         ("analysis/forgetting.py", "CHANGED = 1", []),
         ("data/sentences.txt", "A sentence.", []),
+        ("data/columns.yaml", "# a word", []),
     ],
 )
 def test_a_ledger_is_voided_by_the_code_of_its_own_method_and_by_no_words(package, module, text, voided):

@@ -45,6 +45,7 @@ def test_published_values_of_gpt2_xl():
         (GOOD.replace("layer: 17", "layer: true"), "layer must be a int, not True"),
         (GOOD.replace("v_lr: 0.5", "v_lr: fast"), "v_lr must be a float, not 'fast'"),
         ("- 1", "must map names to values"),
+        ("layer: [17", "wrong.yaml is not readable as YAML: while parsing"),
     ],
 )
 def test_a_wrong_file_is_one_clear_error(tmp_path, text, message):

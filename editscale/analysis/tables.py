@@ -61,7 +61,7 @@ def numeric(table):
     """null scores, which JSON rows use for NaN, as NaN; unknown columns are an error, so that none goes undescribed."""
     unknown = [name for name in table if name not in COLUMNS]
     if unknown:
-        raise ValueError(f"columns {', '.join(unknown)} are not described in columns.COLUMNS")
+        raise ValueError(f"columns {', '.join(unknown)} are not described in data/columns.yaml")
     text = ("method", "relation_id", "status", "reversed", "task", "flagged", "contexts")
     return table.assign(**{name: pd.to_numeric(table[name]) for name in table if name not in text})
 

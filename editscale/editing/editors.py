@@ -140,7 +140,10 @@ def read_params(name, path):
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no hyper-parameters for {name} at {path}; see the folders in params")
-    given = yaml.safe_load(path.read_text())
+    try:
+        given = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not readable as YAML: {' '.join(str(error).split())}") from error
     if not isinstance(given, dict):
         raise ValueError(f"{path} must map names to values")
     expected = {f.name: f.type for f in fields(params)}
