@@ -15,6 +15,7 @@ from test_run import write_notebook
 
 from editscale import dependencies
 from editscale.workflow import provenance as pv
+from editscale.workflow import timing
 
 PARAMETERS = """\
 n_edits: int = 4  # facts edited one after another
@@ -166,6 +167,7 @@ def test_figures_go_to_their_folder_where_a_notebook_has_one(here):
 DRAW = """
 import matplotlib.pyplot as plt, pandas as pd
 from editscale.workflow import provenance as pv
+from editscale.workflow import timing
 record = pv.Record(pv.made_with({"out": "out", "n": 60}, "0" * 64))
 plt.style.use("editscale.paper")
 fig, ax = plt.subplots()
@@ -245,14 +247,14 @@ def test_a_finding_that_is_a_list_of_numbers_or_holds_none_is_refused_before_it_
 def test_a_record_lists_all_that_was_written_by_path_from_the_working_directory(here):
     record = started()
     record.parquet(edits=DATA)
-    record.csv(claims=DATA)
-    record.figure(drawn(), "fig1_x", DATA, found="Recall falls.")
+    record.times.add("recall", 3, 1.5)
+    record.figure(drawn(), "fig1_x", DATA, found="Recall falls.", beside={"orders": DATA})
     Path("runs/rome/extra.txt").write_text("more")
-    record.finish(here / "runs/rome/extra.txt")
+    record.finish(here / "runs/rome/extra.txt", claims=DATA)
     done = record.out / "done.json"
     content = json.loads(done.read_text())
     assert done == Path("runs/rome/done.json")
-    names = ["edits.parquet", "claims.csv", "extra.txt", *(f"fig1_x.{kind}" for kind in KINDS)]
+    names = ["edits.parquet", "claims.csv", "extra.txt", "fig1_x.orders.csv", *(f"fig1_x.{kind}" for kind in KINDS)]
     assert content["files"] == {
         f"runs/rome/{name}": hashlib.sha256(Path(f"runs/rome/{name}").read_bytes()).hexdigest() for name in names
     }
@@ -260,15 +262,15 @@ def test_a_record_lists_all_that_was_written_by_path_from_the_working_directory(
     assert content["started"] <= content["finished"]
     assert pd.read_parquet("runs/rome/edits.parquet").equals(DATA)
     assert pd.read_csv("runs/rome/claims.csv").equals(DATA)
+    assert timing.read("runs/rome") == [{"part": "recall", "n": 3, "seconds": 1.5}]
 
 
 def test_a_finish_that_fails_leaves_no_record(here):
     record = started()
     with pytest.raises(ValueError, match="wrote no file has no result to record in runs/rome"):
         record.finish()
-    record.csv(table=DATA)
     with pytest.raises(FileNotFoundError, match="done.json cannot list runs/rome/gone.csv"):
-        record.finish("runs/rome/gone.csv")
+        record.finish("runs/rome/gone.csv", table=DATA)
     assert sorted(bytes_of("runs/rome")) == ["table.csv"]
 
 

@@ -8,6 +8,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 import synthetic
+from IPython.display import display
 
 from editscale.workflow.parameters import collect_parameters, read_notebook
 
@@ -39,7 +40,7 @@ def folder(tmp_path_factory):
 
 def execute(notebook, parameters):
     """Run the cells of a notebook here, in the repository root: no kernel to wait for."""
-    names, before = {}, os.getcwd()
+    names, before = {"display": display}, os.getcwd()  # a kernel has it
     try:
         os.chdir(ROOT)
         with plt.rc_context(), pd.option_context("display.max_colwidth", 50):

