@@ -71,8 +71,8 @@ def write_all(fd, data):
 def whole_file(path):
     """A new file beside `path` to write to. Once written, and on the disk, it takes that name; on an error it goes.
 
-    Of several writers at a time each writes a file of its own, and the last to end leaves what is there. A process that
-    is killed leaves its file, `.<name>.<number>.part`, behind.
+    Of several writers at a time each writes a file of its own, and the last to end leaves what is there. Of a process
+    that is killed its file stays, `.<name>.<number>.part`.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -312,6 +312,8 @@ def test_words_are_spelled_the_american_way():
 
 def test_what_comes_later_is_after_and_not_behind():
     assert [path for path in PAGES + NOTEBOOKS if re.search(r"\bbehind\b", prose_of(path))] == []
+    modules = [*(ROOT / "editscale").rglob("*.py"), *(ROOT / "tests/tools").glob("*.py")]
+    assert [path for path in modules if re.search(r"\bbehind\b", path.read_text())] == []
 
 
 def make_targets():
