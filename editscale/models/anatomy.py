@@ -183,6 +183,8 @@ class KeyValues:
 
         parts = self.parts.setdefault(layer, [])
         parts.append([keys, values])
+        if len(parts) == 1:  # as they are: a copy lies in another order, on which the rounding of attention depends
+            return keys, values
         rows = max(len(k) for k, _ in parts)
         return tuple(torch.cat([x.expand(rows, -1, -1, -1) for x in of], dim=-2) for of in zip(*parts, strict=True))
 
