@@ -273,13 +273,29 @@ def test_a_method_with_a_value_in_one_of_several_orders_is_not_left_out():
 
 def test_extremes_are_of_forward_runs_and_of_what_was_measured():
     rows = [("rome", False, 20.0), ("rome", True, 1.0), ("memit", False, 90.0), ("ft-c", False, 50.0)]
-    table = pd.DataFrame(rows, columns=["method", "reversed", "mean"]).assign(measure="x")
+    table = pd.DataFrame(rows, columns=["method", "reversed", "mean"]).assign(measure="x", low=np.nan, high=np.nan)
     assert intervals.extremes(table, "x", "{:.0f}", " %") == "lowest under rome (20 %) and highest under memit (90 %)"
     assert intervals.extremes(table[:2], "x", "{:.0f}") == "20 under rome"
     assert intervals.extremes(table[:0], "x") == intervals.extremes(table.assign(mean=np.nan), "x") == "not measured"
     assert intervals.extremes(table.assign(mean=99.9), "x", "{:.0f}") == "100 under every method"
     last = intervals.extremes(table.replace(90.0, np.inf), "x", "{:.0f}", most="last", least="first")
     assert last == "first under rome (20) and last under memit (never)"
+
+
+@pytest.mark.parametrize(
+    ("half_width", "words"),
+    [
+        (0.5, "lowest under ft-c (10) and highest under memit (40)"),
+        (2, "lowest under ft-c (10) and highest under memit or rome (40)"),  # 38–42 and 36–40
+        (6, "lowest under ft-c or r-rome (10) and highest under memit or rome (40)"),  # 4–16 and 14–26 too
+        (15, "lowest under ft-c (10) and highest under memit (40), but intervals overlap"),
+    ],
+)
+def test_of_methods_whose_intervals_overlap_none_is_called_the_extreme(half_width, words):
+    rows = {"method": ["memit", "ft-c", "r-rome", "rome"], "mean": [40.0, 10.0, 20.0, 38.0]}
+    table = pd.DataFrame(rows).assign(measure="x", reversed=False)
+    table = table.assign(low=table["mean"] - half_width, high=table["mean"] + half_width)
+    assert intervals.extremes(table, "x", "{:.0f}") == words
 
 
 def test_intervals_in_words_say_what_they_are_over():

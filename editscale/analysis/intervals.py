@@ -138,10 +138,11 @@ def worded(table, form=short, unit=""):
 
 
 def extremes(table, measure, form=short, unit="", *, most="highest", least="lowest"):
-    """ "lowest under rome (79 %) and highest under memit (92 %)": where a measure of `by_group` ends, in words.
+    """ "lowest under rome (79 %) and highest under memit or ft-c (92 %)": where a measure of `by_group` ends.
 
-    Of forward runs. "79 % under rome" for a single method, "79 % under every method" where all read the same, "not
-    measured" for none; an infinite number is "never".
+    Of forward runs. "or": which of these it is their intervals leave open, as they overlap; the number is of the first
+    named. Where even those of both ends overlap, that is said. "79 % under rome" for a single method, "79 % under every
+    method" where all read the same, "not measured" for none; an infinite number is "never".
     """
     write = form if callable(form) else form.format
     forward = table[(table["measure"] == measure) & ~table["reversed"]].dropna(subset="mean").sort_values("mean")
@@ -153,7 +154,13 @@ def extremes(table, measure, form=short, unit="", *, most="highest", least="lowe
         return f"{texts[0]} under {methods[0]}"
     if len(set(texts)) == 1:
         return f"{texts[0]} under every method"
-    return f"{least} under {methods[0]} ({texts[0]}) and {most} under {methods[-1]} ({texts[-1]})"
+    low, high = forward["low"].to_numpy(), forward["high"].to_numpy()  # NaN, of a single order, overlaps nothing
+    words = f"{least} under {{}} ({texts[0]}) and {most} under {{}} ({texts[-1]})"
+    if low[-1] <= high[0]:
+        return words.format(methods[0], methods[-1]) + ", but intervals overlap"
+    first = [methods[0], *forward["method"][1:][low[1:] <= high[0]]]
+    last = [methods[-1], *forward["method"][:-1][high[:-1] >= low[-1]]]
+    return words.format(" or ".join(first), " or ".join(last))
 
 
 def between(interval, write):
