@@ -14,3 +14,16 @@ os.environ.update(
     MPLBACKEND="Agg",
     HF_HUB_OFFLINE="1",
 )
+
+import pytest  # noqa: E402
+
+
+@pytest.fixture
+def ax():
+    """Axes of a figure in the style of all figures."""
+    import matplotlib.pyplot as plt
+
+    with plt.style.context("editscale.paper"):
+        fig, ax = plt.subplots()
+        yield ax
+        plt.close(fig)

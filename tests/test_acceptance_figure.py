@@ -1,6 +1,5 @@
 """Figure 6 shows what was measured and, where something was published, where it should have been."""
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -17,13 +16,6 @@ def verdicts():
     table = wanted.assign(model="gpt2-xl", value=wanted["target"], half_width=0.5, n=100)
     table.loc[(table["method"] == "rome") & (table["metric"] == "ES"), "value"] -= 7
     return targets.judge(table[list(columns.ACCEPTANCE)], wanted)
-
-
-@pytest.fixture
-def ax():
-    fig, ax = plt.subplots()
-    yield ax
-    plt.close(fig)
 
 
 def points(ax, label):

@@ -1,19 +1,9 @@
 """Panels of figure 7 show the numbers they are given, whatever number of orders there is."""
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import pytest
 
 from editscale.plots import finding_panels
-
-
-@pytest.fixture
-def ax():
-    with plt.style.context("editscale.paper"):
-        fig, ax = plt.subplots()
-        yield ax
-        plt.close(fig)
 
 
 def runs(method, n, backward=False, **columns):

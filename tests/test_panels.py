@@ -10,14 +10,6 @@ from matplotlib.colors import to_rgb
 from editscale.plots import panels, style
 
 
-@pytest.fixture
-def ax():
-    with plt.style.context("editscale.paper"):
-        fig, ax = plt.subplots()
-        yield ax
-        plt.close(fig)
-
-
 def table(method="rome", order=0, backward=False, n_edits=60, **columns):
     """Tidy rows of one run; the score of edit e is e / n_edits unless given."""
     edits = np.arange(1, n_edits + 1)
