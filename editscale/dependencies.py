@@ -58,9 +58,9 @@ def of_notebook(path, modules=()):
     """
     cells = json.loads(Path(path).read_text(encoding="utf-8"))["cells"]
     code = [cell for cell in cells if cell["cell_type"] == "code"]
-    counted = [cell for cell in code if "parameters" not in cell["metadata"].get("tags", [])]
+    tagged = [cell for cell in code if "parameters" not in cell["metadata"].get("tags", [])]
     package = Path(path).resolve().parents[1] / "editscale"
-    source = "\n".join(["".join(cell["source"]) for cell in counted] + [f"import {name}" for name in modules])
+    source = "\n".join(["".join(cell["source"]) for cell in tagged] + [f"import {name}" for name in modules])
     return identity(source, package if package.is_dir() else PACKAGE)
 
 
