@@ -249,7 +249,6 @@ def test_drift_draws_every_layer_in_the_style_of_its_method_from_zero_up(ax):
     [
         (table().drop(columns="order"), "lacks order"),
         (table(neighborhood=0.5), "lacks efficacy"),
-        (table(method="grace"), "no style for grace"),
         (table(n_edits=4), "rome, order 0 has 4 edits, fewer than one bucket of 5"),
         (pd.concat([table(), table()]), "several rows"),
     ],

@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from editscale.plots.style import METHOD_STYLE
+from editscale.plots.style import method_style
 
 SHOWN = ("S", "ES", "PS", "NS")
 UNEDITED = {"color": "0.45", "marker": "*"}
@@ -22,7 +22,7 @@ def scores_panel(ax, verdicts):
     rows = verdicts[verdicts["part"].isin(["unedited", "single edits"]) & verdicts["metric"].isin(SHOWN)]
     methods, published = list(rows["method"].unique()), rows.dropna(subset=["target"])
     for place, method in enumerate(methods):
-        style = {key: METHOD_STYLE[method][key] for key in ("color", "marker")} if method != "none" else UNEDITED
+        style = {key: method_style(method)[key] for key in ("color", "marker")} if method != "none" else UNEDITED
         shift, label = (place - (len(methods) - 1) / 2) * 0.8 / len(methods), method.replace("none", "unedited")
         for of, value, error, look in (
             (rows, "value", "half_width", {**style, "linestyle": "none", "capsize": 2, "label": label}),
@@ -65,7 +65,7 @@ def distance_panel(ax, verdicts):
     first = measured[measured["layer"] == measured["layer"].max()].sort_values("edits").iloc[0]
     edits = np.array(sorted(pd.unique(rows["edits"])))
     root = first["value"] * np.sqrt(edits / first["edits"])
-    ax.plot(edits, root, color=METHOD_STYLE["rome"]["color"], linewidth=0.8, linestyle=":", label="√n")
+    ax.plot(edits, root, color=method_style("rome")["color"], linewidth=0.8, linestyle=":", label="√n")
     ax.set(xscale="log", yscale="log", xlabel="edits applied (log scale)", ylabel="‖W − W₀‖ / numel(W) (log scale)")
     ax.set_xticks(edits, [str(n) for n in edits])
     ax.xaxis.minorticks_off()

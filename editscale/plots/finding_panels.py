@@ -5,7 +5,7 @@ import pandas as pd
 
 from editscale.analysis import intervals
 from editscale.columns import RUN
-from editscale.plots.style import METHOD_STYLE, methods_of
+from editscale.plots.style import method_style, methods_of
 
 
 def inflection(ax, places):
@@ -19,7 +19,7 @@ def inflection(ax, places):
     forward = places[~places["reversed"]]
     names, rng = methods_of(forward), np.random.default_rng(0)
     for row, method in enumerate(names):
-        group, style = forward[forward["method"] == method], METHOD_STYLE[method]
+        group, style = forward[forward["method"] == method], method_style(method)
         spread = row + 0.22 * np.linspace(-1, 1, len(group)) if len(group) > 1 else np.array([row])
         look = {"color": style["color"], "s": 22, "alpha": 0.8}
         ax.scatter(group["inflection"], spread, marker=style["marker"], **look)
@@ -41,7 +41,7 @@ def drift_loss(ax, at, *, log):
     """
     forward = at[~at["reversed"]]
     for method in methods_of(forward):
-        runs, style = forward[forward["method"] == method], METHOD_STYLE[method]
+        runs, style = forward[forward["method"] == method], method_style(method)
         n = runs["order"].nunique()
         for i, (_, run) in enumerate(runs.sort_values("edits").groupby("order")):
             look = {"color": style["color"], "linewidth": 1.8 if n == 1 else 0.8, "alpha": 1 if n == 1 else 0.6}
@@ -70,7 +70,7 @@ def tasks(ax, lasts):
             if group.empty:
                 continue
             half = intervals.summary(group["half"], rng, statistic=np.median)
-            y, style = row + 0.7 * ((place + 0.5) / len(names) - 0.5), METHOD_STYLE[method]
+            y, style = row + 0.7 * ((place + 0.5) / len(names) - 0.5), method_style(method)
             low, mean, high = (min(x, end) for x in (half.low, half.mean, half.high))
             if half.n > 1:
                 ax.plot([low, high], [y, y], color=style["color"], linewidth=2.5, alpha=0.4)
@@ -91,7 +91,7 @@ def reversal(ax, pairs):
         pairs: see `paired.reversals`; may be empty.
     """
     for method in methods_of(pairs):
-        style = METHOD_STYLE[method]
+        style = method_style(method)
         for i, row in enumerate(pairs[pairs["method"] == method].itertuples()):
             look = {"color": style["color"], "marker": style["marker"], "linestyle": style["linestyle"]}
             recalls = [100 * row.along_forward, 100 * row.along_reversed]

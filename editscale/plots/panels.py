@@ -8,11 +8,11 @@ from editscale.analysis import intervals
 from editscale.analysis.rows import groups, require
 from editscale.columns import RUN
 from editscale.plots.style import (
-    METHOD_STYLE,
     MOST_POINTS,
     any_several,
     contexts_label,
     marker_places,
+    method_style,
     methods_of,
     n_orders,
     orders_label,
@@ -58,7 +58,7 @@ def proficiency(ax, rows: pd.DataFrame, metric: str, *, bucket: int = 5, window:
         columns = {"metric": metric, "edits": bucket * np.arange(len(values)), "bucket_mean": values}
         plotted.append(pd.DataFrame({**run, **columns, "moving_mean": trailing_mean(values, window)}))
         if not any_several(rows):
-            color = METHOD_STYLE[run["method"]]["color"]
+            color = method_style(run["method"])["color"]
             ax.plot(columns["edits"], values, color=color, linewidth=0.7, alpha=0.5, label="_bucket means")
     plotted = stacked(plotted)
     lines(ax, plotted, "moving_mean", label=f"{metric} (%)", single=False)
@@ -149,7 +149,7 @@ def points(ax, rows: pd.DataFrame, x: str, y: str, *, label: str, other: str, jo
     full, few = {"s": 26, "alpha": 0.8}, len(rows) <= MOST_POINTS
     dots = full if few else {"s": 7, "alpha": 0.4, "linewidths": 0}
     for method in methods_of(rows):
-        of, style = rows[rows["method"] == method], METHOD_STYLE[method]
+        of, style = rows[rows["method"] == method], method_style(method)
         look = {"color": style["color"], "marker": style["marker"]}
         ax.scatter(of[x], of[y], **look, **dots, label=method if few else "_points")
         if not few:
@@ -176,10 +176,10 @@ def contexts(ax, rows: pd.DataFrame, jump: float) -> None:
     named = rows.assign(choice=[contexts_label(*pair) for pair in zip(rows["contexts"], rows["seed"], strict=True)])
     choices = list(named["choice"].unique())
     for flagged in (False, True):
-        color, width = (METHOD_STYLE[method]["color"], 1.2) if flagged else ("0.7", 0.8)
+        color, width = (method_style(method)["color"], 1.2) if flagged else ("0.7", 0.8)
         sizes = named[named["flagged"] == flagged].pivot(index="choice", columns="case_id", values="times_ordinary")
         for line in sizes.reindex(choices).to_numpy().T if len(sizes) else ():
-            ax.plot(choices, line, color=color, linewidth=width, alpha=0.7, marker=METHOD_STYLE[method]["marker"], ms=4)
+            ax.plot(choices, line, color=color, linewidth=width, alpha=0.7, marker=method_style(method)["marker"], ms=4)
     ax.axhline(jump, linestyle="--", color="gray")
     ax.set(yscale="log", xlabel="contexts of the edit", ylabel="‖ΔW‖ over that of an ordinary fact", title=method)
     ax.margins(x=0.1)
@@ -214,9 +214,9 @@ def survival(ax, curves: pd.DataFrame) -> pd.DataFrame:
         Columns method, edits (the age) and survival, low and high in percent.
     """
     for method in methods_of(curves):
-        curve, color = curves[curves["method"] == method], METHOD_STYLE[method]["color"]
+        curve, color = curves[curves["method"] == method], method_style(method)["color"]
         age, (survival, low, high) = curve["age"], (100 * curve[name] for name in ("survival", "low", "high"))
-        ax.step(age, survival, where="post", color=color, linestyle=METHOD_STYLE[method]["linestyle"], label=method)
+        ax.step(age, survival, where="post", color=color, linestyle=method_style(method)["linestyle"], label=method)
         ax.fill_between(age, low, high, step="post", color=color, alpha=0.15, linewidth=0)
     ax.set(xlabel="age of the edit, in edits since its own", ylabel="facts never missed (%)", ylim=(-3, 103))
     percent = curves[["survival", "low", "high"]] * 100
@@ -233,7 +233,7 @@ def histogram(ax, histogram: pd.DataFrame, *, label: str) -> None:
     for method in methods_of(histogram):
         for backward, group in histogram[histogram["method"] == method].groupby("reversed"):
             orders, bins = group["order"].unique(), group.groupby(["low", "high"], as_index=False)["facts"].mean()
-            many, style = len(orders) > 1, METHOD_STYLE[method]
+            many, style = len(orders) > 1, method_style(method)
             ax.stairs(
                 bins["facts"],
                 [*bins["low"], bins["high"].iloc[-1]],
@@ -258,10 +258,10 @@ def regions(ax, regions: pd.DataFrame, inflections: pd.DataFrame) -> None:
     """
     for row in regions[regions["label"] == "catastrophic"].itertuples():
         if n_orders(inflections, {"method": row.method, "reversed": row.reversed}) == 1:
-            ax.axvspan(row.start, row.stop, color=METHOD_STYLE[row.method]["color"], alpha=0.12, linewidth=0)
+            ax.axvspan(row.start, row.stop, color=method_style(row.method)["color"], alpha=0.12, linewidth=0)
     found = inflections[inflections["found"].isin(["bend", "jump"])]
     for place, (_, rows) in enumerate(found.groupby(["method", "reversed"], sort=False)):
-        color, height = METHOD_STYLE[rows["method"].iloc[0]]["color"], -8 - 5 * place
+        color, height = method_style(rows["method"].iloc[0])["color"], -8 - 5 * place
         bar = {"color": color, "solid_capstyle": "butt", "alpha": 1 if len(rows) == 1 else 0.35}
         for row in rows.itertuples():
             ax.plot([row.low, row.high], [height, height], linewidth=2.5, label="_interval", **bar)
@@ -337,7 +337,7 @@ def updates(ax, rows: pd.DataFrame, *, window: int = 0) -> pd.DataFrame:
 
 
 def _runs(rows: pd.DataFrame, column: str, *keys: str):
-    """(run, its rows by edits) for each method in the order of METHOD_STYLE, forward before reversed.
+    """(run, its rows by edits) for each method in the order of `methods_of`, forward before reversed.
 
     Within a run, `edits` and `keys` name a row."""
     require(rows, (*RUN, "edits", *keys, column), "what is drawn")

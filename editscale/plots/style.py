@@ -2,6 +2,9 @@
 
 `plt.style.use("editscale.paper")` sets the rest of the look (paper.mplstyle)."""
 
+import hashlib
+import itertools
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -15,19 +18,30 @@ METHOD_STYLE = {
     "rome-multi": {"color": "#ca9161", "marker": "h", "linestyle": (0, (4, 1.5, 1, 1.5, 1, 1.5))},
     "ft-c": {"color": "#949494", "marker": "X", "linestyle": ":"},
 }
+# Looks of methods of one's own, which take one each by their names.
+_COLORS = ("#cc78bc", "#fbafe4", "#ece133", "#56b4e9")
+_MARKERS, _LINES = ("*", "P", "v", "<", ">", "p", "d"), ((0, (1, 1)), (0, (8, 2)), (0, (3, 1, 1, 1, 1, 1)))
 MOST_POINTS = 400  # of one line; more cannot be seen, and make large files
 
 
+def method_style(method: str) -> dict:
+    """Color, marker and line of a method; of one that METHOD_STYLE lacks, always the same ones, that it has not."""
+    if method in METHOD_STYLE:
+        return METHOD_STYLE[method]
+    place = int(hashlib.sha256(method.encode()).hexdigest(), 16)
+    looks = itertools.product(_COLORS, _MARKERS, _LINES)
+    color, marker, line = list(looks)[place % (len(_COLORS) * len(_MARKERS) * len(_LINES))]
+    return {"color": color, "marker": marker, "linestyle": line}
+
+
 def methods_of(rows: pd.DataFrame) -> list[str]:
-    """The methods of a table in the order of METHOD_STYLE."""
-    unknown = sorted(set(rows["method"]) - set(METHOD_STYLE))
-    if unknown:
-        raise ValueError(f"no style for {', '.join(unknown)}; give it one in plots.style.METHOD_STYLE")
-    return [name for name in METHOD_STYLE if name in set(rows["method"])]
+    """The methods of a table in the order of METHOD_STYLE, then others by name."""
+    there = set(rows["method"])
+    return [name for name in METHOD_STYLE if name in there] + sorted(there - set(METHOD_STYLE))
 
 
 def run_style(run: dict) -> dict:
-    style = METHOD_STYLE[run["method"]]
+    style = method_style(run["method"])
     return style | {"markerfacecolor": "white"} if run["reversed"] else style
 
 
