@@ -33,3 +33,8 @@ def harmonic_half_width(scores, half_widths):
         return 0.0
     s = harmonic_score(*scores)
     return math.hypot(*(s**2 / len(scores) * half / score**2 for score, half in zip(scores, half_widths, strict=True)))
+
+
+def method_label(name):
+    """What tables, figures and folders call a method: its name; of one's own, "my_module:rome_clip", rome-clip."""
+    return name.rpartition(":")[2].replace("_", "-").lower() if ":" in name else name

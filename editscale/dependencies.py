@@ -1,24 +1,30 @@
 """What a result rests on: the modules that its code imports, one through another, and the data files they name.
 
 One mechanism for three uses: the fingerprint of a ledger, the graph of notebooks, and the code identity of figures.
-Words do not count: docstrings, comments and blank lines may change without changing an identity.
+Words do not count: docstrings, comments and blank lines may change without changing an identity. Code of one's own
+counts like that of the package, and packages that are installed do not, but for those with a method (`METHODS`).
 """
 
 import ast
 import functools
 import hashlib
+import importlib.metadata
+import importlib.util
 import io
 import json
+import sysconfig
 import tokenize
 from pathlib import Path
 
 from editscale.files import DATA
 
 PACKAGE = Path(__file__).resolve().parent
+_INSTALLED = ("stdlib", "platstdlib", "purelib", "platlib")
+METHODS = "editscale.methods"  # group of the entry points by which an installed package offers editing methods
 
 
 def closure(code, package=PACKAGE):
-    """The files of the package that Python `code` rests on: modules, `__init__` of their packages, and data files.
+    """The files that Python `code` rests on: modules, `__init__` of their packages, and data files of the package.
 
     A data file counts where a module that is imported calls `files.bundled("its name")`. Imports within functions
     count too. Raises ValueError, naming the module, for a relative import, and for a call of `bundled` that does not
@@ -40,7 +46,7 @@ def identity(code, package=PACKAGE):
         content = path.read_bytes()
         if path.suffix == ".py":
             content = without_words(content.decode()).encode()
-        name = path.relative_to(package).as_posix()
+        name = path.relative_to(package).as_posix() if path.is_relative_to(package) else path.name
         total.update(f"{name} {hashlib.sha256(content).hexdigest()}\n".encode())
     return total.hexdigest()
 
@@ -102,8 +108,28 @@ def _mentioned(code, package, where):
             if not node.keywords:  # counts=False
                 data.add(package / DATA / node.args[0].value)
     files = set()
-    for parts in (name.split(".")[1:] for name in names if name.split(".")[0] == "editscale"):
-        # Importing a module runs the __init__ of each package above it.
-        files |= {package.joinpath(*parts[:n], "__init__.py") for n in range(len(parts) + 1)}
-        files.add(package.joinpath(*parts).with_suffix(".py"))
+    for top, *parts in (name.split(".") for name in names):
+        folder = package if top == "editscale" else _own(top)
+        if folder is not None and folder.suffix == ".py":
+            files.add(folder)
+        elif folder is not None:
+            # Importing a module runs the __init__ of each package above it.
+            files |= {folder.joinpath(*parts[:n], "__init__.py") for n in range(len(parts) + 1)}
+            files.add(folder.joinpath(*parts).with_suffix(".py"))
     return frozenset(file for file in files if file.is_file()) | data
+
+
+def _own(top):
+    """File or folder of a top-level module that is neither Python's nor installed, but for methods; else None."""
+    try:
+        spec = importlib.util.find_spec(top)
+    except (ImportError, ValueError):  # __main__ has none
+        return None
+    if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
+        return None
+    path = Path(spec.origin).resolve()
+    installed = any(path.is_relative_to(Path(sysconfig.get_path(kind)).resolve()) for kind in _INSTALLED)
+    offered = (entry.module.split(".")[0] for entry in importlib.metadata.entry_points(group=METHODS))
+    if installed and top not in offered:
+        return None
+    return path.parent if spec.submodule_search_locations else path

@@ -9,7 +9,7 @@ from test_rome import moment
 from test_sequence import CONTEXTS, FACTS
 from test_sequence import PARAMS as OF_METHODS
 
-from editscale.editing import editors, updates
+from editscale.editing import editors, modules, updates
 
 PARAMS = Path(__file__).parents[1] / "params"
 GOOD = (PARAMS / "rome" / "gpt2-xl.yaml").read_text()
@@ -17,7 +17,7 @@ GOOD = (PARAMS / "rome" / "gpt2-xl.yaml").read_text()
 
 @pytest.mark.parametrize(
     "path",
-    sorted(p for name in editors.MODULES for p in PARAMS.glob(f"{name}/*.yaml")),
+    sorted(p for name in modules.MODULES for p in PARAMS.glob(f"{name}/*.yaml")),
     ids=lambda p: f"{p.parent.name} {p.stem}",
 )
 def test_every_shipped_file_is_read_and_every_line_says_its_source(path):

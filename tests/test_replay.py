@@ -13,7 +13,7 @@ from safetensors import safe_open
 from tools.crashtest import Sequence
 
 from editscale.__main__ import main
-from editscale.editing import editors
+from editscale.editing import editors, modules
 from editscale.models import loading
 from editscale.sequences import past_runs, replay, sequence
 from editscale.workflow import provenance
@@ -120,7 +120,7 @@ def test_leaving_out_the_last_edits_is_the_run_itself(run):
 
 def test_where_updates_do_not_depend_on_the_order_another_sequence_needs_no_asking(run, tmp_path, monkeypatch):
     method = run.parameters["method"]
-    methods = importlib.import_module(editors.MODULES[method]).METHODS
+    methods = importlib.import_module(modules.MODULES[method]).METHODS
     monkeypatch.setitem(methods, method, replace(methods[method], order_free=True))
     replay.check_sequence(method, [1, 3, 4], False)
     card = (replay.save(run, [1, 3, 4], tmp_path / "edited") / "README.md").read_text()
@@ -129,7 +129,7 @@ def test_where_updates_do_not_depend_on_the_order_another_sequence_needs_no_aski
 
 def test_no_built_in_method_makes_the_same_update_whatever_was_edited_before(run):
     """`order_free` says what is so: the second edit, made on the unedited model, is another one."""
-    assert not any(editors.method(name).order_free for name in editors.MODULES)
+    assert not any(editors.method(name).order_free for name in modules.MODULES)
     of = Sequence(run.lm, run.parameters["method"], 4)
     (alone,) = editors.edit_each(of.editing, run.lm, [of.facts[1]])
     recorded = run.ledger.updates(2)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from editscale.columns import COLUMNS, KINDS, RUN, harmonic_score
+from editscale.columns import COLUMNS, KINDS, RUN, harmonic_score, method_label
 from editscale.metrics import drift
 
 NOTEBOOKS = {".": "02a", "recall": "03a", "downstream": "04a"}  # what writes each folder of a run
@@ -25,7 +25,7 @@ def edits_table(ledger, method, order, reverse):
     """One row per edit: what was edited, how the optimization went, scores right after the edit."""
     rows = [
         {
-            "method": method,
+            "method": method_label(method),
             "order": order,
             "reversed": reverse,
             "edits": row["edit"],
@@ -39,7 +39,7 @@ def edits_table(ledger, method, order, reverse):
 def unedited_table(ledger, method, order, reverse):
     """One row per fact of the sequence: its scores on the unedited model, in the order of the edits."""
     rows = [
-        {"method": method, "order": order, "reversed": reverse, "edits": i, **row}
+        {"method": method_label(method), "order": order, "reversed": reverse, "edits": i, **row}
         for i, row in enumerate(ledger.unedited(), start=1)
     ]
     return numeric(pd.DataFrame(rows))
@@ -47,14 +47,13 @@ def unedited_table(ledger, method, order, reverse):
 
 def drift_table(ledger, method, order, reverse):
     """One row per edit and edited layer: norms of `drift.of_ledger`."""
-    rows = [{"method": method, "order": order, "reversed": reverse, **row} for row in drift.of_ledger(ledger)]
-    return numeric(pd.DataFrame(rows))
+    return of_run(drift.of_ledger(ledger), {"method": method_label(method), "order": order, "reversed": reverse})
 
 
 def timing_table(rows, method, order, reverse):
     """One row per edit with its seconds, from what `ledger.read_timing` gives; edits without a time have none."""
     rows = [{"edits": row["edit"], "seconds": row["seconds"]} for row in rows]
-    return of_run(rows, {"method": method, "order": order, "reversed": reverse})
+    return of_run(rows, {"method": method_label(method), "order": order, "reversed": reverse})
 
 
 def numeric(table):

@@ -1,11 +1,13 @@
-"""The editing methods by name. A new one is a line in data/methods.yaml and a `Method` in METHODS of its module."""
+"""The editing methods by name: those of the package (data/methods.yaml), and one's own (`modules`)."""
 
 import importlib
-from dataclasses import dataclass, field, fields
+import typing
+from dataclasses import dataclass, field, fields, is_dataclass
+from functools import partial
 from pathlib import Path
 
-from editscale.editing import context_sampling, moments, updates
-from editscale.editing.modules import MODULES
+from editscale.editing import context_sampling, modules, moments, updates
+from editscale.editing.method import Method
 from editscale.models import stacks
 
 SUMMARY = ("steps", "loss_first", "loss_last", "nll_last", "kl_last", "delta_norm", "init_norm", "denominator")
@@ -13,10 +15,66 @@ TOGETHER = 16  # facts that are edited or scored together where they do not depe
 
 
 def method(name):
-    """The `Method` of this name. Raises ValueError that lists all methods."""
-    if name not in MODULES:
-        raise ValueError(f"unknown method {name!r}; the methods are {', '.join(MODULES)} (editscale/data/methods.yaml)")
-    return importlib.import_module(MODULES[name]).METHODS[name]
+    """The `Method` of a name (see `modules`).
+
+    Raises ValueError that lists the methods, or says what is wrong with the module or function that the name names.
+    """
+    if name in modules.REGISTERED:
+        return modules.REGISTERED[name][0]
+    found = modules.located(name)
+    if found is None:
+        known = ", ".join([*modules.MODULES, *modules.REGISTERED])
+        raise ValueError(
+            f"unknown method {name!r}; the methods are {known}, or one's own: my_module:function, or what "
+            "editors.register was given in this notebook"
+        )
+    module, function = found
+    try:
+        home = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name != module.split(".")[0]:
+            raise
+        raise ValueError(
+            f"method {name!r}: there is no module {module}; put {module}.py into the folder where this runs (notebooks "
+            "run in the repository's root), or install it"
+        ) from None
+    if not function:
+        return home.METHODS[name]
+    if not hasattr(home, function):
+        raise ValueError(f"method {name!r}: {home.__file__} has no {function}")
+    return as_method(getattr(home, function))
+
+
+def as_method(function):
+    """The `Method` that a function is: (lm, facts, params: Params, contexts, factors) -> [Edit, …], see `Method.edit`.
+
+    A `Method` is itself. Raises ValueError unless `params` is annotated with the dataclass of the hyper-parameters.
+    """
+    if isinstance(function, Method):
+        return function
+    kind = typing.get_type_hints(function).get("params") if callable(function) else None
+    if not is_dataclass(kind):
+        raise ValueError(
+            f"{function!r} is no editing method: a Method, or a function of (lm, facts, params, contexts, factors) "
+            "whose params are annotated with a dataclass of hyper-parameters, such as rome.RomeParams"
+        )
+    return Method(kind, function)
+
+
+def register(name, function):
+    """Let this process know a function or `Method` as an editing method: it gets ledger, scores, figures and a color.
+
+    To name it in a grid or on a command line, keep it in a file and name it "my_module:function". Registering a name
+    again takes the place of what it was. Raises ValueError for the name of a method of the package.
+    """
+    if ":" in name or name in modules.MODULES:
+        raise ValueError(f"{name!r} cannot name a method of one's own: small letters, digits, hyphens, not yet taken")
+    modules.check_name(name)
+    made = as_method(function)
+    code = made.edit
+    while isinstance(code, partial):
+        code = code.func
+    modules.REGISTERED[name] = made, code
 
 
 def same_kind(names):

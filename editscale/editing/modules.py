@@ -1,17 +1,84 @@
-"""Which module holds each editing method. They are named, not imported: an edit rests on those of its own method."""
+"""What holds each editing method: a module of the package, or code of one's own.
+
+A method is named by data/methods.yaml; or as "my_module:function", code beside or outside the package; or by an entry
+point of group `editscale.methods` of an installed package; or by what `editors.register` was given. It is named here,
+not imported: an edit rests on the code of its own method.
+"""
+
+import ast
+import importlib.metadata
+import inspect
+import re
+import textwrap
 
 import yaml
 
+from editscale import dependencies
+from editscale.columns import method_label
 from editscale.files import bundled
 
 MODULES = yaml.safe_load(bundled("methods.yaml", counts=False).read_text(encoding="utf-8"))
+REGISTERED = {}  # name ↦ (function or `Method`, the function whose code it is), of this process
+
+
+def check_name(name):
+    """Raise ValueError for what cannot name a method, and for one's own method called like one of the package."""
+    found = method_label(name)
+    if not re.fullmatch(r"[a-z0-9][a-z0-9-]*", found):
+        raise ValueError(f"{name!r} is no name of a method: letters, digits and hyphens, or my_module:function")
+    if ":" in name and found in MODULES:
+        raise ValueError(f"{name} would be called {found}, which is a method of editscale; give it another name")
+
+
+def located(name):
+    """The module of a method and the name in it, "" where it is the module's METHODS[name]; None if there is none.
+
+    Raises ValueError as `check_name` does.
+    """
+    if name in MODULES:
+        return MODULES[name], ""
+    check_name(name)
+    if ":" not in name:
+        offered = importlib.metadata.entry_points(group=dependencies.METHODS, name=name)
+        name = next((entry.value for entry in offered), "")
+    module, _, function = name.partition(":")
+    return (module, function) if function else None
+
+
+def code_of(name):
+    """Python code that says what a method's edits rest on: an import of its module, or what was registered."""
+    if name in REGISTERED:
+        return _source(REGISTERED[name][1])
+    found = located(name)
+    return f"import {found[0]}\n" if found else ""
 
 
 def used_by(parameters):
     """The modules of the methods that a notebook's parameters name, sorted.
 
     These are `method`, or those of `methods`, where none means all; no modules without either parameter. Unknown names
-    are left to `editors.method`.
+    are left to `editors.method`, registered ones are code of the notebook itself.
     """
     names = parameters.get("methods", []) or MODULES if "methods" in parameters else [parameters.get("method")]
-    return sorted({MODULES[name] for name in names if name in MODULES})
+    found = [located(name) for name in names if name and name not in REGISTERED]
+    return sorted({place[0] for place in found if place})
+
+
+def _source(function, seen=()):
+    """Source of a function with what else it names: sources from the same file or notebook, imports of all others."""
+    code = textwrap.dedent(inspect.getsource(function))
+    names = sorted({node.id for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Name)})
+    parts, seen = [code], {*seen, function}
+    for name, value in ((name, function.__globals__[name]) for name in names if name in function.__globals__):
+        home = getattr(value, "__module__", None)
+        if inspect.ismodule(value):
+            parts.append(f"import {value.__name__}\n")
+        elif home not in (None, function.__module__):
+            parts.append(f"import {home}\n")
+        elif inspect.isfunction(value):
+            parts += [] if value in seen else [_source(value, seen)]
+        elif inspect.isclass(value):
+            parts.append(textwrap.dedent(inspect.getsource(value)))
+        elif not callable(value):
+            parts.append(f"{name} = {value!r}\n")
+    return "".join(parts)

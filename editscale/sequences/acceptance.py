@@ -11,7 +11,7 @@ import random
 import numpy as np
 import pandas as pd
 
-from editscale.columns import ACCEPTANCE, KINDS, harmonic_half_width, harmonic_score
+from editscale.columns import ACCEPTANCE, KINDS, harmonic_half_width, harmonic_score, method_label
 from editscale.data.orders import ORDER_SEED
 from editscale.editing import editors, updates
 from editscale.metrics import drift, scoring
@@ -108,7 +108,7 @@ def single_rows(lm, facts, editing):
         return scoring.fact_scores(scoring.score_facts(lm, [fact])[0])
 
     scored = editors.each_alone(editing, lm, facts, scores)
-    return score_rows(scored, part="single edits", method=editing.method, edits=1)
+    return score_rows(scored, part="single edits", method=method_label(editing.method), edits=1)
 
 
 def sequence_rows(lm, facts, editing, at, task, batch_tokens):
@@ -121,7 +121,7 @@ def sequence_rows(lm, facts, editing, at, task, batch_tokens):
             (edit,) = editors.edit_each(editing, lm, [fact])
             if editors.status(edit) == "edited":
                 updates.apply(lm, edit.updates)
-            here = {"method": method, "edits": edits, "n": edits}
+            here = {"method": method_label(method), "edits": edits, "n": edits}
             for layer, weight in original.items():
                 distance = (lm.weight(layer) - weight).double().norm().item() / weight.numel()
                 distances[layer].append(distance)
@@ -143,7 +143,7 @@ def task_rows(lm, task, method, edits, batch_tokens):
     if task is None:
         return []
     found, n = downstream.TaskPrompts(lm, task, batch_tokens=batch_tokens).row(), len(task.examples)
-    here = {"part": "task", "method": method, "edits": edits, "n": n}
+    here = {"part": "task", "method": method_label(method), "edits": edits, "n": n}
     counts = {"correct": round(n * found["accuracy"]), "invalid": round(n * found["invalid"])}
     return [{**here, "metric": f"{task.name} {name}", "value": float(count)} for name, count in counts.items()]
 

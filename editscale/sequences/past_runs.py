@@ -9,6 +9,7 @@ import functools
 from dataclasses import dataclass
 from pathlib import Path
 
+from editscale.columns import method_label
 from editscale.data.orders import in_order, open_set
 from editscale.editing import editors, updates
 from editscale.files import read_json, sha256_file, sha256_json
@@ -44,7 +45,7 @@ class PastRun:
     def key(self):
         """The columns that name a run in every table: method, order, reversed."""
         return {
-            "method": self.parameters["method"],
+            "method": method_label(self.parameters["method"]),
             "order": self.parameters["order"],
             "reversed": self.parameters["reverse"],
         }
@@ -201,11 +202,12 @@ def forward_runs(folders, methods=()):
 
     Raises ValueError if one of them has no forward run.
     """
-    found = {}
+    found, methods = {}, [method_label(method) for method in methods]
     for folder in folders:
         given = record_of(folder)["parameters"]
-        if not given["reverse"] and given["order"] < found.get(given["method"], (float("inf"), ""))[0]:
-            found[given["method"]] = given["order"], folder
+        method = method_label(given["method"])
+        if not given["reverse"] and given["order"] < found.get(method, (float("inf"), ""))[0]:
+            found[method] = given["order"], folder
     for method in methods or found or ["any method"]:
         if method not in found:
             raise ValueError(f"no forward run of {method} among {', '.join(folders)}; runs are of {', '.join(found)}")

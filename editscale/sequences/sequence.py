@@ -12,7 +12,7 @@ import time
 from dataclasses import asdict
 
 from editscale import dependencies
-from editscale.editing import editors, updates, values
+from editscale.editing import editors, modules, updates, values
 from editscale.files import sha256_json
 from editscale.metrics import scoring
 from editscale.models import stacks, tokens
@@ -40,7 +40,7 @@ def fingerprint(lm, editing, together=()):
         "contexts_sha256": sha256_json(editing.contexts),
         "moments_sha256": sha256_json(editing.moments),
         "together": list(together),
-        "code_sha256": dependencies.of_modules(__name__, editors.MODULES[editing.method]),
+        "code_sha256": dependencies.identity(f"import {__name__}\n" + modules.code_of(editing.method)),
     }
 
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
+from editscale.columns import method_label
 from editscale.editing import editors, updates
 from editscale.metrics import generation, scoring
 from editscale.models import decoding, tokens
@@ -138,7 +139,7 @@ def single_edits(lm, facts, editing, texts):
         return [
             {
                 "case_id": fact.case_id,
-                "method": editing.method,
+                "method": method_label(editing.method),
                 "status": status,
                 "layer": layer,
                 "update_norm": norm,

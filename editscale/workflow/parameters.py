@@ -10,6 +10,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from editscale.columns import method_label
+
 TYPES = {"str": str, "int": int, "float": float, "bool": bool, "list": list, "dict": dict}
 
 
@@ -149,11 +151,11 @@ def checked_scale(name: str) -> str:
 
 
 def read_grid(path: str | Path) -> dict[tuple[str, str], dict]:
-    """Runs of a grid file, one line each under `runs`, by (method, sequence).
+    """Runs of a grid file, one line each under `runs`, by (what the method is called, sequence).
 
-    A run has `method`, `hparams` (its YAML file), `order` (of facts) and `reverse`, and may have `n_edits` instead of
-    the scale's and `batch`, see `batches`; its sequence is order-0 or order-0-reversed. ValueError names the line that
-    lacks one of them, has another type or comes twice."""
+    A run has `method` (its name, or my_module:function), `hparams` (its YAML file), `order` (of facts) and `reverse`,
+    and may have `n_edits` instead of the scale's and `batch`, see `batches`; its sequence is order-0 or
+    order-0-reversed. ValueError names the line that lacks one of them, has another type or comes twice."""
     kinds = {"method": str, "hparams": str, "order": int, "reverse": bool}
     optional = {"n_edits": int, "batch": str}
     lines, runs = read_parameters(path).get("runs"), {}
@@ -164,10 +166,11 @@ def read_grid(path: str | Path) -> dict[tuple[str, str], dict]:
         if given != kinds | {name: kind for name, kind in optional.items() if name in given}:
             wanted = ", ".join(f"{name} ({kind.__name__})" for name, kind in kinds.items())
             raise ValueError(f"{path}: a run has {wanted}, not {line}")
-        for name in ("method", "batch"):  # they name folders and files of the scale
-            if not re.fullmatch(r"[a-z0-9][a-z0-9-]*", line.get(name, "x")):
+        named = {"method": method_label(line["method"]), "batch": line.get("batch", "x")}
+        for name, text in named.items():  # they name folders and files of the scale
+            if not re.fullmatch(r"[a-z0-9][a-z0-9-]*", text):
                 raise ValueError(f"{path}: {line[name]!r} is no name of a {name}: small letters, digits and hyphens")
-        run = line["method"], f"order-{line['order']}" + ("-reversed" if line["reverse"] else "")
+        run = named["method"], f"order-{line['order']}" + ("-reversed" if line["reverse"] else "")
         if run in runs:
             raise ValueError(f"{path} lists {' '.join(run)} twice")
         runs[run] = line
