@@ -160,7 +160,8 @@ def test_bad_record_is_refused_with_file_record_and_field(name):
         ({"subject": ""}, "subject is empty"),
         ({"ground_truth": "harp"}, "are both 'harp'"),
         ({"prompt": "{} and Ada Example"}, "2 placeholders"),
-        ({"rephrase_prompt": None}, "rephrase_prompt is None, expected a string"),
+        ({"subject": None}, "missing subject \\(it is null\\)"),
+        ({"rephrase_prompt": 3}, "rephrase_prompt is 3, expected a string"),
     ],
 )
 def test_bad_easyedit_record_is_refused(changes, message):

@@ -1,47 +1,45 @@
-"""Facts to edit: CounterFact records in, `Fact` values out.
+"""Facts to edit: records of a file in, `Fact` values out.
 
-A fact is a subject, a prompt template that holds the subject, the object to write and the true one, and
-the prompts that score the edit. Two file formats are read: CounterFact's own, and EasyEdit's, which
-keeps one paraphrase and one neighborhood prompt per fact.
-
-Sources: CounterFact, Meng et al. 2022 (arXiv:2202.05262, section 3.3), data file of rome.baulab.info;
-EasyEdit, Wang et al. 2023 (arXiv:2308.07269).
+A fact is a subject, a prompt template that holds the subject, the object to write and, where it is known, the true one,
+and the prompts that score the edit. Which files are read: `fact_files`; in which formats: `fact_formats`.
 """
 
 import hashlib
 import http.client
-import json
-import re
 import urllib.request
+import warnings
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from editscale.files import whole_file
+from editscale.data import fact_files, fact_formats
+from editscale.files import sha256_json, whole_file
 
 COUNTERFACT_URL = "https://rome.baulab.info/data/dsets/counterfact.json"
 COUNTERFACT_BYTES = 45_108_470
 COUNTERFACT_SHA256 = "d017056125178a13728594e66a801357a8db9ed7973a7425554bb4271de9fc6f"
-_PROMPT_LISTS = ("paraphrase_prompts", "neighborhood_prompts", "attribute_prompts", "generation_prompts")
-_EASYEDIT_TEXTS = (
-    "prompt", "subject", "target_new", "ground_truth", "rephrase_prompt", "locality_prompt",
-)  # fmt: skip
+_LATER = ("neighborhood_answers", "portability_prompts", "portability_answers")  # fields that older facts lack
+_SHOWN = 5  # refused records that an error names
 
 
 @dataclass(frozen=True)
 class Fact:
-    """One fact to edit, as in CounterFact.
+    """One fact to edit.
 
-    `prompt` is a template with exactly one "{}", where the subject goes. All other prompts are complete
-    strings. The targets carry no leading space. The ids name the objects in the data set's own scheme
-    (Wikidata items in CounterFact) and stay empty where a file has none.
+    `prompt` is a template with exactly one "{}", where the subject goes. All other prompts are complete strings.
+    Targets and answers carry no leading space. `target_true` is empty where no true answer is known. The ids name the
+    objects in the data set's own scheme (Wikidata items in CounterFact) and stay empty where a file has none.
+
+    `neighborhood_answers` are the true answers to the neighborhood prompts, in their order; none at all where that is
+    `target_true` for each. `portability_answers` are what an edited model should answer to the portability prompts,
+    which ask for what follows from the fact.
     """
 
     case_id: int
     subject: str
     prompt: str
     target_new: str
-    target_true: str
+    target_true: str = ""
     relation_id: str = ""
     target_new_id: str = ""
     target_true_id: str = ""
@@ -49,6 +47,9 @@ class Fact:
     neighborhood_prompts: tuple[str, ...] = ()
     attribute_prompts: tuple[str, ...] = ()
     generation_prompts: tuple[str, ...] = ()
+    neighborhood_answers: tuple[str, ...] = ()
+    portability_prompts: tuple[str, ...] = ()
+    portability_answers: tuple[str, ...] = ()
 
     @property
     def rewrite_prompt(self) -> str:
@@ -56,54 +57,52 @@ class Fact:
         before, _, after = self.prompt.partition("{}")
         return before + self.subject + after
 
+    @property
+    def identity(self) -> str:
+        """sha256 of the fact as ledgers name it: of all fields, those that came later only where they are set."""
+        fields = asdict(self)
+        return sha256_json({name: value for name, value in fields.items() if value or name not in _LATER})
+
+
+@dataclass(frozen=True)
+class FactSet:
+    """The facts of a file, and what was understood of it: format and form in words, and notes on what was not read."""
+
+    source: str
+    facts: list[Fact]
+    format: str
+    form: str
+    notes: list[str]
+
 
 def parse(records: list, source: str) -> list[Fact]:
     """Facts in the order of `records`, each checked.
 
-    The first record determines the format of the whole file. Needed in CounterFact's format:
-    `case_id`, `requested_rewrite` (`prompt`, `subject`, `target_new.str`, `target_true.str`),
-    `paraphrase_prompts`, `neighborhood_prompts`; in EasyEdit's: `case_id`, `prompt`, `subject`,
-    `target_new`, `ground_truth`, `rephrase_prompt`, `locality_prompt`. Other fields may be missing.
+    The first record determines the format of the whole file (`fact_formats`). Needed are subject, prompt and the new
+    object; everything else may be missing, or null. Where no record has a case_id, the facts are numbered from 0.
 
     Raises:
         ValueError: names `source` (the file), the record and the field at fault.
     """
-    if not isinstance(records, list):
-        raise ValueError(f"{source} holds a JSON {type(records).__name__}, expected a list of fact records")
-    if not records:
-        raise ValueError(f"{source} holds no records, expected at least one fact")
-    first = records[0]
-    easyedit = isinstance(first, dict) and "requested_rewrite" not in first and "ground_truth" in first
-    read = _from_easyedit if easyedit else _from_counterfact
-    facts = [read(record, f"{source}, record {i}") for i, record in enumerate(records)]
-    for i, fact in enumerate(facts):
-        _check(fact, f"{source}, record {i}")
-    repeated = [case_id for case_id, n in Counter(fact.case_id for fact in facts).items() if n > 1]
-    if repeated:
-        raise ValueError(f"{source}: case_id {repeated[0]} occurs more than once; every fact needs its own")
-    return facts
+    return _fact_set(fact_files.Records("JSON", records, []), source).facts
 
 
 def load(path) -> list[Fact]:
-    """Facts of a JSON file in CounterFact's or EasyEdit's format; see `parse`.
+    """Facts of a file; see `fact_files.read` and `parse`. Warns of fields that are not read.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is truncated, is not JSON, or holds a record that is no valid fact.
+        ValueError: the file is truncated, is not what is read here, or holds a record that is no valid fact.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no facts file {path}; CounterFact: python -m editscale counterfact FOLDER")
-    text = path.read_bytes()
-    try:
-        records = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(
-            f"{path} is not complete JSON ({len(text):,} bytes; {error}); it was probably cut off while it "
-            f"was fetched or copied: delete it and fetch it anew (CounterFact, {COUNTERFACT_BYTES:,} bytes: "
-            "python -m editscale counterfact FOLDER)"
-        ) from error
-    return parse(records, str(path))
+    found = read(path)
+    if found.notes:
+        warnings.warn(f"{found.source}: {'; '.join(found.notes)}", stacklevel=2)
+    return found.facts
+
+
+def read(path) -> FactSet:
+    """The `FactSet` of a file; raises what `load` raises."""
+    return _fact_set(fact_files.read(path), str(path))
 
 
 def download_counterfact(folder) -> Path:
@@ -132,92 +131,57 @@ def download_counterfact(folder) -> Path:
     return path
 
 
-def _from_counterfact(record, where: str) -> Fact:
-    _require(record, ("case_id", "requested_rewrite", "paraphrase_prompts", "neighborhood_prompts"), where)
-    rewrite = record["requested_rewrite"]
-    _require(rewrite, ("prompt", "subject", "target_new", "target_true"), f"{where}, requested_rewrite")
-    new, true = rewrite["target_new"], rewrite["target_true"]
-    _require(new, ("str",), f"{where}, requested_rewrite.target_new")
-    _require(true, ("str",), f"{where}, requested_rewrite.target_true")
-    lists = {name: record.get(name, []) for name in _PROMPT_LISTS}
-    for name, prompts in lists.items():
-        if not isinstance(prompts, list):
-            raise ValueError(f"{where}: {name} is {prompts!r}, expected a list of strings")
-    return Fact(
-        case_id=record["case_id"],
-        subject=rewrite["subject"],
-        prompt=rewrite["prompt"],
-        target_new=new["str"],
-        target_true=true["str"],
-        relation_id=rewrite.get("relation_id", ""),
-        target_new_id=new.get("id", ""),
-        target_true_id=true.get("id", ""),
-        **{name: tuple(prompts) for name, prompts in lists.items()},
-    )
-
-
-def _from_easyedit(record, where: str) -> Fact:
-    _require(record, ("case_id", *_EASYEDIT_TEXTS), where)
-    for name in _EASYEDIT_TEXTS:
-        _check_string(record[name], name, where)
-    subject, prompt = record["subject"], record["prompt"]
-    if not subject.strip():
-        raise ValueError(f"{where}: subject is empty")
-    start, n_places = prompt.find(subject), prompt.count(subject)
-    if n_places > 1:  # as whole words it may occur once: Ana in "In Anatolia Ana plays"
-        places = [m.start() for m in re.finditer(rf"(?<!\w){re.escape(subject)}(?!\w)", prompt)]
-        start, n_places = (places[0], 1) if len(places) == 1 else (start, n_places)
-    if n_places != 1:  # of two places, either may be meant: a guess could edit another statement
+def _fact_set(found, source):
+    records = found.records
+    if not isinstance(records, list):
+        raise ValueError(f"{source} holds a JSON {type(records).__name__}, expected a list of fact records")
+    if not records:
+        raise ValueError(f"{source} holds no records, expected at least one fact")
+    form = fact_formats.known_format(records[0])
+    facts, numbered, notes, refused = [], [], Counter(), {}
+    for i, record in enumerate(records):
+        place = found.places[i] if found.places else f"record {i}"
+        try:
+            read_facts, said = fact_formats.read(record, form, f"{source}, {place}")
+            for where, fields, names in read_facts:
+                facts.append(_checked({"case_id": len(facts)} | fields, names, where))
+                numbered += [place] if "case_id" in fields else []
+        except ValueError as error:
+            refused[place] = str(error)
+        else:
+            notes.update(set(said))
+    if refused:
+        first, *others = refused
+        more = f"; refused too: {', '.join(others[:_SHOWN])}{' …' if others[_SHOWN:] else ''} ({len(others)} more)"
+        raise ValueError(refused[first] + (more if others else ""))
+    if form == "MQuAKE" and len(numbered) < len(facts):  # an instance of several rewrites has one number for all
+        facts = [replace(fact, case_id=i) for i, fact in enumerate(facts)]
+    elif 0 < len(numbered) < len(facts):
+        n = len(facts) - len(numbered)
         raise ValueError(
-            f"{where}: prompt {prompt!r} holds the subject {subject!r} {n_places} times, expected once; "
-            "give this fact in CounterFact's format, with {} in place of the subject"
+            f"{source}: {numbered[0]} has a case_id and {n} others have none; give every fact one, or none"
         )
-    return Fact(
-        case_id=record["case_id"],
-        subject=subject,
-        prompt=prompt[:start] + "{}" + prompt[start + len(subject) :],
-        target_new=record["target_new"],
-        target_true=record["ground_truth"],
-        paraphrase_prompts=(record["rephrase_prompt"],),
-        neighborhood_prompts=(record["locality_prompt"],),
-    )
+    repeated = [case_id for case_id, n in Counter(fact.case_id for fact in facts).items() if n > 1]
+    if repeated:
+        raise ValueError(f"{source}: case_id {repeated[0]} occurs more than once; every fact needs its own")
+    counted = [f"{note} ({n:,} of {len(records):,} records)" for note, n in notes.items()]
+    return FactSet(source, facts, form, found.form, counted)
 
 
-def _require(record, fields: tuple[str, ...], where: str) -> None:
-    if not isinstance(record, dict):
-        raise ValueError(f"{where} is a JSON {type(record).__name__}, expected an object")
-    missing = [name for name in fields if name not in record]
-    if missing:
-        raise ValueError(
-            f"{where}: missing {', '.join(missing)} (fields there: {', '.join(record)}); expected the format "
-            "of CounterFact, or that of EasyEdit with ground_truth"
-        )
-
-
-def _check_string(value, name: str, where: str) -> None:
-    if not isinstance(value, str):
-        raise ValueError(f"{where}: {name} is {value!r}, expected a string")
-    if any("\ud800" <= character <= "\udfff" for character in value):
-        raise ValueError(f"{where}: {name} {value!r} holds half of a surrogate pair, which is no text")
-
-
-def _check(fact: Fact, where: str) -> None:
-    if type(fact.case_id) is not int:
-        raise ValueError(f"{where}: case_id is {fact.case_id!r}, expected an integer")
-    where = f"{where} (case_id {fact.case_id})"
-    for name, value in vars(fact).items():
-        if name in _PROMPT_LISTS:
-            for i, prompt in enumerate(value):
-                _check_string(prompt, f"{name}[{i}]", where)
-        elif name != "case_id":
-            _check_string(value, name, where)
-    for name in ("subject", "target_new", "target_true"):
-        value = getattr(fact, name)
-        if not value.strip():
-            raise ValueError(f"{where}: {name} is empty")
-        # Prompts and scores put the one space themselves; a second one would change the tokens.
-        if value != value.strip():
-            raise ValueError(f"{where}: {name} {value!r} starts or ends with a space; take it away")
+def _checked(fields, names, where: str) -> Fact:
+    """The `Fact` of these fields, once they hold what they should; `names` are those of the fields in the file."""
+    if type(fields["case_id"]) is not int:
+        raise ValueError(f"{where}: case_id is {fields['case_id']!r}, expected an integer")
+    where = f"{where} (case_id {fields['case_id']})"
+    for field, value in fields.items():
+        name = names.get(field, field)
+        if isinstance(value, tuple):
+            for i, text in enumerate(value):
+                _check_text(text, f"{name}[{i}]", where, edges=field.endswith("_answers"))
+        elif field != "case_id":
+            edges = field in ("subject", "target_new", "target_true")
+            _check_text(value, name, where, edges=edges, empty=field.endswith("_id"))
+    fact = Fact(**fields)
     if fact.prompt.count("{}") != 1:
         raise ValueError(
             f"{where}: prompt {fact.prompt!r} has {fact.prompt.count('{}')} placeholders, expected exactly "
@@ -225,6 +189,17 @@ def _check(fact: Fact, where: str) -> None:
         )
     if fact.target_new == fact.target_true:
         raise ValueError(f"{where}: target_new and target_true are both {fact.target_new!r}")
+    return fact
+
+
+def _check_text(value, name, where, *, edges=False, empty=False):
+    """Raise ValueError unless a value is a text, not empty and, with `edges`, without spaces around it."""
+    fact_formats.check_text(value, name, where)
+    if not empty and not value.strip():
+        raise ValueError(f"{where}: {name} is empty ({value!r}); give a text, or leave it out where it may be missing")
+    # Prompts and scores put the one space themselves; a second one would change the tokens.
+    if edges and value != value.strip():
+        raise ValueError(f"{where}: {name} {value!r} starts or ends with a space; take it away")
 
 
 def _check_published(path, what: str, remedy: str) -> None:
