@@ -56,7 +56,7 @@ _NO_ANSWER = "<|endoftext|>"  # stands for no true answer in kmeng01/memit
 
 
 def plain_name(name):
-    """A field's name as `NAMES` has it, however a table spells it: "Target New", "neighbour-answers"."""
+    """A field's name as `NAMES` has it, however a table writes it: "Target New", or with British spelling."""
     return re.sub(r"[\s-]+", "_", str(name).strip().lower()).replace("bour", "bor")
 
 

@@ -16,7 +16,7 @@ N_ORDERS = 10
 
 
 def open_set(source: str) -> list[Fact]:
-    """The facts that a notebook's `fact_set` names: "atlas" for AtlasFacts, or the path of a JSON file."""
+    """The facts that a notebook's `fact_set` names: "atlas" for AtlasFacts, or the path of a file of facts."""
     if source == "atlas":
         from editscale.data import atlas
 

@@ -221,7 +221,7 @@ def scores(texts, attribute_texts=()):
 def teacher_forced_texts(lm, fact):
     """What the model would say next at every token of a fact's scored prompts: one text per prompt, for `word_entropy`.
 
-    The prompts are the rewrite, paraphrase and neighborhood prompts (1 + 2 + 10 in CounterFact), and a text holds the
+    The prompts are those of `scoring.prompts_of` (1 + 2 + 10 in CounterFact), and a text holds the
     most probable next token at each of their places. One forward, in which attention carries a NaN from any token to
     all: if a logit is NaN or infinite, all texts are empty. As in scalable-model-editing/rebuilding-rome
     `experiments/disable_edits_plots.py`.

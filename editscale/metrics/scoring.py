@@ -11,11 +11,17 @@ negative log-likelihood, in nats, of the tokens of " " + o after x; lower is mor
 
 `*_magnitude` is the mean of exp(−NLL) of the wanted object minus that of the other (EM, PM, NM); `*_accuracy` asks that
 every token of the wanted object be the model's first choice given the ones before it. Ties and NaN count as failure.
+
+The true object of a neighborhood prompt is its own answer where the fact has one. A fact may have no true object: what
+compares with it is then missing (NaN), and no failure. Portability prompts have an answer of their own and no other
+object: their accuracy, and the mean of exp(−NLL) as their magnitude.
 """
 
+import itertools
+import math
 from dataclasses import dataclass
 
-from editscale.columns import KINDS
+from editscale.columns import KINDS, PORTABILITY
 from editscale.models import hidden_states, tokens
 from editscale.models.hidden_states import BATCH_TOKENS
 
@@ -24,40 +30,60 @@ COLUMNS = tuple(kind + suffix for suffix in ("", "_magnitude", "_accuracy") for 
 
 @dataclass(frozen=True)
 class PromptScore:
-    """NLL of both objects after one prompt (nats per token), and whether each is the model's greedy continuation."""
+    """NLL of both objects after one prompt (nats per token), and whether each is the model's greedy continuation.
 
-    nll_new: float
-    nll_true: float
-    correct_new: bool
-    correct_true: bool
+    None for an object that there is not; of a portability prompt the answer is the new object.
+    """
+
+    nll_new: float | None
+    nll_true: float | None
+    correct_new: bool | None
+    correct_true: bool | None
 
 
 def prompts_of(fact):
-    """The prompts that score a fact, by kind."""
-    return {
+    """The prompts that score a fact, by kind; portability only where it has such prompts."""
+    by_kind = {
         "efficacy": (fact.rewrite_prompt,),
         "paraphrase": fact.paraphrase_prompts,
         "neighborhood": fact.neighborhood_prompts,
     }
+    return by_kind | ({PORTABILITY: fact.portability_prompts} if fact.portability_prompts else {})
+
+
+def without_true(facts):
+    """A sentence on which scores are missing because facts have no true object, or "" if all have one."""
+    n = sum(not fact.target_true for fact in facts)
+    words = (
+        f"{n} of {len(facts)} facts have no true answer: what compares with it is missing for them (efficacy and "
+        "paraphrase, neighborhood without answers of its own, and their magnitudes); efficacy_accuracy is there"
+    )
+    return words if n else ""
 
 
 def fact_scores(by_kind):
-    """One row of COLUMNS for a fact, from `{kind: [PromptScore, …]}`: means over its prompts, NaN where it has none."""
-    import math
+    """One row of COLUMNS for a fact, from `{kind: [PromptScore, …]}`: means over its prompts, NaN where it has none.
+
+    Prompts without one of the objects are left out of what needs it. Portability adds two columns where it was asked.
+    """
+
+    def mean(x):
+        return sum(x) / len(x) if x else math.nan
 
     row = {}
     for kind in KINDS:
         scores = by_kind[kind]
         pairs = [(s.nll_true, s.nll_new) if kind == "neighborhood" else (s.nll_new, s.nll_true) for s in scores]
+        pairs = [pair for pair in pairs if None not in pair]
         correct = [s.correct_true if kind == "neighborhood" else s.correct_new for s in scores]
-
-        def mean(x):
-            return sum(x) / len(x) if x else math.nan
-
         row[kind] = mean([float(wanted < other) for wanted, other in pairs])
         row[kind + "_magnitude"] = mean([math.exp(-wanted) - math.exp(-other) for wanted, other in pairs])
-        row[kind + "_accuracy"] = mean([float(c) for c in correct])
-    return {column: row[column] for column in COLUMNS}
+        row[kind + "_accuracy"] = mean([float(c) for c in correct if c is not None])
+    row = {column: row[column] for column in COLUMNS}
+    if asked := by_kind.get(PORTABILITY):
+        row[PORTABILITY + "_magnitude"] = mean([math.exp(-score.nll_new) for score in asked])
+        row[PORTABILITY + "_accuracy"] = mean([float(score.correct_new) for score in asked])
+    return row
 
 
 def check_prompts(lm, facts):
@@ -73,7 +99,7 @@ def score_facts(lm, facts, *, batch_tokens=BATCH_TOKENS):
     """
     asked = _asked(facts)
     scores = score_prompts(lm, [prompt[2:] for prompt in asked], batch_tokens=batch_tokens)
-    return _by_kind(asked, scores, len(facts))
+    return _by_kind(asked, scores, facts)
 
 
 def score_each(lm, facts):
@@ -82,11 +108,11 @@ def score_each(lm, facts):
     pairs = _pairs(lm, [prompt[2:] for prompt in asked])
     rows = [[j for j, (of, *_) in enumerate(asked) if of == i] for i in range(len(facts))]
     scores = _score(lm, pairs, rows)
-    return _by_kind(asked, [scores[j] for j in range(len(asked))], len(facts))
+    return _by_kind(asked, [scores[j] for j in range(len(asked))], facts)
 
 
 def score_prompts(lm, prompts, *, batch_tokens=BATCH_TOKENS, kept=None):
-    """`PromptScore` of each (prompt, new object, true object), in order.
+    """`PromptScore` of each (prompt, new object, true object), in order. An object may be "": there is none.
 
     What prompts share, and the prompt that both objects share, runs once (`tokens.tree`).
 
@@ -105,25 +131,37 @@ def score_prompts(lm, prompts, *, batch_tokens=BATCH_TOKENS, kept=None):
 def _asked(facts):
     """All that is scored of some facts: the fact's number, the kind, the prompt, both objects."""
     return [
-        (i, kind, prompt, fact.target_new, fact.target_true)
+        (i, kind, prompt, *objects)
         for i, fact in enumerate(facts)
         for kind, of_kind in prompts_of(fact).items()
-        for prompt in of_kind
+        for prompt, objects in zip(of_kind, _objects(fact, kind), strict=False)
     ]
 
 
-def _by_kind(asked, scores, n_facts):
-    by_fact = [{kind: [] for kind in KINDS} for _ in range(n_facts)]
+def _objects(fact, kind):
+    """New and true object of each prompt of a kind."""
+    if kind == PORTABILITY:
+        return [(answer, "") for answer in fact.portability_answers]
+    if kind == "neighborhood" and fact.neighborhood_answers:  # an answer that is the new object cannot lose against it
+        return [("" if answer == fact.target_new else fact.target_new, answer) for answer in fact.neighborhood_answers]
+    return itertools.repeat((fact.target_new, fact.target_true))
+
+
+def _by_kind(asked, scores, facts):
+    by_fact = [{kind: [] for kind in (*KINDS, *prompts_of(fact))} for fact in facts]
     for (i, kind, *_), score in zip(asked, scores, strict=True):
         by_fact[i][kind].append(score)
     return by_fact
 
 
 def _pairs(lm, prompts):
-    """Token ids of each prompt and of its two objects."""
-    texts, *objects = zip(*prompts, strict=True) if prompts else ((), (), ())
-    news, trues = (tokens.with_targets(lm.tokenizer, texts, of) for of in objects)
-    pairs = [(before, new, true) for (before, new), (_, true) in zip(news, trues, strict=True)]
+    """Token ids of each prompt and of its two objects, () for one that there is not."""
+    given = [(prompt, target) for prompt, *objects in prompts for target in objects if target]
+    found = iter(tokens.with_targets(lm.tokenizer, *zip(*given, strict=True)) if given else ())
+    pairs = []
+    for _, *objects in prompts:
+        of = [next(found) if target else ((), ()) for target in objects]
+        pairs.append((max(before for before, _ in of), *(ids for _, ids in of)))
     tokens.check_length(lm, max((len(before) + max(len(new), len(true)) for before, new, true in pairs), default=0))
     return pairs
 
@@ -132,7 +170,7 @@ def _score(lm, pairs, rows, kept=None):
     """{i: PromptScore} from one forward, the pairs numbered in each of `rows` as one tree."""
     import torch
 
-    texts = [[(pairs[i][0], target) for i in row for target in pairs[i][1:]] for row in rows]
+    texts = [[(pairs[i][0], target) for i in row for target in pairs[i][1:] if target] for row in rows]
     trees = [tokens.tree([before + target[:-1] for before, target in row]) for row in texts]
     index = [
         (r, p)
@@ -146,8 +184,9 @@ def _score(lm, pairs, rows, kept=None):
     sizes = [len(target) for row in texts for _, target in row]
     nlls = (-log_p.gather(1, targets[:, None])[:, 0]).cpu().split(sizes)
     firsts = (log_p.argmax(dim=-1) == targets).cpu().split(sizes)
-    nll, correct = [x.mean().item() for x in nlls], [x.all().item() for x in firsts]
-    return {
-        i: PromptScore(*nll[2 * k : 2 * k + 2], *correct[2 * k : 2 * k + 2])
-        for k, i in enumerate(i for row in rows for i in row)
-    }
+    scored = iter([(nll.mean().item(), first.all().item()) for nll, first in zip(nlls, firsts, strict=True)])
+    scores = {}
+    for i in (i for row in rows for i in row):
+        (nll_new, new), (nll_true, true) = (next(scored) if target else (None, None) for target in pairs[i][1:])
+        scores[i] = PromptScore(nll_new, nll_true, new, true)
+    return scores

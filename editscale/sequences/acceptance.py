@@ -103,9 +103,10 @@ def single_rows(lm, facts, editing):
     """Scores of facts right after the edit of each alone. An edit that failed is not applied: all its scores are 0."""
 
     def scores(fact, edit):
-        if editors.status(edit) != "edited":
-            return dict.fromkeys(scoring.COLUMNS, 0.0)
-        return scoring.fact_scores(scoring.score_facts(lm, [fact])[0])
+        found = scoring.fact_scores(scoring.score_facts(lm, [fact])[0])
+        if editors.status(edit) != "edited":  # what the fact has no prompts or no true object for stays missing
+            return {name: score if math.isnan(score) else 0.0 for name, score in found.items()}
+        return found
 
     scored = editors.each_alone(editing, lm, facts, scores)
     return score_rows(scored, part="single edits", method=method_label(editing.method), edits=1)

@@ -83,8 +83,6 @@ def reopen(folder, *, device="cpu", model_cache="runs/models", load=None):
     Raises FileNotFoundError if the run has not finished; ValueError if the ledger is no longer the one it finished
     with, or the model's weights or the facts are no longer those of the ledger.
     """
-    from dataclasses import asdict
-
     from editscale.models import loading
     from editscale.sequences import ledger
 
@@ -103,7 +101,7 @@ def reopen(folder, *, device="cpu", model_cache="runs/models", load=None):
         reverse=parameters["reverse"],
     )[: len(book)]  # a run may have stopped at its collapse
     for row, fact in zip(book.rows, chosen, strict=True):
-        if row["fact_sha256"] != sha256_json(asdict(fact)):
+        if row["fact_sha256"] != fact.identity:
             raise ValueError(
                 f"edit {row['edit']} of {folder} is case {row['case_id']}, but {parameters['fact_set']} now has case "
                 f"{fact.case_id} there; run notebook 02a again with another out folder"

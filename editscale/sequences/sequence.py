@@ -75,6 +75,19 @@ def check_facts(lm, facts, contexts):
             raise ValueError(f"case {fact.case_id}: {error}") from error
 
 
+def refused_facts(lm, facts):
+    """What `check_facts` says of each fact that cannot be edited or scored after the bare prompt: a list of texts."""
+    from tqdm import tqdm
+
+    refused = []
+    for fact in tqdm(facts, desc="check facts", unit="fact"):
+        try:
+            check_facts(lm, [fact], ["{}"])
+        except ValueError as error:
+            refused.append(str(error))
+    return refused
+
+
 def run(lm, facts, editing, ledger, *, on_collapse="stop", batch_tokens=scoring.BATCH_TOKENS):
     """Edit `facts` in order on the unedited model `lm`, from where `ledger` ends.
 
@@ -131,6 +144,8 @@ def _run(lm, orders, editings, ledgers, on_collapse, batch_tokens, *, stack):
     if on_collapse not in ("stop", "skip"):
         raise ValueError(f"on_collapse is {on_collapse!r}; expected 'stop' or 'skip'")
     identities = [_checked(lm, *order) for order in zip(orders, editings, ledgers, strict=True)]
+    if missing := scoring.without_true([fact for facts in orders for fact in facts]):
+        tqdm.write(missing)
     for facts, ledger in zip(orders, ledgers, strict=True):
         if len(ledger.unedited()) < len(facts):
             _score_unedited(lm, facts, ledger, batch_tokens)
@@ -163,7 +178,7 @@ def _run(lm, orders, editings, ledgers, on_collapse, batch_tokens, *, stack):
 def _checked(lm, facts, editing, ledger):
     """sha256 of each fact of an order, once they can be edited and are those of the ledger (ValueError otherwise)."""
     check_facts(lm, facts, editing.contexts)
-    identities = [sha256_json(asdict(fact)) for fact in facts]
+    identities = [fact.identity for fact in facts]
     _check_same_facts(ledger, facts, identities)
     return identities
 

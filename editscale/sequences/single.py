@@ -27,8 +27,8 @@ def shown_edit(lm, fact, editing, *, n_new=8):
         parts: a row per quantity, in words, and a column per edited layer. NaN where there is no such quantity; what is
             optimized once for all layers (δ, losses) stands with the last one.
         effect: a row before and a row after the edit, with what the model writes, and p(new) and p(true), geometric
-            means of the probabilities of an object's tokens. An edit that is not finite or whose solve failed is not
-            applied; the second row then says so.
+            means of the probabilities of an object's tokens; no p(true) of a fact without a true object. An edit that
+            is not finite or whose solve failed is not applied; the second row then says so.
 
     Weights are put back bit for bit, also after an error; nothing is drawn, and no CUDA graph is kept. Raises
     ValueError, naming the fact, if it cannot be edited.
@@ -95,11 +95,11 @@ def _effect(lm, fact, n_new):
     """A row of the second table of `shown_edit`, of the model as it stands."""
     (written,) = decoding.Greedy(lm, [tokens.prompt_ids(lm.tokenizer, fact.rewrite_prompt)], n_new)()
     (score,) = scoring.score_prompts(lm, [(fact.rewrite_prompt, fact.target_new, fact.target_true)])
-    return {
+    row = {
         "the model writes": generation.clean_text(lm.tokenizer, list(written)),
         f"p({fact.target_new})": math.exp(-score.nll_new),
-        f"p({fact.target_true})": math.exp(-score.nll_true),
     }
+    return row if score.nll_true is None else row | {f"p({fact.target_true})": math.exp(-score.nll_true)}
 
 
 def unedited(lm, facts, texts):
@@ -158,7 +158,7 @@ def _scores(lm, fact, texts):
     """What `single_edits` measures on the edited model."""
     (score,) = scoring.score_prompts(lm, [(fact.rewrite_prompt, fact.target_new, fact.target_true)])
     return {
-        "efficacy": float(score.nll_new < score.nll_true),
+        "efficacy": np.nan if score.nll_true is None else float(score.nll_new < score.nll_true),
         "efficacy_accuracy": float(score.correct_new),
         "word_entropy": generation.word_entropy(generation.teacher_forced_texts(lm, fact)),
         "perplexity": generation.perplexity(lm, texts),

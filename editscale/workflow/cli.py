@@ -23,7 +23,7 @@ TOOLS = {
 # Commands by what they are for, in the order of the list that --help shows.
 SECTIONS = {
     "Commands of a study": ("run", "together", "report", "compare", "replay"),
-    "Commands for its data": ("counterfact", "orders"),
+    "Commands for its data": ("facts", "counterfact", "orders"),
     "Maintenance, in a checkout": tuple(TOOLS),
 }
 
@@ -168,6 +168,33 @@ def replay(run, save, without, order, **options):
 
 
 @app.command()
+@click.argument("file")
+@click.option("--model", default="", show_default=False, help="Also say which facts this model cannot be edited with.")
+@click.option("--revision", default="", show_default=False, help="Commit of a hub id.")
+@click.option("--device", default="cpu", help="cpu, cuda, cuda:1, mps or auto.")
+@click.option("--model-cache", default="runs/models", help="Where a model out of a wheel is kept converted.")
+def facts(file, model, revision, device, model_cache):
+    """Say what is understood of a file of facts, and with which a model cannot be edited.
+
+    FILE is JSON, JSON lines, CSV, TSV or parquet, gzipped or not, in a format of editscale/data/fact_formats.py: that
+    of CounterFact, EasyEdit, KnowEdit, MQuAKE or zsRE, or the fields subject, prompt and target_new. The exit status is
+    1 if the model cannot be edited with all of them.
+    """
+    from editscale.data import facts
+
+    found = facts.read(file)
+    print(facts.described(found))
+    if model:
+        from editscale.models import loading
+        from editscale.sequences import sequence
+
+        lm = loading.load(model, revision=revision, device=device, cache=model_cache)
+        refused = sequence.refused_facts(lm, found.facts)
+        print("\n".join([f"{lm.name} can be edited with {len(found.facts) - len(refused):,} of them", *refused]))
+        return 1 if refused else 0
+
+
+@app.command()
 @click.argument("folder")
 def counterfact(folder):
     """Download CounterFact to FOLDER, checked by size and sha256."""
@@ -182,7 +209,7 @@ def counterfact(folder):
 def orders(facts, out):
     """Write the ten published orders of a file of facts.
 
-    FILE has CounterFact's or EasyEdit's format; OUT is orders.json if not given.
+    FILE is one that the command facts understands; OUT is orders.json if not given.
     """
     from editscale.data import orders
     from editscale.files import sha256_file

@@ -7,9 +7,17 @@ import click
 
 
 def known_shares(lm, facts):
-    """relation_id ↦ (facts, share that prefers the true object, 0–1), on the model as it stands."""
+    """relation_id ↦ (facts, share that prefers the true object, 0–1), on the model as it stands.
+
+    Facts without a true object do not count. Raises ValueError if no fact has one.
+    """
     from editscale.metrics import scoring
 
+    facts = [fact for fact in facts if fact.target_true]
+    if not facts:
+        raise ValueError(
+            "none of these facts has a true answer, so none can be known; give a fact set with target_true"
+        )
     prompts = [(fact.rewrite_prompt, fact.target_new, fact.target_true) for fact in facts]
     flags = {}
     for fact, score in zip(facts, scoring.score_prompts(lm, prompts), strict=True):
@@ -33,4 +41,7 @@ def main(model, revision, fact_set, every, device):
     shares = known_shares(lm, chosen)
     for relation, (n, share) in shares.items():
         print(f"{relation or 'no relation':12}{n:6}  {100 * share:5.1f} %")
-    print(f"{'all':12}{len(chosen):6}  {100 * sum(n * share for n, share in shares.values()) / len(chosen):5.1f} %")
+    asked = sum(n for n, _ in shares.values())
+    print(f"{'all':12}{asked:6}  {100 * sum(n * share for n, share in shares.values()) / asked:5.1f} %")
+    if asked < len(chosen):
+        print(f"left out, without a true answer: {len(chosen) - asked}")
