@@ -103,7 +103,8 @@ def decay(edits, unedited, drift, windows):
     Returns:
         method, order, reversed, window; drift: at its end; for efficacy and neighborhood: {name}: mean change from the
         unedited model's score of the same fact, −1–1; {name}_per_100: slope of that change per 100 edits;
-        {name}_per_step: per 0.1 of relative drift. Slopes are NaN where drift never changes.
+        {name}_per_step: per 0.1 of relative drift. Slopes are NaN where drift never changes. Facts without a true
+        object, which have no such score, are left out; all three are NaN where no other is there.
     """
     key, names = [*RUN, "edits"], ("efficacy", "neighborhood")
     moved = drift.groupby(key)["relative_drift"].max().rename("drift").reset_index()
@@ -117,10 +118,11 @@ def decay(edits, unedited, drift, windows):
                 continue
             row = {**run, "window": window, "drift": first["drift"].iloc[-1]}
             for name in names:
-                change = (first[name] - first[f"{name}_before"]).to_numpy(float)
-                row[name] = change.mean()
-                for unit, x in (("per_100", first["edits"] / 100), ("per_step", first["drift"] / STEP)):
-                    moves = len(first) > 1 and np.ptp(x) > 0 and not np.isnan(change).any()
+                scored = first.dropna(subset=[name, f"{name}_before"])
+                change = (scored[name] - scored[f"{name}_before"]).to_numpy(float)
+                row[name] = change.mean() if len(change) else np.nan
+                for unit, x in (("per_100", scored["edits"] / 100), ("per_step", scored["drift"] / STEP)):
+                    moves = len(change) > 1 and np.ptp(x) > 0
                     row[f"{name}_{unit}"] = fit_slope(change, x.to_numpy(float)) if moves else np.nan
             rows.append(row)
     return pd.DataFrame(rows)

@@ -217,10 +217,11 @@ def paired_over_orders(first, second, column, rng, *, on=("edits", "case_id"), *
             themselves are named by their place and fact; a task's scores would be by ("edits", "task").
         options: see `bootstrap`.
 
-    Raises ValueError if the methods did not go through the same facts, or share fewer than two orders.
+    Facts without a value (no true answer) are left out. Raises ValueError if the methods did not go through the same
+    facts, or share fewer than two orders with values.
     """
     differences = _differences(first, second, column, on)
-    means = differences.groupby("order")["difference"].mean()
+    means = differences.groupby("order")["difference"].mean().dropna()
     if len(means) < 2:
         raise ValueError(
             f"no second order for a paired test: {_name(first)} and {_name(second)} share {_orders(means.index)} only; "
@@ -235,7 +236,8 @@ def paired_over_facts(first, second, column, rng, *, on=("edits", "case_id"), **
     It says how sure the difference is for this sequence, not for another order. Arguments as `paired_over_orders`, with
     one order in each table and case_id in `on`; several rows of a fact, as at several checkpoints, are averaged first.
 
-    Raises ValueError if the sequences differ, or if there are several orders.
+    Facts without a value (no true answer) are left out. Raises ValueError if the sequences differ, if there are several
+    orders, or fewer than two facts with a value.
     """
     if "case_id" not in on:
         raise ValueError(f"rows named by {', '.join(on)} are not facts; give `on` with case_id, or use orders")
@@ -244,7 +246,12 @@ def paired_over_facts(first, second, column, rng, *, on=("edits", "case_id"), **
         raise ValueError(
             f"the facts of several orders ({_orders(differences['order'].unique())}); give one, or compare over orders"
         )
-    of_facts = differences.groupby("case_id")["difference"].mean()  # hundreds: fewer resamples do
+    of_facts = differences.groupby("case_id")["difference"].mean().dropna()  # hundreds: fewer resamples do
+    if len(of_facts) < 2:
+        raise ValueError(
+            f"{len(of_facts)} of {differences['case_id'].nunique()} facts have a value of {column} under both methods, "
+            "expected two or more; facts without a true answer have none: compare efficacy_accuracy"
+        )
     return bootstrap(of_facts, rng, **{"n_resamples": 2000} | options)
 
 

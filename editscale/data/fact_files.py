@@ -206,10 +206,10 @@ def _base(name):
 def _record(where, header, cells):
     """A row as a record: empty cells left out, lists split, numbered columns as one list, case_id as an integer."""
     if len(cells) != len(header):
-        raise ValueError(
-            f"{where} has {len(cells)} cells, expected {len(header)} ({', '.join(header)}); put a cell that holds the "
-            "separator between quotation marks"
-        )
+        remedy = "put a cell that holds the separator between quotation marks"
+        if len(cells) < len(header):
+            remedy = "write the separators of empty cells at the end of a row too"
+        raise ValueError(f"{where} has {len(cells)} cells, expected {len(header)} ({', '.join(header)}); {remedy}")
     record, numbered = {}, {}
     for name, cell in zip(header, cells, strict=True):
         plain = plain_name(name)
@@ -219,7 +219,8 @@ def _record(where, header, cells):
         elif cell and NAMES.get(plain) in LISTS:
             record[name] = _values(where, name, cell)
         elif cell:
-            record[name] = int(cell) if plain == "case_id" and re.fullmatch(r"-?\d{1,18}", cell) else cell
+            number = re.fullmatch(r"(-?\d{1,18})(\.0)?", cell) if plain == "case_id" else None
+            record[name] = int(number[1]) if number else cell
     for base in numbered:
         if base in map(plain_name, record):
             raise ValueError(f"{where}: column {base} and numbered ones ({base}_1, …) both have values; keep one kind")

@@ -103,7 +103,9 @@ def _rewrites(record, form, where):
     known, inner = (_AROUND, ()) if form == "CounterFact" else (_MQUAKE, ("question",))
     notes = [_not_read(name) for name in outer if name not in (*known, *_UNREAD)]
     if len(rewrites) > 1:
-        notes.append("several rewrites at once: each is a fact, and the questions to all of them are not read")
+        notes.append(
+            "several rewrites at once: each is a fact, numbered anew, and questions to all of them are not read"
+        )
     facts = []
     for i, rewrite in enumerate(rewrites):
         place = where if len(rewrites) == 1 else f"{where}, requested_rewrite[{i}]"
@@ -153,7 +155,7 @@ def _named(record, where, notes):
         if field in fields:
             raise ValueError(f"{where}: {came[field]} and {name} both give {field}; keep one of them")
         fields[field], came[field] = value, name
-    if fields.get("target_new") in (None, "") and "answers" in came.values():
+    if fields.get("target_new") in (None, "") and {"src", "answers"} <= set(came.values()):
         fields["target_new"] = _first(fields.pop("target_true"), "answers", where)
         notes.append("no alt: the first of answers is edited in, and there is no true answer")
     return fields, came

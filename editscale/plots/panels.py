@@ -24,16 +24,25 @@ from editscale.plots.style import (
 
 
 def bucket_means(values: np.ndarray, size: int) -> np.ndarray:
-    """Means of consecutive buckets of `size` values; an incomplete last bucket is dropped."""
+    """Means of consecutive buckets of `size` values; an incomplete last bucket is dropped.
+
+    NaN, of facts without a true object, is left out; a bucket of nothing else has none.
+    """
     values = np.asarray(values, dtype=float)
     n_buckets = len(values) // size
-    return values[: n_buckets * size].reshape(n_buckets, size).mean(axis=1)
+    return _mean(values[: n_buckets * size].reshape(n_buckets, size))
+
+
+def _mean(values: np.ndarray) -> np.ndarray:
+    """Means along the last axis of what is not NaN."""
+    with np.errstate(invalid="ignore"):
+        return np.nansum(values, axis=-1) / (~np.isnan(values)).sum(axis=-1)
 
 
 def trailing_mean(values: np.ndarray, window: int) -> np.ndarray:
-    """At each place the mean of the last `window` values up to it, of fewer at the start."""
+    """At each place the mean of the last `window` values up to it, of fewer at the start; NaN is left out."""
     values = np.asarray(values, dtype=float)
-    return np.array([values[max(0, i + 1 - window) : i + 1].mean() for i in range(len(values))])
+    return np.array([_mean(values[max(0, i + 1 - window) : i + 1]) for i in range(len(values))])
 
 
 def proficiency(ax, rows: pd.DataFrame, metric: str, *, bucket: int = 5, window: int = 10) -> pd.DataFrame:
