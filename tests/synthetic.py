@@ -155,6 +155,7 @@ def _joined(rows):
 
 def to_record(fact):
     """The fact as a record of CounterFact's own format; `parse` of it gives an equal fact."""
+    later = ("neighborhood_answers", "portability_prompts", "portability_answers")
     return {
         "case_id": fact.case_id,
         "requested_rewrite": {
@@ -168,4 +169,5 @@ def to_record(fact):
         "neighborhood_prompts": list(fact.neighborhood_prompts),
         "attribute_prompts": list(fact.attribute_prompts),
         "generation_prompts": list(fact.generation_prompts),
+        **{name: list(getattr(fact, name)) for name in later if getattr(fact, name)},
     }

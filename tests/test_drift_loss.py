@@ -73,3 +73,14 @@ def test_decay_is_the_change_from_the_same_facts_unedited_score():
     np.testing.assert_allclose(table["neighborhood_per_step"], -0.05)
     np.testing.assert_allclose(table["efficacy_per_100"], 0, atol=1e-12)
     assert table["drift"].tolist() == pytest.approx([0.2, 0.8])
+
+
+def test_facts_without_a_score_are_left_out_of_the_decay():
+    edits = np.arange(1, 41)
+    key = {"method": "rome", "order": 0, "reversed": False, "edits": edits}
+    after = pd.DataFrame({**key, "efficacy": np.nan, "neighborhood": np.where(edits % 2, 0.9 - 0.01 * edits, np.nan)})
+    before = pd.DataFrame({**key, "efficacy": np.nan, "neighborhood": 0.9})
+    drift = pd.DataFrame({**key, "layer": 5, "relative_drift": 0.02 * edits})
+    row = drift_loss.decay(after, before, drift, (40,)).iloc[0]
+    assert row["neighborhood_per_100"] == pytest.approx(-1) and row["neighborhood"] == pytest.approx(-0.2)
+    assert np.isnan(row["efficacy"]) and np.isnan(row["efficacy_per_100"])

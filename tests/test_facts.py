@@ -260,6 +260,13 @@ def test_real_counterfact_subjects_give_the_published_orders(tmp_path):
 
 
 @needs_shared
+@pytest.mark.parametrize("name", ("counterfact_sample.json", "counterfact_easyedit_sample.json"))
+def test_published_files_are_read_whole_and_need_no_answers_of_their_own(name):
+    found = facts.read(SHARED / "data" / name)
+    assert found.notes == [] and not any(fact.neighborhood_answers for fact in found.facts)
+
+
+@needs_shared
 def test_both_published_formats_agree_on_every_common_record():
     whole = facts.load(SHARED / "data" / "counterfact_easyedit_sample.json")
     original = facts.load(SHARED / "data" / "counterfact_sample.json")

@@ -314,3 +314,15 @@ def test_a_band_of_medians_stays_finite_while_most_orders_do():
     rows = pd.DataFrame([{**key, "order": order, "x": x} for order, x in enumerate((1.0, 2.0, np.inf))])
     mean, median = (intervals.band(rows, "x", np.random.default_rng(0), statistic=s) for s in (np.mean, np.median))
     assert mean["mean"].item() == np.inf and median["mean"].item() == 2 and median["low"].item() == 1
+
+
+def test_facts_without_a_value_are_left_out_of_paired_comparisons(rng):
+    first, second = table(orders=[0]), table("memit", orders=[0], score=lambda order, edits: 0)
+    first.loc[0, "recall"] = np.nan
+    found = intervals.paired_over_facts(first, second, "recall", rng)
+    assert found.n == 3 and found.mean == pytest.approx(0.3)
+    first["recall"] = np.nan
+    with pytest.raises(
+        ValueError, match="0 of 4 facts have a value of recall under both methods, expected two or more"
+    ):
+        intervals.paired_over_facts(first, second, "recall", rng)

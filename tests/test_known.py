@@ -1,7 +1,9 @@
 """Shares of known facts per relation, on the tiny GPT-2 that was trained to know its facts."""
 
+from dataclasses import replace
 from pathlib import Path
 
+import pytest
 from tools import known
 
 from editscale.data import facts
@@ -27,3 +29,12 @@ def test_the_command_prints_one_line_per_relation_and_a_total(capsys):
     )
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 6 and lines[-1].split() == ["all", "29", "100.0", "%"]
+
+
+def test_facts_without_a_true_answer_do_not_count():
+    lm = loading.load(str(ROOT / "tests" / "golden" / "tiny_gpt2"))
+    invented = facts.load(ROOT / "params" / "smoke" / "invented_facts.json")
+    without = [replace(fact, target_true="") for fact in invented]
+    assert known.known_shares(lm, [*invented[:3], *without[3:]]) == known.known_shares(lm, invented[:3])
+    with pytest.raises(ValueError, match="none of these facts has a true answer, so none can be known"):
+        known.known_shares(lm, without)

@@ -1,12 +1,13 @@
 """Scores: their arithmetic by hand, and prompt scores against full forwards one by one."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import tiny
 import torch
 
-from editscale.columns import harmonic_score
+from editscale.columns import harmonic_half_width, harmonic_score
 from editscale.data.facts import Fact
 from editscale.metrics import scoring
 from editscale.metrics.scoring import PromptScore
@@ -60,6 +61,35 @@ def test_a_kind_without_prompts_has_no_score():
     assert row["efficacy"] == 1 and math.isnan(row["paraphrase"]) and math.isnan(row["neighborhood_accuracy"])
 
 
+def test_a_missing_true_object_is_no_failure_but_no_score():
+    none = PromptScore(1.0, None, True, None)
+    row = scoring.fact_scores({"efficacy": [none], "paraphrase": [none, none], "neighborhood": [none]})
+    assert row["efficacy_accuracy"] == row["paraphrase_accuracy"] == 1
+    missing = [name for name, score in row.items() if math.isnan(score)]
+    assert missing == [name for name in scoring.COLUMNS if name not in ("efficacy_accuracy", "paraphrase_accuracy")]
+
+
+def test_prompts_without_one_object_are_left_out_of_the_means_of_the_others():
+    scores = [PromptScore(2.0, 1.0, False, True), PromptScore(None, 1.0, None, False)]
+    row = scoring.fact_scores({"efficacy": [], "paraphrase": [], "neighborhood": scores})
+    assert row["neighborhood"] == 1 and row["neighborhood_accuracy"] == 0.5
+    assert row["neighborhood_magnitude"] == math.exp(-1) - math.exp(-2)
+
+
+def test_portability_has_columns_only_where_it_was_asked():
+    asked = [PromptScore(1.0, None, True, None), PromptScore(2.0, None, False, None)]
+    by_kind = {"efficacy": [], "paraphrase": [], "neighborhood": []}
+    row = scoring.fact_scores(by_kind | {"portability": asked})
+    assert tuple(row) == (*scoring.COLUMNS, "portability_magnitude", "portability_accuracy")
+    assert (row["portability_accuracy"], row["portability_magnitude"]) == (0.5, (math.exp(-1) + math.exp(-2)) / 2)
+    assert tuple(scoring.fact_scores(by_kind | {"portability": []})) == scoring.COLUMNS
+
+
+def test_the_harmonic_score_is_missing_where_a_score_is():
+    assert math.isnan(harmonic_score(100.0, math.nan, 0.0)) and math.isnan(harmonic_score(math.nan, 0.0, 1.0))
+    assert math.isnan(harmonic_half_width([math.nan, 1.0, 0.0], [1, 1, 1]))
+
+
 def test_harmonic_score_reproduces_a_published_row():
     """GPT-2 XL with ROME: ES 100.0, PS 96.4, NS 75.4 give S 89.2 (arXiv:2202.05262, table 4)."""
     assert harmonic_score(100.0, 96.4, 75.4) == pytest.approx(89.2, abs=0.05)
@@ -103,6 +133,45 @@ def test_facts_are_scored_by_kind():
     assert scores["neighborhood"] == scoring.score_prompts(
         lm, [(p, "old harp", "cello") for p in FACT.neighborhood_prompts]
     )
+
+
+def test_each_prompt_is_scored_with_the_answers_that_belong_to_it():
+    lm = tiny.tiny_model("gpt2", dtype=torch.float64)
+    fact = replace(
+        FACT,
+        target_true="",
+        neighborhood_answers=("cello", "old harp"),
+        portability_prompts=("The strings of the harp of Ada Example are",),
+        portability_answers=("of Danish wood",),
+    )
+    for (scores,) in (scoring.score_facts(lm, [fact]), scoring.score_each(lm, [fact])):
+        asked = [(kind, prompt) for kind, of in scoring.prompts_of(fact).items() for prompt in of]
+        found = [score for kind in scoring.prompts_of(fact) for score in scores[kind]]
+        objects = [("old harp", ""), ("old harp", ""), ("old harp", "cello"), ("", "old harp"), ("of Danish wood", "")]
+        for (_, prompt), (new, true), score in zip(asked, objects, found, strict=True):
+            for target, nll, correct in (
+                (new, score.nll_new, score.correct_new),
+                (true, score.nll_true, score.correct_true),
+            ):
+                if not target:
+                    assert nll is None and correct is None
+                    continue
+                expected, flag = one_by_one(lm, prompt, target)
+                assert nll == pytest.approx(expected, abs=1e-9) and correct == flag
+
+
+def test_facts_with_and_without_true_objects_are_scored_together_as_alone():
+    lm = tiny.tiny_model("gpt2", dtype=torch.float64)
+    mixed = [FACT, replace(FACT, target_true=""), *others(2)]
+    for together in (scoring.score_facts(lm, mixed), scoring.score_facts(lm, mixed, batch_tokens=20)):
+        for fact, scores in zip(mixed, together, strict=True):
+            (alone,) = scoring.score_facts(lm, [fact])
+            for kind in scoring.KINDS:
+                for one, two in zip(scores[kind], alone[kind], strict=True):
+                    assert one.nll_new == pytest.approx(two.nll_new, abs=1e-12)
+                    assert one.nll_true == (two.nll_true and pytest.approx(two.nll_true, abs=1e-12))
+    assert scoring.without_true(mixed).startswith("1 of 4 facts have no true answer")
+    assert scoring.without_true([FACT]) == ""
 
 
 def others(n):

@@ -25,6 +25,12 @@ def test_buckets_are_means_of_consecutive_values_and_the_tail_is_dropped():
     assert panels.bucket_means([1, 2], 3).tolist() == []
 
 
+def test_what_is_missing_is_left_out_of_bucket_and_trailing_means():
+    missing = np.nan
+    np.testing.assert_array_equal(panels.bucket_means([1, missing, missing, missing, 5, 7], 2), [1, missing, 6])
+    np.testing.assert_array_equal(panels.trailing_mean([missing, 2, missing, 6], 2), [missing, 2, 2, 6])
+
+
 def test_trailing_mean_is_shorter_at_the_start_and_keeps_constants():
     assert panels.trailing_mean([3, 5, 7, 9], 2).tolist() == [3.0, 4.0, 6.0, 8.0]
     assert panels.trailing_mean([4.0] * 5, 10).tolist() == [4.0] * 5

@@ -413,3 +413,26 @@ def test_steps_in_tf32_are_another_condition_and_stay_with_copies():
     plain, other = (sequence.fingerprint(of, editing) for of in (lm, tf32))
     assert {name for name in plain if plain[name] != other[name]} == {"tf32_steps"}
     assert stacks.copies(tf32, [1], 2).tf32_steps and not stacks.copies(lm, [1], 2).tf32_steps
+
+
+def test_facts_without_a_true_object_are_edited_and_what_compares_with_it_is_missing(tmp_path, capsys):
+    given = [
+        replace(FACTS[0], target_true=""),
+        replace(FACTS[1], target_true="", neighborhood_answers=("town", "house")),
+        replace(FACTS[2], portability_prompts=("The river of Lund is the",), portability_answers=("town",)),
+    ]
+    _, book = edit_sequence(tmp_path, facts=given)
+    edits, unedited = tables.edits_table(book, "rome", 0, False), tables.unedited_table(book, "rome", 0, False)
+    for table in (edits, unedited):
+        assert table["efficacy"].isna().tolist() == table["paraphrase_magnitude"].isna().tolist() == [True, True, False]
+        assert table["neighborhood"].isna().tolist() == [True, False, False]
+        assert table[["efficacy_accuracy", "paraphrase_accuracy"]].notna().all(axis=None)
+        assert table["portability_accuracy"].isna().tolist() == [True, True, False]
+        assert tables.summary(table)["ES"].item() == 100 * table["efficacy"].iloc[2]
+    assert capsys.readouterr().out.count("2 of 3 facts have no true answer: what compares with it is missing") == 1
+
+
+def test_facts_as_they_always_were_get_the_columns_they_always_had(tmp_path, capsys):
+    _, book = edit_sequence(tmp_path, facts=FACTS[:1])
+    assert not [name for name in tables.edits_table(book, "rome", 0, False) if "portability" in name]
+    assert "no true answer" not in capsys.readouterr().out

@@ -1,5 +1,7 @@
 """One edit shown in its parts: what the tables say is what the edit is, and nothing of it stays."""
 
+from dataclasses import replace
+
 import pytest
 import tiny
 import torch
@@ -7,7 +9,7 @@ from test_rome import moment
 from test_sequence import CONTEXTS, FACTS, PARAMS
 
 from editscale.editing import editors, rome, updates
-from editscale.sequences.single import shown_edit
+from editscale.sequences.single import shown_edit, single_edits
 
 METHODS = ("rome", "r-rome", "p-rome", "memit", "rome-multi", "ft-c")
 
@@ -89,3 +91,12 @@ def test_a_failed_solve_has_no_parts(monkeypatch):
     monkeypatch.setattr(editors, "edit_each", lambda *_: [updates.Edit((), {"failed": "singular"})])
     parts, effect = shown_edit(lm, FACTS[0], editing_of(lm, "rome"))
     assert parts.empty and list(effect.index) == ["before the edit", "failed-solve"]
+
+
+def test_without_a_true_object_an_edit_is_shown_and_measured_without_what_compares_with_it():
+    lm = tiny.tiny_model("gpt2")
+    fact, editing = replace(FACTS[0], target_true=""), editing_of(lm, "rome")
+    _, effect = shown_edit(lm, fact, editing)
+    assert list(effect.columns) == ["the model writes", "p(harp)"]
+    (row,) = single_edits(lm, [fact], editing, ["Lund is in the town"])
+    assert row["efficacy"] != row["efficacy"] and row["efficacy_accuracy"] in (0.0, 1.0)

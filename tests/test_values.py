@@ -50,8 +50,7 @@ def test_cached_and_plain_optimization_agree(model_type, dtype):
     tolerance = 1e-9 if dtype == torch.float64 and model_type in EXACT else 5e-4
     for fact in FACTS.values():
         (cached,), (plain,) = (
-            values.optimize(lm, [fact], CONTEXTS, 1, PARAMS, at="block", forward=way)
-            for way in (None, plain_forward)
+            values.optimize(lm, [fact], CONTEXTS, 1, PARAMS, at="block", forward=way) for way in (None, plain_forward)
         )
         torch.testing.assert_close(cached.losses, plain.losses, rtol=tolerance, atol=tolerance)
         torch.testing.assert_close(

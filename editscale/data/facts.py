@@ -184,7 +184,7 @@ def _fact_set(found, source):
         except ValueError as error:
             refused[place] = str(error)
         else:
-            notes.update(set(said))
+            notes.update(dict.fromkeys(said, 1))
     if refused:
         first, *others = refused
         more = f"; refused too: {', '.join(others[:_SHOWN])}{' …' if others[_SHOWN:] else ''} ({len(others)} more)"
