@@ -10,7 +10,7 @@ from test_sequence import FACTS, PARAMS, edit_sequence
 
 from editscale.data import glue
 from editscale.data.orders import open_set
-from editscale.metrics import downstream, generation, scoring
+from editscale.metrics import downstream, generation, scoring, written
 from editscale.models import hidden_states, loading
 from editscale.sequences import past_runs, sequence
 
@@ -70,6 +70,16 @@ def test_kept_states_leave_recall_as_it_is_at_every_checkpoint(edited):
     assert bool(kept.held) == bool(min(run.layers))
 
 
+def test_what_the_model_writes_is_asked_of_the_same_facts_and_changes_no_other_number(edited):
+    lm, run = edited
+    for _ in past_runs.replayed(run, [5]):
+        plain, rows = past_runs.recall_rows(run, 5), past_runs.recall_rows(run, 5, n_written=12, batch_tokens=20)
+    free = written.answers(lm, [(fact.rewrite_prompt, fact.target_new) for fact in FACTS], 12)
+    for row, before, answer in zip(rows, plain, free, strict=True):
+        expected = {"written_exact": float(answer.exact), "written_begins": float(answer.begins)}
+        assert row == pytest.approx(before | expected, abs=1e-5)
+
+
 def test_squared_singular_values_sum_to_the_squared_norm(edited):
     _, run = edited
     for edits in past_runs.replayed(run, [0, 5]):
@@ -93,8 +103,9 @@ def test_a_broken_model_is_scored_to_the_end_and_marked(edited):
     """Finite weights whose activations overflow: answers are invalid, recall is lost, perplexity is infinite."""
     _, run = edited
     run.lm.weight(run.layers[0]).fill_(1e38)
-    rows = past_runs.recall_rows(run, 5)
-    assert [row["efficacy"] for row in rows] == [row["efficacy_accuracy"] for row in rows] == [0] * 5
+    rows = past_runs.recall_rows(run, 5, n_written=12)
+    for name in ("efficacy", "efficacy_accuracy", "written_exact", "written_begins"):
+        assert [row[name] for row in rows] == [0] * 5
     scores = downstream.TaskPrompts(run.lm, glue.open_task("reviews", n_examples=4, shots=0)).row()
     assert scores["invalid"] == 1 and scores["accuracy"] == 0
     assert generation.perplexity(run.lm, generation.fixed_texts()[:1]) == float("inf")

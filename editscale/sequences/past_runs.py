@@ -13,7 +13,7 @@ from editscale.columns import method_label
 from editscale.data.orders import in_order, open_set
 from editscale.editing import editors, updates
 from editscale.files import read_json, sha256_file, sha256_json
-from editscale.metrics import scoring
+from editscale.metrics import scoring, written
 from editscale.models.hidden_states import BATCH_TOKENS
 from editscale.sequences import sequence
 
@@ -152,13 +152,15 @@ def replayed(run, places):
             yield checkpoint
 
 
-def recall_rows(run, n_edits, *, batch_tokens=BATCH_TOKENS, kept=None):
+def recall_rows(run, n_edits, *, batch_tokens=BATCH_TOKENS, kept=None, n_written=0):
     """One row per fact among the first `n_edits`, scored after its rewrite prompt on the model as it stands.
 
-    Keys: edits, edit (the fact's place, from 1), case_id, efficacy, efficacy_magnitude, efficacy_accuracy.
+    Keys: edits, edit (the fact's place, from 1), case_id, efficacy, efficacy_magnitude, efficacy_accuracy; and with
+    n_written, written_exact and written_begins.
 
     Args:
         batch_tokens, kept: see `scoring.score_prompts`. Neither changes the result.
+        n_written: most tokens that the model writes freely after each prompt (`written.answers`); 0: none.
     """
     facts = run.facts[:n_edits]
     prompts = [(fact.rewrite_prompt, fact.target_new, fact.target_true) for fact in facts]
@@ -167,7 +169,16 @@ def recall_rows(run, n_edits, *, batch_tokens=BATCH_TOKENS, kept=None):
         scores = scoring.fact_scores({"efficacy": [score], "paraphrase": [], "neighborhood": []})
         names = ("efficacy", "efficacy_magnitude", "efficacy_accuracy")
         rows.append({"edits": n_edits, "edit": edit, "case_id": fact.case_id, **{k: scores[k] for k in names}})
+    if n_written:
+        free = written.answers(run.lm, asked_of(facts), n_written, batch_tokens=batch_tokens)
+        for row, answer in zip(rows, free, strict=True):
+            row |= {"written_exact": float(answer.exact), "written_begins": float(answer.begins)}
     return rows
+
+
+def asked_of(facts):
+    """The rewrite prompt of each fact with its new object: what `written` asks."""
+    return [(fact.rewrite_prompt, fact.target_new) for fact in facts]
 
 
 def singular_values(weight):
