@@ -178,6 +178,19 @@ def test_a_fact_asked_right_after_its_edit_is_recalled_as_its_edit_was_scored(st
             assert just_edited[column].tolist() == edits[column].tolist()
 
 
+def test_what_the_model_writes_stands_beside_recall_where_it_was_measured(study):
+    runs = [study / name for name in ("rome", "rome-reversed", "memit")]
+    history = tables.gather(runs, "recall/history")
+    last = history[history["edits"] == 7]
+    assert (last["written_exact"] <= last["written_begins"]).all() and last["written_begins"].mean() > 0.3
+    (shown,) = outputs_of(study / "03b_forgetting_analysis.ipynb", "written")
+    rows = BeautifulSoup(shown, "html.parser").tbody.find_all("tr")
+    cells = [[cell.text for cell in row.find_all("td")] for row in rows]
+    names = ["efficacy", "efficacy_accuracy", "written_exact", "written_begins"]
+    expected = last.groupby(["method", "reversed"], sort=False)[names].mean()
+    assert cells == [[f"{100 * share:.0f}" for share in row] for row in expected.to_numpy()]
+
+
 def test_all_runs_begin_at_one_unedited_model(study):
     runs = [study / name for name in ("rome", "rome-reversed", "memit")]
     for name, column in (("recall/perplexity", "perplexity"), ("downstream/downstream", "accuracy")):
