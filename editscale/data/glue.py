@@ -21,6 +21,7 @@ from pathlib import Path
 
 import yaml
 
+from editscale.data import words as whole_words
 from editscale.data.hub import open_dataset
 from editscale.files import bundled
 
@@ -40,12 +41,14 @@ class Format:
     Attributes:
         block: template of one example up to where its answer goes; its last line is the final marker.
         words: answer word ↦ label, in the order in which an answer is searched for them.
-        labels: what labels 0 and 1 mean.
+        labels: what labels 0, 1, … mean.
+        own: whether the format comes from a file of one's own (`task_files`), whose answers `first` reads.
     """
 
     block: str
     words: dict
     labels: tuple
+    own: bool = False
 
     @property
     def fields(self):
@@ -56,8 +59,8 @@ class Format:
         return self.block.rsplit("\n")[-1]
 
     def prompt(self, example):
-        """The text of an example up to its answer."""
-        return self.block.format_map(example)
+        """The text of an example up to its answer. Braces that hold no name of a field are text."""
+        return re.sub(r"{(\w+)}", lambda field: example[field[1]], self.block)
 
     def parse(self, text):
         """Label of the first of the answer words that occurs after the last final marker of a text, or INVALID.
@@ -66,6 +69,16 @@ class Format:
         """
         answer = text.split(self.marker)[-1]
         return next((label for word, label in self.words.items() if word in answer), INVALID)
+
+    def first(self, answer):
+        """Label of the answer word that comes first in the first line of an answer, or INVALID.
+
+        Whole words only, and case matters. Of two that begin at one place the longer one counts.
+        """
+        line = answer.strip().partition("\n")[0]
+        places = {word: place for word in self.words if (place := whole_words.place(line, word)) >= 0}
+        best = min(places, key=lambda word: (places[word], -len(word)), default=None)
+        return INVALID if best is None else self.words[best]
 
 
 _SENTIMENT = Format("Review : {sentence}\nSentiment :", {"positive": 1, "negative": 0}, ("negative", "positive"))
@@ -111,6 +124,7 @@ class Task:
         source: where the examples come from, in words.
         published: whether demonstrations and the 200 examples are the paper's, to the character and in its order;
             `examples` may be a part of the 200.
+        files: of a task of one's own, the files that it was read from.
     """
 
     name: str
@@ -119,11 +133,12 @@ class Task:
     examples: tuple
     source: str
     published: bool
+    files: tuple = ()
 
     @property
     def beginning(self):
         """The answered demonstrations, with which every prompt begins."""
-        word = {label: word for word, label in self.format.words.items()}
+        word = {label: word for word, label in reversed(self.format.words.items())}  # the first of each label
         return "".join(f"{self.format.prompt(d)} {word[d['label']]}\n\n" for d in self.demonstrations)
 
     @property
@@ -153,7 +168,7 @@ def open_task(name, source="", *, n_examples=2 * N_PER_LABEL, shots=-1, revision
     demonstrations that are not in the data; FileNotFoundError for data that cannot be read, and offline.
     """
     if name not in FORMATS:
-        raise ValueError(f"unknown task {name!r}; the tasks are {', '.join(FORMATS)}")
+        raise ValueError(f"unknown task {name!r}; the tasks are {', '.join(FORMATS)}, and .yaml files of one's own")
     if isinstance(n_examples, bool) or n_examples not in range(2, 2 * N_PER_LABEL + 1, 2):
         raise ValueError(f"n_examples {n_examples!r} is not an even number from 2 to {2 * N_PER_LABEL}")
     form = FORMATS[name]

@@ -25,19 +25,35 @@ class TaskPrompts:
 
     def __init__(self, lm, task, *, layer=0, max_bytes=0, batch_tokens=BATCH_TOKENS):
         self.lm, self.task, self.prompts = lm, task, tokens.texts_ids(lm.tokenizer, task.prompts)
+        n_new = answer_length(lm, task)
         given = {"layer": layer, "max_bytes": max_bytes, "batch_tokens": batch_tokens}
-        self.greedy = decoding.Greedy(lm, self.prompts, N_NEW, **given)
+        self.greedy = decoding.Greedy(lm, self.prompts, n_new, **given)
 
     def answers(self):
-        """The model's label for each example: 0, 1, or glue.INVALID. NaN weights give invalid answers."""
+        """The model's label for each example: 0, 1, …, or glue.INVALID. NaN weights give invalid answers."""
+        if self.task.format.own:
+            decoded = self.lm.tokenizer.batch_decode(self.greedy(), skip_special_tokens=True)
+            return [self.task.format.first(text) for text in decoded]
         texts = [prompt + ids for prompt, ids in zip(self.prompts, self.greedy(), strict=True)]
         decoded = self.lm.tokenizer.batch_decode(texts, skip_special_tokens=True)
         return [self.task.format.parse(text) for text in decoded]
 
     def row(self):
-        """One row of the downstream table: task, n_examples, accuracy, f1, mcc, invalid of the model as it stands."""
-        given = self.answers()
-        return {"task": self.task.name, "n_examples": len(given), **scores(given, self.task.labels)}
+        """One row of the downstream table: task, n_examples, accuracy, f1, mcc, invalid of the model as it stands; of
+        a task of one's own also f1_chance and f1_constant, the F1 of `references`."""
+        given, labels, form = self.answers(), self.task.labels, self.task.format
+        to_beat = references(labels, len(form.labels)) if form.own else {}
+        found = scores(given, labels) | {f"f1_{name}": score["f1"] for name, score in to_beat.items()}
+        return {"task": self.task.name, "n_examples": len(given), **found}
+
+
+def answer_length(lm, task):
+    """Tokens of an answer to a task: N_NEW; of one of one's own, as many more as its longest answer word needs."""
+    if not task.format.own:
+        return N_NEW
+    words = list(task.format.words)
+    pairs = tokens.with_targets(lm.tokenizer, task.prompts[:1] * len(words), words)
+    return max(N_NEW, *(len(target) for _, target in pairs))
 
 
 def scores(answers, labels):
@@ -63,11 +79,11 @@ def scores(answers, labels):
     }
 
 
-def references(labels):
-    """Scores to beat on these labels: `constant`, the better of always giving one label, and `chance`, a coin.
+def references(labels, n_labels=2):
+    """Scores to beat on these labels: `constant`, the best of always giving one label, and `chance`, a coin.
 
-    The coin's scores are those of all its answers together, each label once to each example.
+    The coin has n_labels sides. Its scores are those of all its answers together, each label once to each example.
     """
-    labels = list(labels)
-    constant = max((scores([k] * len(labels), labels) for k in range(2)), key=lambda row: row["f1"])
-    return {"constant": constant, "chance": scores([0] * len(labels) + [1] * len(labels), 2 * labels)}
+    labels, sides = list(labels), range(n_labels)
+    constant = max((scores([k] * len(labels), labels) for k in sides), key=lambda row: row["f1"])
+    return {"constant": constant, "chance": scores([k for k in sides for _ in labels], n_labels * labels)}

@@ -4,7 +4,7 @@ it draws, which `Record.figure` writes beside the picture."""
 import numpy as np
 import pandas as pd
 
-from editscale.analysis import intervals
+from editscale.analysis import intervals, task_loss
 from editscale.analysis.rows import groups, require
 from editscale.columns import RUN
 from editscale.plots.style import (
@@ -123,11 +123,12 @@ def task(ax, rows: pd.DataFrame) -> pd.DataFrame:
     """Draw the weighted F1 of a task over edits as `lines`, with that of a coin (dotted) and of a constant answer.
 
     Args:
-        rows: one task's, columns method, order, reversed, edits, task, f1 and n_examples.
+        rows: one task's, columns method, order, reversed, edits, task, f1 and n_examples; see `task_loss.to_beat`.
     """
     name, n_examples = rows[["task", "n_examples"]].iloc[0]
     plotted = lines(ax, rows, "f1", label="weighted F1 (%)", percent=True, single=False)
-    for score, look, text in ((50, ":", "chance"), (100 / 3, "--", "constant answer")):
+    for f1, look, text in zip(task_loss.to_beat(rows), (":", "--"), ("chance", "constant answer"), strict=True):
+        score = 100 * f1
         ax.axhline(score, linestyle=look, color="gray")
         place = {"ha": "right", "transform": ax.get_yaxis_transform()}
         ax.text(0.99, score + 1, text, fontsize=7, color="gray", **place)

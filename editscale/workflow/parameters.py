@@ -131,16 +131,35 @@ def collect_parameters(notebook: str | Path, files: list, pairs: list) -> dict:
 def files_named(notebook: str | Path, file: str | Path) -> list[str]:
     """The files that values of a notebook's parameters name, but for results in runs/ and figures/, which rules make.
 
-    Values are those of the YAML `file`, else the defaults; texts within lists and dicts count."""
+    Values are those of the YAML `file`, else the defaults; texts within lists and dicts count, and the files beside a
+    named YAML file that it names in its turn, as a task's does its examples."""
     values = {name: parameter.default for name, parameter in notebook_parameters(notebook).items()}
     todo, found = [*(values | read_parameters(file)).values()], set()
     while todo:
         value = todo.pop()
         if isinstance(value, (list, dict)):
             todo += value if isinstance(value, list) else value.values()
-        elif isinstance(value, str) and value.split("/")[0] not in ("runs", "figures") and Path(value).is_file():
-            found.add(value)
+        elif isinstance(value, str) and value.split("/")[0] not in ("runs", "figures") and _is_file(value):
+            found |= {value, *_files_beside(Path(value))}
     return sorted(found)
+
+
+def _is_file(path: str | Path) -> bool:
+    """Whether there is such a file; a text that can be no path (too long, a NUL) is none."""
+    try:
+        return Path(path).is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def _files_beside(path: Path) -> set[str]:
+    """The files that values of a YAML file name, from its folder. One that cannot be read names none: what reads it
+    says why."""
+    try:
+        values = read_parameters(path).values() if path.suffix in (".yaml", ".yml") else []
+    except (ValueError, OSError):
+        return set()
+    return {str(path.parent / value) for value in values if isinstance(value, str) and _is_file(path.parent / value)}
 
 
 def checked_scale(name: str) -> str:
