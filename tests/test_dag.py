@@ -49,6 +49,7 @@ figures_folder: str = "figures"  # folder for figures
 out: str = "runs"  # folder for results"""
 ALONE = """\
 runs: list = []  # folders of runs
+device: str = "cpu"  # cpu or cuda
 n_flagged: int = 2  # facts
 n_ordinary: int = 1  # other facts
 methods: list = []  # of the runs
@@ -77,6 +78,7 @@ figures_folder: str = "figures"  # folder for figures
 out: str = "runs"  # folder for results"""
 MEASURING = """\
 methods: dict = {}  # with hyper-parameters
+device: str = "cpu"  # cpu or cuda
 n_edits: int = 5  # of each method
 out: str = "runs"  # folder for results"""
 WRITE = """\
@@ -364,23 +366,23 @@ def resources(scale):
     return [(rule, dict(pair.split("=") for pair in line.split(", "))) for rule, line in found if rule != "all"]
 
 
-@pytest.mark.parametrize(("scale", "gpus"), [("smoke", 0), ("gpt-j", 1)])
-def test_every_job_says_its_memory_and_time_and_one_with_a_device_asks_for_a_gpu(scale, gpus):
+@pytest.mark.parametrize(("scale", "gres"), [("smoke", ""), ("gpt-j", "gpu:1")])
+def test_every_job_says_its_memory_and_time_and_one_with_a_device_asks_for_a_gpu(scale, gres):
     asked = resources(scale)
     names = {path.stem.split("_", 1)[1] for path in (REPOSITORY / "notebooks").glob("*.ipynb")}
     assert names <= {rule for rule, _ in asked} <= names | {"edit_together"}
     gathering = {name.split("_", 1)[1] for name in GATHERS} | {"acceptance"}
     for rule, given in asked:
         assert int(given["mem_mb"]) >= 2000 and int(given["runtime"]) >= 10, rule
-        assert int(given.get("gpu", 0)) == (0 if rule in gathering else gpus), rule
+        assert given.get("gres", "") == ("" if rule in gathering else gres), rule
 
 
 def test_larger_models_and_longer_runs_ask_for_more():
-    small, large = needs({}, 0.5, edits=10), needs({}, 24, edits=10)
+    small, large = needs(["cpu"], 0.5, edits=10), needs(["cpu"], 24, edits=10)
     assert small["mem_mb"] < large["mem_mb"] and small["runtime"] < large["runtime"]
-    assert needs({}, 24, edits=1000)["runtime"] > needs({"device": "cuda:1"}, 24, edits=1000)["runtime"]
-    assert needs({"device": "cuda"})["gpu"] == 1 and "gpu" not in needs({"device": "auto"})
-    moments = needs({"device": "cuda"}, 24.2, tokens=204_800_000)  # of GPT-J: 6.5 hours on an H100 (figures/cost)
+    assert needs(["cpu"], 24, edits=1000)["runtime"] > needs(["cuda:1"], 24, edits=1000)["runtime"]
+    assert needs(["cpu", "cuda"])["gres"] == "gpu:1" and "gres" not in needs(["auto"])
+    moments = needs(["cuda"], 24.2, tokens=204_800_000)  # of GPT-J: 6.5 hours on an H100 (figures/cost)
     assert 6.5 * 60 * 3 < moments["runtime"] < 6.5 * 60 * 5
 
 
@@ -449,10 +451,10 @@ def test_a_run_and_what_looks_at_it_are_one_job_with_one_gpu(fake_slurm):
     done, asked = fake_slurm(300)
     assert "squeue is asked instead" in done.stdout + done.stderr
     assert "no such cluster" in done.stdout + done.stderr
-    runs = [line for line in asked if "--gpus=1" in line]
+    runs = [line for line in asked if "--gres=gpu:1" in line]
     assert len(asked) == 3 and len(runs) == 2  # two runs, and notebooks 06, which have no GPU here
-    for line in runs:  # 02a, then 03a and 04a one after the other, as they share the GPU
-        assert "--mem 16000" in line and "-t 90" in line and "--cpus-per-task=1" in line
+    for line in runs:  # 02a, then 03a and 04a side by side on the same GPU
+        assert "--mem 20000" in line and "-t 60" in line and "--cpus-per-task=2" in line
 
 
 def test_where_nothing_would_tell_how_jobs_ended_none_is_submitted(fake_slurm):

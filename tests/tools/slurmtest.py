@@ -75,7 +75,7 @@ def cluster(folder, *, min_job_age=300):
     host = socket.gethostname().split(".")[0]
     config = folder / "slurm.conf"
     places = {"host": host, "folder": folder, "user": getpass.getuser(), "ports": free_ports(2)}
-    config.write_text(CONFIG.format(**places, min_job_age=min_job_age, cpus=os.cpu_count()))
+    config.write_text(CONFIG.format(**places, min_job_age=min_job_age, cpus=max(8, os.cpu_count())))
     srun = folder / "bin/srun"  # within a job the plugin takes SLURM_CONF away from it
     srun.write_text(f'#!/bin/sh\nSLURM_CONF={config} exec {shutil.which("srun", path=PATH)} "$@"\n')
     srun.chmod(0o755)
@@ -195,7 +195,7 @@ def compared(folder, local=None):
     checkout, began = folder / "checkout", time.time()
     shutil.copytree(ROOT, checkout, ignore=lambda where, names: LEFT_OUT & {*names} if Path(where) == ROOT else ())
     with cluster(folder) as environment:
-        printed = study(checkout, environment, "--profile", "params/slurm")
+        printed = study(checkout, environment, "--profile", "params/slurm", "--jobs", str(os.cpu_count()))
     minutes, through_slurm = (time.time() - began) / 60, checkout / "runs/slurm"
     (checkout / "runs/smoke").rename(through_slurm)
     if local is None:
