@@ -6,7 +6,6 @@ import json
 import os
 import secrets
 import shutil
-import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -72,11 +71,11 @@ def whole_file(path):
     """A new file beside `path` to write to. Once written, and on the disk, it takes that name; on an error it goes.
 
     Of several writers at a time each writes a file of its own, and the last to end leaves what is there. Of a process
-    that is killed its file stays, `.<name>.<number>.part`.
+    that is killed its file stays, `.<name>.<number>.part`, a long name cut short.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    part = _beside(path, ".part")
     try:
         yield part
         _to_disk(part)
@@ -95,11 +94,10 @@ def whole_folder(path, *, replacing=False):
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    building = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    old = building.with_name(building.name + ".old")
+    building, old = _beside(path, ""), _beside(path, ".old")
+    building.mkdir()
     try:
         yield building
-        building.chmod(0o755)
         if replacing and path.exists():
             os.replace(path, old)
         try:
@@ -111,6 +109,11 @@ def whole_folder(path, *, replacing=False):
     finally:
         for left in (building, old):
             shutil.rmtree(left, ignore_errors=True)
+
+
+def _beside(path, suffix):
+    """A path that nobody else has, in the folder of `path`, that says what it is for."""
+    return path.with_name(f".{os.fsdecode(os.fsencode(path.name)[:200])}.{secrets.token_hex(4)}{suffix}")
 
 
 def _take_name(folder, path):

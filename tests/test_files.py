@@ -73,7 +73,26 @@ def test_a_folder_takes_its_name_when_it_is_complete(tmp_path):
         fill(building, "new")
         assert not (tmp_path / "deep" / "model").exists()
     assert names(tmp_path / "deep") == ["model"] and (tmp_path / "deep/model/a/b.txt").read_text() == "new"
-    assert (tmp_path / "deep/model").stat().st_mode & 0o777 == 0o755
+
+
+@pytest.mark.parametrize(("mask", "file", "folder"), [(0o022, 0o644, 0o755), (0o077, 0o600, 0o700)])
+def test_files_and_folders_are_as_open_as_the_user_wants_them(tmp_path, mask, file, folder):
+    before = os.umask(mask)
+    try:
+        write_whole(tmp_path / "a.txt", b"new")
+        with whole_folder(tmp_path / "model"):
+            pass
+    finally:
+        os.umask(before)
+    assert [(tmp_path / name).stat().st_mode & 0o777 for name in ("a.txt", "model")] == [file, folder]
+
+
+@pytest.mark.parametrize("name", ["n" * 255, "д" * 127])
+def test_the_longest_names_can_be_written(tmp_path, name):
+    assert write_whole(tmp_path / name, b"new").read_bytes() == b"new"
+    with whole_folder(tmp_path / "deep" / name):
+        pass
+    assert names(tmp_path / "deep") == [name]
 
 
 @pytest.mark.parametrize("replacing", (False, True))
