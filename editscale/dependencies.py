@@ -12,6 +12,7 @@ import importlib.metadata
 import importlib.util
 import io
 import json
+import re
 import sysconfig
 import tokenize
 from pathlib import Path
@@ -63,12 +64,27 @@ def of_notebook(path, modules=()):
     Args:
         modules: full names of those that it imports by name, such as that of the method it edits with.
     """
-    cells = json.loads(Path(path).read_text(encoding="utf-8"))["cells"]
-    code = [cell for cell in cells if cell["cell_type"] == "code"]
-    tagged = [cell for cell in code if "parameters" not in cell["metadata"].get("tags", [])]
+    try:
+        cells = json.loads(Path(path).read_bytes().decode("utf-8-sig"))["cells"]
+        code = [cell for cell in cells if cell["cell_type"] == "code"]
+        tagged = [cell for cell in code if "parameters" not in ((cell.get("metadata") or {}).get("tags") or [])]
+        sources = [_python("".join(cell.get("source") or "")) for cell in tagged]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{path} is not a notebook of format 4: {error!r}") from error
     package = Path(path).resolve().parents[1] / "editscale"
-    source = "\n".join(["".join(cell["source"]) for cell in tagged] + [f"import {name}" for name in modules])
+    source = "\n".join(sources + [f"import {name}" for name in modules])
     return identity(source, package if package.is_dir() else PACKAGE)
+
+
+def _python(cell):
+    """The code of a cell; what IPython reads and Python does not (`%time`, `!ls`) becomes a string that counts."""
+    for code in (cell, re.sub(r"^([ \t]*)([%!].*)$", lambda line: f"{line[1]}magic({line[2]!r})", cell, flags=re.M)):
+        try:
+            ast.parse(code)
+            return code
+        except (SyntaxError, ValueError):
+            continue
+    return f"magic({cell!r})"
 
 
 @functools.cache
