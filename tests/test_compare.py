@@ -46,6 +46,13 @@ def test_runs_that_differ_in_times_and_commits_alone_are_equal(run_a, tmp_path):
     assert same and "Tables: 3 of 3 equal" in lines and "Notebooks: 1 of 1 equal" in lines
 
 
+def test_a_failed_notebook_beside_the_one_that_did_not_fail_is_no_difference(run_a, tmp_path):
+    b = write_run(tmp_path / "b", edits())
+    (b / "notebooks/02_edits.failed.ipynb").write_text("{}")
+    (b / "notebooks/.1a2b.part.ipynb").write_text("{}")
+    assert compare.compare(run_a, b)[1]
+
+
 def test_a_changed_number_is_found_in_every_table_with_its_row_and_size(run_a, tmp_path):
     b = write_run(tmp_path / "b", edits(efficacy=[1.0, 0.4, None, 0.24]))
     lines, same = compare.compare(run_a, b)

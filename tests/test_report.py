@@ -293,10 +293,47 @@ def test_a_report_that_cannot_be_written_leaves_the_old_one(study, capsys):
     assert sorted(path.name for path in Path("runs/test").iterdir()) == ["html", "keys", "notebooks"]
 
 
+def odd(cell=(), **fields):
+    """Writes a notebook of one code cell that has other fields, or the cell has."""
+    whole = {"cell_type": "code", "id": "a", "source": "1", "metadata": {}, "execution_count": 1, "outputs": []}
+    notebook = {"nbformat": 4, "nbformat_minor": 5, "metadata": {}, "cells": [{**whole, **dict(cell)}], **fields}
+    return lambda: Path("runs/test/notebooks/03_x.ipynb").write_text(json.dumps(notebook))
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        odd(metadata={"papermill": {"duration": "x", "parameters": None}}),
+        odd(metadata={"papermill": [1]}),
+        odd({"source": None}),
+        odd({"outputs": None}),
+    ],
+)
+def test_notebooks_without_what_says_nothing_are_pages_too(study, write):
+    write()
+    assert "03_x.html" in pages(report.write_report("test"))
+
+
+def test_a_notebook_that_is_being_executed_is_no_page_yet(study):
+    odd()()
+    Path("runs/test/notebooks/03_x.ipynb").rename("runs/test/notebooks/.03_x.part.ipynb")
+    assert not [name for name in pages(report.write_report("test")) if "03_x" in name]
+
+
+def test_figures_of_runs_are_those_in_the_folder_of_the_runs(study):
+    Path("figures/test").rename("runs/test/figures")
+    assert len(pages(report.write_report("test"))["index.html"].select("figure#fig1")) == 1
+
+
 @pytest.mark.parametrize(
     ("spoil", "problem"),
     [
         (lambda: Path("runs/test/notebooks/03_x.ipynb").write_text("{"), "03_x.ipynb"),
+        (lambda: Path("runs/test/notebooks/03_x.ipynb").write_text("[" * 100_000), "03_x.ipynb is not a notebook"),
+        (odd({"outputs": [{}]}), "03_x.ipynb is not a notebook"),
+        (odd({"metadata": {"tags": ["a,b"]}}), "03_x.ipynb is not a notebook"),
+        (odd(cells=3), "03_x.ipynb is not a notebook"),
+        (odd(nbformat=99), "03_x.ipynb is not a notebook: it has nbformat 99"),
         (lambda: Path("runs/test/keys/done.json").write_text("{}"), "done.json is not what record.finish writes"),
         (lambda: Path("figures/test/fig1.json").write_text("{}"), "fig1.json has no caption"),
         (lambda: Path("figures/test/fig1.svg").unlink(), "fig1.json has no caption, or no .svg"),

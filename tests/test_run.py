@@ -2,15 +2,24 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import nbformat
 import pytest
 
-from editscale.workflow import cli
-from editscale.workflow.parameters import check_value, collect_parameters, notebook_parameters, read_parameters
+from editscale import dependencies
+from editscale.workflow import cli, execute
+from editscale.workflow.parameters import (
+    check_value,
+    collect_parameters,
+    notebook_parameters,
+    read_notebook,
+    read_parameters,
+)
 
 PARAMETERS = """\
 n_edits: int = 4  # facts edited one after another
@@ -235,14 +244,176 @@ os.getcwd()"""
 def test_a_failing_cell_is_named_and_the_executed_notebook_kept(root, capfd):
     cell = "# a reason\nassert n_edits == 5, 'five were expected'"
     notebook = write_notebook(root / "a.ipynb", PARAMETERS, cell, FINISH)
-    stale = root / "runs/test/done.json"
-    stale.parent.mkdir(parents=True)
-    stale.write_text("{}")
+    for _ in range(2):  # one that failed takes the place of one that failed
+        line = failed(capfd, notebook, root / "out.ipynb")
+        assert "a.ipynb failed in code cell 2 of 3 (assert n_edits == 5" in line
+        assert "five were expected" in line and str(root / "out.ipynb") in line
+        assert "AssertionError" in (root / "out.ipynb").read_text()
+    assert contents(root).keys() == {"pyproject.toml", "a.ipynb", "out.ipynb"}
+
+
+def contents(folder):
+    """All files of a folder by their path from there."""
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_run_that_fails_before_its_first_result_leaves_what_an_earlier_one_left(root, capfd):
+    """Such as one whose ledger another process has open: neither done.json nor the executed notebook is lost."""
+    refused = "assert n_edits == 4, 'refused'"
+    notebook = write_notebook(root / "a.ipynb", PARAMETERS, refused, WRITE, FINISH)
+    out = root / "out.ipynb"
+    assert cli.main(["run", str(notebook), str(out)]) == 0
+    before = contents(root)
+    line = failed(capfd, notebook, out, "-p", "n_edits", "5")
+    after = contents(root)
+    assert line.endswith(f"refused; see {root / 'out.failed.ipynb'}")
+    assert "AssertionError" in after.pop("out.failed.ipynb").decode() and after == before
+    assert nbformat.read(root / "out.failed.ipynb", 4).metadata.papermill.output_path == str(root / "out.failed.ipynb")
+    assert cli.main(["run", str(notebook), str(out)]) == 0
+    assert contents(root).keys() == before.keys()  # the failed one is of the past
+
+
+def test_the_record_of_an_earlier_run_is_no_success_of_a_later_one(root, capfd):
+    notebook = write_notebook(root / "a.ipynb", PARAMETERS, WRITE, FINISH)
+    assert cli.main(["run", str(notebook), str(root / "out.ipynb")]) == 0
+    write_notebook(notebook, PARAMETERS, WRITE)
     line = failed(capfd, notebook, root / "out.ipynb")
-    assert "a.ipynb failed in code cell 2 of 3 (assert n_edits == 5" in line
-    assert "five were expected" in line and str(root / "out.ipynb") in line
-    assert "AssertionError" in (root / "out.ipynb").read_text()
-    assert not stale.exists()
+    assert f"left no {root / 'runs/test/done.json'}" in line and "out.failed.ipynb" in line
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_that_is_stopped_names_its_cell_and_says_how_to_go_on(root, number):
+    wait = "Path(out, 'started').touch()\nimport time\ntime.sleep(60)"
+    notebook = write_notebook(root / "a.ipynb", PARAMETERS, f"from pathlib import Path\n{wait}", FINISH)
+    command = [sys.executable, "-m", "editscale", "run", str(notebook), str(root / "out.ipynb")]
+
+    def default():
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=default) as process:
+        while not (root / "runs/test/started").exists():
+            time.sleep(0.05)
+        process.send_signal(number)
+        line = process.stderr.read().splitlines()[-1]
+    assert process.returncode == 1 and f"a.ipynb was stopped by {number.name} in code cell 2 of 3" in line
+    assert "run the same command again" in line and (root / "out.ipynb").is_file()
+
+
+ODD = {
+    "no language": lambda nb: nb["metadata"].update(kernelspec={"name": "python3", "display_name": "Python 3"}),
+    "no metadata": lambda nb: nb.pop("metadata"),
+    "null metadata": lambda nb: nb.update(metadata=None),
+    "a kernel of VS Code": lambda nb: nb["metadata"].update(
+        kernelspec={"name": "venv (3.11)", "display_name": ".venv (3.11.2)"}
+    ),
+    "a kernel without name": lambda nb: nb["metadata"].update(kernelspec={"language": "python"}),
+    "a kernel of R": lambda nb: nb["metadata"].update(kernelspec={"name": "ir", "display_name": "R", "language": "R"}),
+    "Colab's metadata": lambda nb: nb["metadata"].update(
+        colab={"provenance": []}, accelerator="GPU", kernelspec={"name": "python3", "display_name": "Python 3"}
+    ),
+    "an older minor version, and ids": lambda nb: nb.update(nbformat_minor=0),
+    "a newer minor version": lambda nb: nb.update(nbformat_minor=9),
+    "no minor version": lambda nb: nb.pop("nbformat_minor"),
+    "no ids": lambda nb: [cell.pop("id") for cell in nb["cells"]],
+    "one id twice": lambda nb: [cell.update(id="a") for cell in nb["cells"]],
+    "no metadata of cells": lambda nb: [cell.pop("metadata") for cell in nb["cells"][1:]],
+    "null metadata of cells": lambda nb: [cell.update(metadata=None) for cell in nb["cells"][1:]],
+    "null tags": lambda nb: [cell["metadata"].update(tags=None) for cell in nb["cells"][1:]],
+    "no outputs": lambda nb: [cell.pop("outputs") for cell in nb["cells"]],
+    "no counts": lambda nb: [cell.pop("execution_count") for cell in nb["cells"]],
+    "sources as lists": lambda nb: [cell.update(source=cell["source"].splitlines(True)) for cell in nb["cells"]],
+    "a null source": lambda nb: nb["cells"].append({"cell_type": "code", "source": None}),
+    "a cell without source": lambda nb: nb["cells"].append({"cell_type": "markdown"}),
+    "lines as Windows ends them": lambda nb: [
+        cell.update(source=cell["source"].replace("\n", "\r\n")) for cell in nb["cells"]
+    ],
+    "notes of papermill that are none": lambda nb: nb["metadata"].update(papermill=[1]),
+}
+
+
+def odd(path, *changes):
+    """A notebook changed as a tool would leave it, as a file with a mark of UTF-8 at its front."""
+    content = json.loads(write_notebook(path, PARAMETERS, WRITE, FINISH).read_text())
+    for cell in content["cells"]:
+        cell["source"] = "".join(cell["source"])
+    for change in changes:
+        change(content)
+    path.write_text(json.dumps(content), encoding="utf-8-sig")
+    return path
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_a_notebook_is_read_as_editors_and_strippers_leave_it(root, name):
+    path = odd(root / "notebooks/09_odd.ipynb", ODD[name])
+    assert list(notebook_parameters(path)) == [line.split(":")[0] for line in PARAMETERS.splitlines()]
+    plain = write_notebook(root / "notebooks/09_plain.ipynb", PARAMETERS, WRITE, FINISH)
+    cells = [cell.source for cell in read_notebook(path).cells if cell.source]
+    assert [cell.replace("\r\n", "\n") for cell in cells] == [cell.source for cell in read_notebook(plain).cells]
+    if "Windows" not in name and "null source" not in name:
+        assert dependencies.of_notebook(path) == dependencies.of_notebook(plain)
+
+
+def test_a_notebook_runs_as_editors_and_strippers_leave_it(root):
+    names = ("a kernel of R", "an older minor version, and ids", "null metadata of cells", "no outputs", "no counts")
+    path = odd(root / "notebooks/09_odd.ipynb", *(ODD[name] for name in names))
+    assert cli.main(["run", str(path), str(root / "out.ipynb")]) == 0
+    assert (root / "runs/test/table.csv").read_text() == "4,0.5"
+
+
+def test_what_is_no_notebook_or_of_another_version_is_named(root, capfd, no_kernel):
+    page = {"nbformat": 3, "nbformat_minor": 0, "metadata": {"name": ""}, "worksheets": [{"cells": [], "metadata": {}}]}
+    wrong = {
+        "empty": "",
+        "html": "<!DOCTYPE html><html></html>",
+        "cut": '{"nbformat": 4, "cells": [',
+        "longer": json.dumps(nbformat.v4.new_notebook()) + "}",
+        "list": "[]",
+        "json": "{}",
+        "later": json.dumps({"nbformat": 5, "cells": []}),
+        "cells": json.dumps({"nbformat": 4, "cells": 3}),
+        "cell": json.dumps({"nbformat": 4, "cells": [{"cell_type": "code", "source": 3}]}),
+        "deep": "[" * 100_000,
+    }
+    for name, text in wrong.items():
+        (root / f"{name}.ipynb").write_text(text)
+        assert f"{name}.ipynb is not a notebook: " in stopped(capfd, root / f"{name}.ipynb", root / "out.ipynb"), name
+    (root / "latin.ipynb").write_bytes(b'{"nbformat": 4, "cells": "\xe9"}')
+    assert "latin.ipynb is not a notebook" in stopped(capfd, root / "latin.ipynb", root / "out.ipynb")
+    (root / "old.ipynb").write_text(json.dumps(page))
+    assert "old.ipynb has 0 cells tagged 'parameters'" in stopped(capfd, root / "old.ipynb", root / "out.ipynb")
+    tagged = write_notebook(root / "tag.ipynb", PARAMETERS, tags=("Parameters",))
+    assert "its tags are 'Parameters'" in stopped(capfd, tagged, root / "out.ipynb")
+    magic = write_notebook(root / "magic.ipynb", f"%matplotlib inline\n{PARAMETERS}")
+    assert "the parameters cell of" in (line := stopped(capfd, magic, root / "out.ipynb")) and "is not Python" in line
+
+
+@pytest.mark.parametrize("name", ["with space", "{braces}", "it's \"quoted\" 100% $HOME", "größe-данные-数", "n" * 200])
+def test_a_run_works_in_a_folder_of_any_name(tmp_path, name):
+    root = tmp_path / name
+    notebook = write_notebook(root / "notebooks" / f"{name[:100]}.ipynb", PARAMETERS, WRITE, FINISH)
+    (root / "pyproject.toml").touch()
+    out = f"runs/{name}"
+    assert cli.main(["run", str(notebook), str(root / out / f"{name[:100]}.ipynb"), "-p", "out", out]) == 0
+    record = json.loads((root / out / "done.json").read_text(encoding="utf-8"))
+    assert list(record["files"]) == [f"{out}/table.csv"]
+
+
+def test_a_temporary_folder_with_a_long_name_or_none_at_all_holds_no_run_up(notebook, root, monkeypatch):
+    """A socket's path has about 100 bytes; schedulers make longer folders."""
+    long = root / ("scratch-" * 12)
+    long.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(long))
+    assert cli.main(["run", str(notebook), str(root / "out.ipynb")]) == 0 and not any(long.iterdir())
+    monkeypatch.setattr("tempfile.tempdir", str(root / "gone"))
+    with execute._sockets() as folder:
+        assert Path(folder).is_dir() and str(root) not in folder
+    monkeypatch.setattr("socket.socket.bind", lambda *_: (_ for _ in ()).throw(OSError("no sockets here")))
+    with pytest.raises(OSError, match="set TMPDIR to a local folder"), execute._sockets():
+        pass
+
+
+def test_a_name_that_is_too_long_is_refused_before_anything_runs(notebook, root, capfd, no_kernel):
+    assert "File name too long" in stopped(capfd, notebook, root / f"{'n' * 248}.ipynb")
 
 
 def test_leaving_through_sys_exit_is_a_failure_even_after_the_last_result(root, capfd):

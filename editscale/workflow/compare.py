@@ -18,7 +18,7 @@ from pathlib import Path
 # The columns that name a row of our tables. Rows that share them are counted in their order.
 KEYS = ("method", "order", "reversed", "layer", "task", "metric", "edits", "edit", "case_id", "n_tokens", "rank")
 TABLES = (".parquet", ".csv", ".jsonl")
-IGNORED_FILES = ("timing.jsonl",)
+IGNORED_FILES = ("timing.jsonl", ".failed.ipynb")
 IGNORED_FOLDERS = ("html", "models")
 MADE_WITH = ("python", "packages", "platform", "cpu", "gpu", "code_sha256")
 
@@ -121,7 +121,7 @@ def _read_table(path: Path):
         if path.suffix == ".csv":
             return pd.read_csv(path)
         return pd.DataFrame([json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()])
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise ValueError(f"{path} cannot be read as a table: {error}") from error
 
 
@@ -187,12 +187,13 @@ def _timeless(text: str) -> str:
 
 
 def _files(folder: Path) -> list[str]:
-    """Tables and notebooks below `folder`, by their path from there."""
+    """Tables and notebooks below `folder`, by their path from there; notebooks that failed beside one that did not are
+    no results."""
     found = []
     for path in folder.rglob("*"):
         place = path.relative_to(folder)
         hidden = any(part.startswith(".") or part in IGNORED_FOLDERS for part in place.parts)
-        if path.suffix in (*TABLES, ".ipynb") and not hidden and path.name not in IGNORED_FILES:
+        if path.suffix in (*TABLES, ".ipynb") and not (hidden or path.name.endswith(IGNORED_FILES)):
             found.append(place.as_posix())
     return found
 
@@ -239,7 +240,7 @@ def _flat_record(path: Path) -> dict[str, str]:
         nested = {kind: dict(record[kind]) for kind in ("parameters", "packages")}
         flat = {name: record[name] for name in MADE_WITH if name not in nested}
         flat["code_sha256"] = flat["code_sha256"][:12]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{path} is not what record.finish writes ({error!r}); run that notebook again") from error
     flat |= {f"{kind}.{name}": value for kind, content in nested.items() for name, value in content.items()}
     return {name: json.dumps(value, ensure_ascii=False) for name, value in flat.items()}

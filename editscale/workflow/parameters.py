@@ -6,6 +6,7 @@ contract with notebooks is one cell tagged `parameters` that holds typed literal
 
 import ast
 import difflib
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,9 +33,15 @@ def notebook_parameters(notebook: str | Path) -> dict[str, Parameter]:
     cells = read_notebook(notebook).cells
     tagged = [cell for cell in cells if "parameters" in cell.metadata.get("tags", [])]
     if len(tagged) != 1:
-        raise ValueError(f"{notebook} has {len(tagged)} cells tagged 'parameters', not exactly one")
+        tags = sorted({tag for cell in cells for tag in cell.metadata.get("tags", [])})
+        hint = f"; its tags are {', '.join(map(repr, tags))}" if tags else ""
+        raise ValueError(f"{notebook} has {len(tagged)} cells tagged 'parameters', not exactly one{hint}")
     parameters = {}
-    for line in ast.parse(tagged[0].source).body:
+    try:
+        lines = ast.parse(tagged[0].source).body
+    except (SyntaxError, ValueError) as error:  # a null byte is a ValueError
+        raise ValueError(f"the parameters cell of {notebook} is not Python: {error}") from error
+    for line in lines:
         try:
             annotated = isinstance(line, ast.AnnAssign)
             name = (line.target if annotated else line.targets[0]).id
@@ -213,15 +220,59 @@ def batches(grid: dict) -> dict[str, list]:
 
 
 def read_notebook(path: str | Path):
-    """The notebook at `path` as an nbformat 4 node."""
+    """The notebook at `path` as an nbformat 4 node, with what editors and strippers leave out of it filled in.
+
+    That is whatever says nothing: empty metadata, outputs, counts, ids, the version's minor number, a mark of UTF-8 at
+    the front. ValueError, naming the file, if it is not a notebook."""
     import nbformat
 
     if not Path(path).is_file():
         raise FileNotFoundError(f"no notebook {path}")
     try:
-        return nbformat.read(path, as_version=4)
-    except nbformat.reader.NotJSONError as error:
-        raise ValueError(f"{path} is not a notebook: it does not hold JSON") from error
+        content = json.loads(Path(path).read_bytes().decode("utf-8-sig"))
+        if type(content) is not dict or type(content.get("nbformat")) is not int:
+            raise ValueError("it holds JSON, but no nbformat")
+        if content["nbformat"] < 4:
+            content = nbformat.convert(nbformat.reads(json.dumps(content), as_version=nbformat.NO_CONVERT), 4)
+        if content["nbformat"] > 4:
+            raise ValueError(f"it has nbformat {content['nbformat']}; save it in format 4")
+        notebook = nbformat.v4.to_notebook(_filled_in(content))
+        nbformat.validate(notebook)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, nbformat.ValidationError) as error:
+        says = isinstance(error, (ValueError, nbformat.ValidationError))
+        reason = str(error).strip().splitlines()[0] if says else repr(error)
+        raise ValueError(f"{path} is not a notebook: {reason}") from error
+    return notebook
+
+
+def _filled_in(content):
+    """The JSON of a notebook with all fields that format 4.5 asks for; of its cells the fields that this knows."""
+    cells, ids = [], set()
+    for number, cell in enumerate(content["cells"], start=1):
+        name = cell.get("id") if cell.get("id") not in ids else None
+        whole = {
+            "cell_type": cell["cell_type"],
+            "id": name or f"cell-{number}",
+            "metadata": _said(cell.get("metadata")),
+            "source": cell.get("source") or "",
+        }
+        ids.add(whole["id"])
+        if cell["cell_type"] == "code":
+            whole |= {"execution_count": cell.get("execution_count"), "outputs": cell.get("outputs") or []}
+        elif cell.get("attachments"):
+            whole["attachments"] = cell["attachments"]
+        cells.append(whole)
+    return {"nbformat": 4, "nbformat_minor": 5, "metadata": _said(content.get("metadata")), "cells": cells}
+
+
+def _said(metadata):
+    """Metadata without entries that say nothing: null, a kernel or a language without name, notes that are no notes."""
+    needed = {"kernelspec": {"name", "display_name"}, "language_info": {"name"}, "papermill": set()}
+    return {
+        name: value
+        for name, value in (metadata or {}).items()
+        if value is not None and (name not in needed or (type(value) is dict and needed[name] <= set(value)))
+    }
 
 
 def _look_up(name: str, known: dict[str, Parameter], where: str) -> Parameter:

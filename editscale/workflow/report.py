@@ -52,15 +52,17 @@ class Page:
 def write_report(scale: str, root: str | Path = ".") -> Path:
     """The index page of `runs/<scale>/html`, written anew from what `scale` has executed so far.
 
-    Reads runs/<scale>/notebooks with its sub-folders, the figures in figures/<scale>, and every done.json of the scale.
+    Reads runs/<scale>/notebooks with its sub-folders, every done.json of the scale, and its figures: those in
+    runs/<scale>/figures, or where there are none, of a scale with recorded tables, those in figures/<scale>.
     The folder is replaced as a whole: it never shows half a report, or pages of notebooks that are gone.
 
     Raises FileNotFoundError if no notebook has been executed, ValueError for a notebook, record or figure that cannot
     be read; the report that was there before then stays."""
     root, scale = Path(root), checked_scale(scale)
-    runs, figures = root / "runs" / scale, root / "figures" / scale
+    runs = root / "runs" / scale
+    figures = runs / "figures" if (runs / "figures").is_dir() else root / "figures" / scale
     folder = runs / "notebooks"
-    paths = [path for path in _counted(folder, "**/*.ipynb") if ".ipynb_checkpoints" not in path.parts]
+    paths = [path for path in _counted(folder, "**/*.ipynb") if not _is_hidden(path.relative_to(folder))]
     if not paths:
         where = f"runs/{scale}/notebooks"
         raise FileNotFoundError(f"no executed notebook in {where}; run `make figures SCALE={scale}` first")
@@ -99,12 +101,18 @@ def _counted(folder, pattern):
     return sorted(folder.glob(pattern), key=key)
 
 
+def _is_hidden(path):
+    """Whether a file or a folder of a path is hidden: checkpoints of an editor, a notebook that is being executed."""
+    return any(part.startswith(".") for part in path.parts)
+
+
 def _page(path, place, notebook):
     """`05_drift.ipynb` is the one run of its notebook, `02a_editing/rome.ipynb` one of several of 02a_editing."""
     name = place.parts[0].removesuffix(".ipynb")
     prose = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
     title = next((line[2:] for line in prose.splitlines() if line.startswith("# ")), name)
-    out = str(notebook.metadata.get("papermill", {}).get("parameters", {}).get("out", ""))
+    given = notebook.metadata.get("papermill", {}).get("parameters")
+    out = str(given.get("out", "")) if isinstance(given, dict) else ""
     run = "/".join(place.with_suffix("").parts[1:])
     return Page(path, quote(place.with_suffix(".html").as_posix()), name, run, title, _failure(notebook), out)
 

@@ -32,9 +32,10 @@ def write(scale):
 
 
 def executed(scale):
-    """Paths of the notebooks that a scale has executed once for all runs and that saved figures."""
-    paths = sorted((Path("runs") / checked_scale(scale) / "notebooks").glob("*.ipynb"))
-    return [path for path in paths if any(map(_figures_of, read_notebook(path).cells))]
+    """Paths of the notebooks that a scale has executed once for all runs and that saved figures in figures/."""
+    paths = sorted((Path("runs") / checked_scale(scale) / "notebooks").glob("[!.]*.ipynb"))
+    figures = {path: [figure for cell in read_notebook(path).cells for figure in _figures_of(cell)] for path in paths}
+    return [path for path in paths if any(figure.parts[0] == "figures" for figure in figures[path])]
 
 
 def light(path, folder, copied):
