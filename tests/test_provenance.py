@@ -121,6 +121,35 @@ def test_a_notebook_that_is_not_there_is_named_with_the_place(here):
         pv.start("10_test", {})
 
 
+@pytest.mark.parametrize("place", ["notebooks", "runs/deep"])
+def test_a_notebook_that_is_started_below_the_root_goes_there_and_says_so(here, monkeypatch, capsys, place):
+    (here / place).mkdir(parents=True, exist_ok=True)
+    monkeypatch.chdir(here / place)
+    record = started()
+    assert Path.cwd() == here and record.made["parameters"]["out"] == "runs/rome"
+    assert capsys.readouterr().out.startswith(f"Paths begin in {here}, the root of the repository")
+
+
+def test_a_notebook_that_is_started_elsewhere_goes_to_the_checkout_of_the_package(
+    here, tmp_path_factory, monkeypatch
+):
+    monkeypatch.setattr(dependencies, "PACKAGE", here / "editscale")
+    monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
+    started()
+    assert Path.cwd() == here
+
+
+def test_the_record_of_an_earlier_run_goes_with_the_first_new_result_and_not_before(here):
+    started().finish(table=DATA)
+    done = Path("runs/rome/done.json")
+    record = started()
+    with pytest.raises(ValueError, match="'nan' was not"):
+        record.figure(drawn(), "fig1_x", DATA, found="Recall is nan.")
+    assert done.is_file()
+    record.parquet(edits=DATA)
+    assert not done.is_file()
+
+
 def test_a_start_shows_what_results_are_made_with_and_marks_it(here, shown):
     record = started()
     ((table, metadata),) = shown
@@ -186,14 +215,72 @@ def test_the_same_figure_gives_the_same_bytes_in_another_process(tmp_path):
     assert sorted(made[0]) == sorted(f"fig1_x.{kind}" for kind in KINDS) and made[0] == made[1]
 
 
-def test_pictures_whose_pixels_are_the_same_stay_and_their_origin_is_written_anew(here):
+def test_a_figure_that_would_say_the_same_stays_whatever_made_it(here):
+    """Recorded figures stay as they are on another machine, whose last digits, packages and code may be others."""
+    started().figure(drawn(), "fig1_x", DATA, found="Recall falls.", beside={"orders": DATA})
+    before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in Path("runs/rome").iterdir()}
+    record = started()
+    record.made |= {"code_sha256": "1" * 64, "packages": {"torch": "0"}}
+    other = DATA.assign(edits=DATA["edits"] * (1 + 1e-13), recall=DATA["recall"] + 1e-14)
+    record.figure(drawn([1, 2, 3 + 1e-13]), "fig1_x", other, found="Recall falls.", beside={"orders": other})
+    assert before == {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in Path("runs/rome").iterdir()}
+    assert len(record.files) == 6
+
+
+def test_of_pictures_that_stay_the_origin_is_written_anew_where_parameters_or_words_changed(here):
     started().figure(drawn(), "fig1_x", DATA, found="Recall falls.")
     before = {path: path.stat().st_mtime_ns for path in Path("runs/rome").iterdir()}
     record = started(n_edits=9)
     record.figure(drawn(), "fig1_x", DATA, found="Recall falls.")
     written = {path.suffix for path, time in before.items() if path.stat().st_mtime_ns != time}
-    assert written == {".csv", ".json"} and len(record.files) == 5
+    assert written == {".json"} and len(record.files) == 5
     assert json.loads(Path("runs/rome/fig1_x.json").read_text())["parameters"]["n_edits"] == 9
+    Path("runs/rome/fig1_x.json").write_text("[]")
+    record.figure(drawn(), "fig1_x", DATA, found="Recall rises.")
+    assert json.loads(Path("runs/rome/fig1_x.json").read_text())["found"] == "Recall rises."
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda fig: fig.axes[0].set_xlabel("edits"),
+        lambda fig: fig.axes[0].lines[0].set_color("#0173b3"),
+        lambda fig: fig.axes[0].lines[0].set_linestyle("--"),
+        lambda fig: fig.axes[0].lines[0].set_marker("o"),
+        lambda fig: fig.axes[0].lines[0].set_ydata([1, 2, 3.01]),
+    ],
+)
+def test_a_figure_that_is_drawn_otherwise_is_written_anew(here, change):
+    plt.style.use("editscale.paper")
+    started().figure(drawn(), "fig1_x", DATA, found="Recall falls.")
+    first = bytes_of("runs/rome")
+    figure = drawn()
+    change(figure)
+    started().figure(figure, "fig1_x", DATA, found="Recall falls.")
+    second = bytes_of("runs/rome")
+    assert [kind for kind in KINDS if first[f"fig1_x.{kind}"] != second[f"fig1_x.{kind}"]] == ["svg", "pdf", "png"]
+
+
+@pytest.mark.parametrize(
+    ("one", "two", "same"),
+    [
+        ("a,1.0000000001", "a,1.00000000011", True),
+        ("a,1.00000001", "a,1.00000002", False),
+        ("a,0.0", "a,1e-17", True),
+        ("a,-1e-17", "a,1e-17", True),
+        ("a,12", "a,13", False),
+        ("a,1", "b,1", False),
+        ("a,1", "a,", False),
+        ("a,nan", "a,1", False),
+        ("a,1\nb,2", "a,1", False),
+        ("#1e9998", "#1e9999", False),
+        ("#000001", "#000002", False),
+        ("r2d2", "r2d3", False),
+        ("order-0", "order-1", False),
+    ],
+)
+def test_texts_say_the_same_if_words_are_equal_and_numbers_differ_by_rounding(one, two, same):
+    assert pv.same_but_for_rounding(one, two) == same
 
 
 def test_pictures_are_written_together_where_a_pixel_changed_or_one_is_gone(here):

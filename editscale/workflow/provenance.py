@@ -5,6 +5,9 @@ A notebook starts with `record = provenance.start(name, globals())`, hands each 
 """
 
 import io
+import json
+import math
+import os
 import platform
 import re
 import subprocess
@@ -15,7 +18,7 @@ from pathlib import Path
 
 from editscale import dependencies
 from editscale.editing.modules import used_by
-from editscale.files import sha256_file, whole_file, write_json
+from editscale.files import sha256_file, whole_file, write_json, write_whole
 from editscale.workflow.parameters import notebook_parameters
 from editscale.workflow.timing import Timing
 
@@ -24,6 +27,8 @@ PACKAGES = """torch transformers tokenizers safetensors gguf datasets geonamesca
               numpy pandas pyarrow matplotlib seaborn papermill""".split()
 SHOWN = {"editscale": "made with"}  # marks the output that differs between two executions that found the same
 MOST_WORDS, MOST_NUMBERS = 40, 2  # of a finding
+PICTURES = ("svg", "pdf", "png")
+NUMBER = re.compile(r"(?<![#\w.])-?\d+\.?\d*(?:e[-+]?\d+)?(?![\w.])")  # not within a word or a color
 
 
 def start(name, values):
@@ -33,6 +38,7 @@ def start(name, values):
         name: of the notebook in notebooks/, without suffix; its cell tagged `parameters` says what the parameters are.
         values: the notebook's `globals()`, from which they are taken.
 
+    Paths in a notebook begin in the repository's root: a kernel that was started elsewhere goes there, and says so.
     Raises FileNotFoundError for a notebook that is not there, KeyError for a parameter without a value.
     """
     from IPython.display import display
@@ -40,12 +46,25 @@ def start(name, values):
 
     path = Path("notebooks") / f"{name}.ipynb"
     if not path.is_file():
-        raise FileNotFoundError(f"no {path} here in {Path.cwd()}; notebooks run in the repository's root")
+        _go_to_root(path)
     pyplot.style.use("editscale.paper")
     parameters = {parameter: values[parameter] for parameter in notebook_parameters(path)}
     record = Record(made_with(parameters, dependencies.of_notebook(path, used_by(parameters))))
     display(record.table(), metadata=SHOWN)
     return record
+
+
+def _go_to_root(path):
+    here = Path.cwd()
+    for folder in (*here.parents, dependencies.PACKAGE.parent):
+        if (folder / path).is_file():
+            os.chdir(folder)
+            print(f"Paths begin in {folder}, the root of the repository; the notebook was started in {here}.")
+            return
+    raise FileNotFoundError(
+        f"no {path} here in {here}; notebooks run in the repository's root: start this one there, or give papermill "
+        "that folder as --cwd"
+    )
 
 
 class Record:
@@ -94,8 +113,10 @@ class Record:
     def figure(self, fig, name, drawn, *, found, note="", beside=None):
         """Write `name`.svg, .pdf and .png, the plotted numbers as .csv, caption and origin as .json; show the caption.
 
-        Pictures whose pixels would be the same stay as they are: of these the .json alone says what made them. The same
-        inputs give the same bytes; nothing written depends on time, machine or commit.
+        What would say the same stays as it is, so that a figure drawn again, or on another machine, changes no file: a
+        .csv whose numbers agree within 1e-9 of their size (or 1e-12), pictures whose .svg draws the same lines, letters
+        and colors within 0.001 points, and then the .json, unless caption or parameters changed. The same inputs give
+        the same bytes; nothing written depends on time, machine or commit.
 
         Args:
             drawn: the plotted numbers, one row per point; or a dict of such tables by panel.
@@ -117,13 +138,16 @@ class Record:
         parameters = self.made["parameters"]
         folder = Path(parameters.get("figures_folder") or self.out)
         caption = " ".join(filter(None, [found, note, parameters.get("about", "")]))
-        self.files += _pictures(fig, folder / name)
-        self._csv({folder / f"{name}.csv": drawn})
-        self._csv({folder / f"{name}.{of}.csv": table for of, table in (beside or {}).items()})
-        origin = {name: self.made[name] for name in ("parameters", "code_sha256", "packages")}
-        self.files.append(
-            write_json(folder / f"{name}.json", {"figure": name, "found": found, "caption": caption, **origin})
-        )
+        self._take_over()
+        changed = _pictures(fig, folder / name)
+        tables = {f"{name}.csv": drawn} | {f"{name}.{of}.csv": table for of, table in (beside or {}).items()}
+        changed += [file for file, table in tables.items() if _csv(folder / file, table)]
+        says = {"figure": name, "found": found, "caption": caption, "parameters": parameters}
+        if changed or not _says(folder / f"{name}.json", says):
+            origin = {name: self.made[name] for name in ("code_sha256", "packages")}
+            write_json(folder / f"{name}.json", {**says, **origin})
+        self.files += [folder / f"{name}.{kind}" for kind in PICTURES] + [folder / file for file in tables]
+        self.files.append(folder / f"{name}.json")
         display(Markdown(f"**Found.** {caption}"), metadata={"figure": (folder / f"{name}.png").as_posix()})
 
     def parquet(self, **tables):
@@ -131,14 +155,15 @@ class Record:
         for name, table in tables.items():
             self._write(self.out / f"{name}.parquet", lambda part, table=table: table.to_parquet(part, index=False))
 
-    def _csv(self, tables):
-        for path, table in tables.items():
-            self._write(path, lambda part, of=table: of.to_csv(part, index=False, lineterminator="\n"))
-
     def _write(self, path, write):
+        self._take_over()
         with whole_file(path) as part:
             write(part)
         self.files.append(path)
+
+    def _take_over(self):
+        """From the first result on, an earlier done.json in `out` would be of files that are no longer there."""
+        (self.out / "done.json").unlink(missing_ok=True)
 
     def finish(self, *files, **tables):
         """Write tables into `out` as csv, by name, and done.json, the record that a notebook has finished.
@@ -149,7 +174,8 @@ class Record:
         becomes the GPU in use where torch was loaded after the start. FileNotFoundError names files that do not
         exist; ValueError without any.
         """
-        self._csv({self.out / f"{name}.csv": table for name, table in tables.items()})
+        for name, table in tables.items():
+            self._write(self.out / f"{name}.csv", lambda part, table=table: part.write_bytes(_csv_bytes(table)))
         if self.times.rows:
             self.times.save(self.out)
         finish(self.out, [*self.files, *files], self.made)
@@ -168,23 +194,65 @@ def check_found(text):
 
 
 def _pictures(fig, stem):
-    """Paths of the three pictures of a figure, written where their pixels changed or one is missing."""
+    """Write the pictures of a figure, all of them, where one is missing or the svg would draw something else: the paths
+    written."""
     from matplotlib import rc_context
-    from matplotlib.image import imread
 
-    paths = {kind: stem.with_name(f"{stem.name}.{kind}") for kind in ("svg", "pdf", "png")}
+    paths = {kind: stem.with_name(f"{stem.name}.{kind}") for kind in PICTURES}
     facts = {"svg": {"Title": stem.name, "Date": None}, "pdf": {"Title": stem.name, "CreationDate": None}}
     with rc_context({"svg.hashsalt": "editscale", "pdf.fonttype": 42}):
-        rendered = io.BytesIO()
-        fig.savefig(rendered, format="png", metadata={"Title": stem.name})
-        rendered.seek(0)
-        new = imread(rendered)
-        old = imread(paths["png"]) if all(path.is_file() for path in paths.values()) else None
-        if old is None or old.shape != new.shape or (old != new).any():
-            for kind, path in paths.items():
-                with whole_file(path) as part:
-                    fig.savefig(part, format=kind, metadata=facts.get(kind, {"Title": stem.name}))
+        fig.savefig(io.BytesIO(), format="png")  # the layout settles
+        fig.savefig(drawn := io.BytesIO(), format="svg", metadata=facts["svg"])
+        if all(path.is_file() for path in paths.values()):
+            texts = paths["svg"].read_text(encoding="utf-8", errors="replace"), drawn.getvalue().decode()
+            if same_but_for_rounding(*map(_drawing, texts), absolute=1e-3):
+                return []
+        write_whole(paths["svg"], drawn.getvalue())
+        for kind in ("pdf", "png"):
+            with whole_file(paths[kind]) as part:
+                fig.savefig(part, format=kind, metadata=facts.get(kind, {"Title": stem.name}))
     return list(paths.values())
+
+
+def _drawing(svg):
+    """The text of an svg without its metadata, ids by their order: they derive from coordinates to the last bit."""
+    numbers = {}
+    text = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.S)
+    return re.sub(r"\b[a-z][0-9a-f]{10}\b", lambda found: f"id{numbers.setdefault(found[0], len(numbers))}", text)
+
+
+def _csv(path, table):
+    """Write a table, unless the file says the same; whether it was written."""
+    content = _csv_bytes(table)
+    if path.is_file() and same_but_for_rounding(path.read_text(encoding="utf-8", errors="replace"), content.decode()):
+        return False
+    write_whole(path, content)
+    return True
+
+
+def _csv_bytes(table):
+    return table.to_csv(index=False, lineterminator="\n").encode()
+
+
+def _says(path, content):
+    """Whether a figure's json is there and says this."""
+    try:
+        there = json.loads(path.read_bytes())
+        return all(there[name] == value for name, value in json.loads(json.dumps(content)).items())
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def same_but_for_rounding(one, two, *, absolute=1e-12):
+    """Whether two texts have the same words, and numbers that agree within 1e-9 of their size, or `absolute`."""
+    if one == two:
+        return True
+    (words, numbers), (other_words, others) = (
+        (NUMBER.sub("0", text), [float(number) for number in NUMBER.findall(text)]) for text in (one, two)
+    )
+    return words == other_words and all(
+        math.isclose(a, b, rel_tol=1e-9, abs_tol=absolute) for a, b in zip(numbers, others, strict=True)
+    )
 
 
 def made_with(parameters, code_sha256):
