@@ -196,7 +196,7 @@ def test_gathering_notebooks_see_all_runs_in_the_order_of_the_grid(study):
     for name in ("proficiency", "forgetting", "performance", "drift", "disabling", "findings"):
         seen = json.loads((study / f"runs/tiny/{name}/seen.json").read_text())
         assert [run["reverse"] for run in seen] == [False, True]
-    figures = sorted(path.name for path in (study / "figures/tiny").iterdir())
+    figures = sorted(path.name for path in (study / "runs/tiny/figures").iterdir())
     assert figures == sorted(f"{figure}.svg" for figure in [*GATHERS.values(), "fig6_acceptance"])
 
 
@@ -208,7 +208,7 @@ def test_the_single_edits_are_made_once_for_all_runs_and_given_to_the_notebook_t
 
 
 def test_what_is_published_is_measured_without_runs_and_judged_from_the_table(study):
-    assert (study / "figures/tiny/fig6_acceptance.svg").read_text() == "<svg>measured</svg>"
+    assert (study / "runs/tiny/figures/fig6_acceptance.svg").read_text() == "<svg>measured</svg>"
     executed = nbformat.read(study / "runs/tiny/notebooks/06b_acceptance.ipynb", 4)
     assert executed.metadata["papermill"]["parameters"]["table"] == "runs/tiny/acceptance/acceptance.parquet"
 
@@ -226,7 +226,7 @@ def test_nothing_runs_again_until_something_that_matters_changes(study):
     change("editscale/kernels/tensor_cores.py", '"""Words."""\n# and more of them')
     change("editscale/editing/memit.py")  # no run of the grid edits with it
     assert jobs(study) == {}
-    (study / "figures/tiny/fig4_weight_drift.svg").unlink()
+    (study / "runs/tiny/figures/fig4_weight_drift.svg").unlink()
     assert jobs(study) == {"drift_analysis": 1}
     change("editscale/data/acceptance.yaml", "# a data file is read whole")
     assert jobs(study) == {"drift_analysis": 1, "acceptance": 1}
@@ -327,7 +327,7 @@ def test_where_the_grid_says_so_batches_are_edited_before_the_runs(study):
 
 def test_of_a_recorded_scale_only_the_gathering_notebooks_run_on_its_tables(study):
     tables = study / "figures/tiny/tables"
-    tables.mkdir()
+    tables.mkdir(parents=True)
     try:
         (tables / "record.json").write_text("{}")
         once = {path.split("_", 1)[1]: 1 for path in GATHERS if path != "05b_disabling_edits"}
