@@ -1,5 +1,6 @@
 """Every command answers bad input with one line on stderr and status 2; a command imports only what it needs."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -105,3 +106,12 @@ def test_the_command_line_is_imported_without_what_commands_need():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_what_a_terminal_cannot_show_stops_no_command():
+    """An ASCII locale, and a scale with a name in another alphabet."""
+    plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": "ascii"}
+    for arguments, status in ((["--help"], 0), (["report", "größe 1"], 2)):
+        command = [sys.executable, "-m", "editscale", *arguments]
+        answer = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **plain})
+        assert answer.returncode == status and "Traceback" not in answer.stderr

@@ -16,7 +16,7 @@ from editscale.analysis import tables
 from editscale.columns import COLUMNS, KINDS
 from editscale.workflow import provenance
 from editscale.workflow.execute import RunFailed, run_notebook
-from editscale.workflow.parameters import collect_parameters
+from editscale.workflow.parameters import collect_parameters, notebook_parameters
 
 ROOT = Path(__file__).parents[1]
 SMOKE = ROOT / "params" / "smoke"
@@ -314,3 +314,12 @@ def test_bad_parameters_fail_with_one_clear_error_and_keep_the_notebook(study, g
         run(study, "02a_sequential_editing", "bad", **{"n_edits": 2, **given})
     assert message in str(failure.value)
     assert (study / "bad.ipynb").exists() and not (study / "bad" / "edits.jsonl").exists()
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem)
+def test_a_notebook_that_is_run_by_hand_writes_over_no_results_of_a_scale(path):
+    """Run All in an editor, or papermill without parameters, takes the defaults."""
+    defaults = {name: parameter.default for name, parameter in notebook_parameters(path).items()}
+    written = [defaults[name] for name in ("out", "figures_folder") if name in defaults]
+    assert written and all(folder.startswith("runs/by-hand/") for folder in written)
+    assert not (ROOT / "params/by-hand").exists()  # no scale has that name

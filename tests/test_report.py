@@ -64,10 +64,10 @@ def write_study():
     Path("runs/test/keys").mkdir()
     Path("runs/test/keys/keys.csv").write_text("a\n1\n")
     finish("runs/test/keys", ["runs/test/keys/keys.csv"], made_with({"device": "cpu", "name": HOSTILE}, "0" * 64))
-    Path("figures/test").mkdir(parents=True)
-    Path("figures/test/fig1.svg").write_text("<svg xmlns='http://www.w3.org/2000/svg' width='9' height='9'/>")
-    Path("figures/test/fig1.csv").write_text("a\n1\n")
-    Path("figures/test/fig1.json").write_text(json.dumps({"caption": f"Keys: {HOSTILE}"}))
+    Path("runs/test/figures").mkdir(parents=True)
+    Path("runs/test/figures/fig1.svg").write_text("<svg xmlns='http://www.w3.org/2000/svg' width='9' height='9'/>")
+    Path("runs/test/figures/fig1.csv").write_text("a\n1\n")
+    Path("runs/test/figures/fig1.json").write_text(json.dumps({"caption": f"Keys: {HOSTILE}"}))
 
 
 @pytest.fixture
@@ -221,7 +221,7 @@ def test_links_and_pictures_of_markdown_are_no_way_out(study):
 
 
 def test_recorded_figures_that_a_notebook_embeds_come_with_its_page(study):
-    Path("figures/smollm2").mkdir()
+    Path("figures/smollm2").mkdir(parents=True)
     Path("figures/smollm2/fig1.png").write_bytes(base64.b64decode(PIXEL))
     text = "# 11\n\n![Recorded figure 1](../figures/smollm2/fig1.png)"
     write_executed(Path("runs/test/notebooks/11_html.ipynb"), new_markdown_cell(text))
@@ -274,7 +274,7 @@ def test_a_new_report_leaves_no_page_of_a_notebook_that_is_gone(study):
     Path("runs/test/notebooks/10_end.ipynb").unlink()
     assert report.write_report("test") == index
     assert "10_end.html" not in pages(index) and "10_end" not in index.read_text()
-    assert sorted(path.name for path in Path("runs/test").iterdir()) == ["html", "keys", "notebooks"]
+    assert sorted(path.name for path in Path("runs/test").iterdir()) == ["figures", "html", "keys", "notebooks"]
 
 
 def test_equal_inputs_give_equal_bytes(study):
@@ -286,11 +286,11 @@ def test_equal_inputs_give_equal_bytes(study):
 
 def test_a_report_that_cannot_be_written_leaves_the_old_one(study, capsys):
     before = report.write_report("test").read_bytes()
-    Path("figures/test/fig1.json").write_text("{")
+    Path("runs/test/figures/fig1.json").write_text("{")
     assert cli.main(["report", "test"]) == 2
     assert "fig1.json is not the JSON object it should be" in capsys.readouterr().err
     assert Path("runs/test/html/index.html").read_bytes() == before
-    assert sorted(path.name for path in Path("runs/test").iterdir()) == ["html", "keys", "notebooks"]
+    assert sorted(path.name for path in Path("runs/test").iterdir()) == ["figures", "html", "keys", "notebooks"]
 
 
 def odd(cell=(), **fields):
@@ -320,9 +320,17 @@ def test_a_notebook_that_is_being_executed_is_no_page_yet(study):
     assert not [name for name in pages(report.write_report("test")) if "03_x" in name]
 
 
-def test_figures_of_runs_are_those_in_the_folder_of_the_runs(study):
-    Path("figures/test").rename("runs/test/figures")
-    assert len(pages(report.write_report("test"))["index.html"].select("figure#fig1")) == 1
+def test_figures_are_those_of_the_runs_or_of_recorded_tables(study):
+    def shown():
+        return [link["href"] for link in pages(report.write_report("test"))["index.html"].select("figure#fig1 a")]
+
+    there = shown()
+    Path("figures").mkdir(exist_ok=True)
+    Path("runs/test/figures").rename("figures/test")
+    assert there and not shown()  # recorded ones are of other runs
+    Path("figures/test/tables").mkdir()
+    Path("figures/test/tables/record.json").write_text("{}")
+    assert shown() == there
 
 
 @pytest.mark.parametrize(
@@ -335,8 +343,8 @@ def test_figures_of_runs_are_those_in_the_folder_of_the_runs(study):
         (odd(cells=3), "03_x.ipynb is not a notebook"),
         (odd(nbformat=99), "03_x.ipynb is not a notebook: it has nbformat 99"),
         (lambda: Path("runs/test/keys/done.json").write_text("{}"), "done.json is not what record.finish writes"),
-        (lambda: Path("figures/test/fig1.json").write_text("{}"), "fig1.json has no caption"),
-        (lambda: Path("figures/test/fig1.svg").unlink(), "fig1.json has no caption, or no .svg"),
+        (lambda: Path("runs/test/figures/fig1.json").write_text("{}"), "fig1.json has no caption"),
+        (lambda: Path("runs/test/figures/fig1.svg").unlink(), "fig1.json has no caption, or no .svg"),
     ],
 )
 def test_what_cannot_be_read_is_named(study, capsys, spoil, problem):

@@ -85,6 +85,8 @@ def main(arguments: list[str]) -> int:
     """
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
+    for stream in (sys.stdout, sys.stderr):  # what a terminal cannot show is shown by its number
+        stream.reconfigure(errors="backslashreplace")
     try:
         app(arguments, prog_name="editscale")
     except SystemExit as end:

@@ -53,14 +53,15 @@ def write_report(scale: str, root: str | Path = ".") -> Path:
     """The index page of `runs/<scale>/html`, written anew from what `scale` has executed so far.
 
     Reads runs/<scale>/notebooks with its sub-folders, every done.json of the scale, and its figures: those in
-    runs/<scale>/figures, or where there are none, of a scale with recorded tables, those in figures/<scale>.
+    runs/<scale>/figures, or those that were drawn of recorded tables in figures/<scale>.
     The folder is replaced as a whole: it never shows half a report, or pages of notebooks that are gone.
 
     Raises FileNotFoundError if no notebook has been executed, ValueError for a notebook, record or figure that cannot
     be read; the report that was there before then stays."""
     root, scale = Path(root), checked_scale(scale)
-    runs = root / "runs" / scale
-    figures = runs / "figures" if (runs / "figures").is_dir() else root / "figures" / scale
+    runs, figures = root / "runs" / scale, root / "runs" / scale / "figures"
+    if not figures.is_dir() and (root / "figures" / scale / "tables" / "record.json").is_file():
+        figures = root / "figures" / scale
     folder = runs / "notebooks"
     paths = [path for path in _counted(folder, "**/*.ipynb") if not _is_hidden(path.relative_to(folder))]
     if not paths:

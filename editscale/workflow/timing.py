@@ -40,4 +40,4 @@ def read(folder):
     path = Path(folder) / NAME
     if not path.is_file():
         raise FileNotFoundError(f"no {path}; run the notebook that writes into {folder} again")
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
