@@ -129,6 +129,9 @@ def test_places_beyond_the_edits_or_out_of_order_are_refused(edited, places):
 def test_a_run_that_has_not_finished_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=f"no finished run in {tmp_path}; run notebook 02a"):
         past_runs.reopen(tmp_path)
+    (tmp_path / "ledger.json").write_text("{}")
+    with pytest.raises(FileNotFoundError, match="has a ledger, but no done.json .* edits only what the ledger lacks"):
+        past_runs.reopen(tmp_path)
 
 
 def test_runs_of_one_model_that_are_reopened_together_share_it(monkeypatch):

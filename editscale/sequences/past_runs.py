@@ -54,6 +54,11 @@ class PastRun:
 def record_of(folder):
     """The record that notebook 02a left in a run's folder. Raises FileNotFoundError if the run has not finished."""
     path = Path(folder) / "done.json"
+    if not path.is_file() and (path.parent / "ledger.json").is_file():
+        raise FileNotFoundError(
+            f"{folder} has a ledger, but no done.json with what its run was asked for; run notebook 02a with the same "
+            f"parameters and out={folder} again: it edits only what the ledger lacks"
+        )
     if not path.is_file():
         raise FileNotFoundError(f"no finished run in {folder}; run notebook 02a with out={folder} first")
     record = read_json(path, "run notebook 02a again")
