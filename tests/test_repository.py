@@ -46,7 +46,7 @@ CONSTRAINTS = dict(line.split("==") for line in (ROOT / ".ci/constraints.txt").r
 
 def notebook_problems(path):
     """What keeps a notebook from being committed: outputs, counts, foreign metadata, odd parameters."""
-    notebook, problems = read_notebook(path), []
+    notebook, problems = nbformat.read(path, 4), []
     if (notebook.nbformat, notebook.nbformat_minor) != (4, 5):
         problems.append(f"nbformat {notebook.nbformat}.{notebook.nbformat_minor}, not 4.5")
     if set(notebook.metadata) != {"kernelspec"} or notebook.metadata.kernelspec.name != "python3":
