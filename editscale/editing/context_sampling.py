@@ -25,9 +25,12 @@ def sample(lm, starts, n_tokens, generator, *, top_k=TOP_K):
 
     Returns:
         Token ids, (len(starts), n_tokens) on the CPU.
+
+    Raises ValueError if n_tokens is more than the model reads.
     """
     import torch
 
+    tokens.check_length(lm, n_tokens)
     ids = torch.tensor(starts)
     while ids.shape[1] < n_tokens:
         with torch.no_grad():
@@ -45,10 +48,17 @@ def as_context(tokenizer, ids):
 
 
 def seed_starts(lm, words):
-    """What sampled texts continue: the ids of each seed word, or, without words, the model's document-start token."""
+    """What sampled texts continue: the ids of each seed word, or, without words, the model's document-start token.
+
+    Raises ValueError for a word without tokens, and for one that the model cannot read.
+    """
     from editscale.models import loading
 
-    return [tokens.prompt_ids(lm.tokenizer, word) for word in words] or [(loading.start_token(lm),)]
+    starts = tokens.texts_ids(lm.tokenizer, words)
+    if () in starts:
+        raise ValueError(f"the seed word {words[starts.index(())]!r} has no token to start a text from; give another")
+    tokens.check(lm, starts)
+    return starts or [(loading.start_token(lm),)]
 
 
 def rome_contexts(lm, starts, generator, n_short=10, n_long=10):

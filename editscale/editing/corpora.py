@@ -65,7 +65,7 @@ def documents_from_texts(tokenizer, texts, max_length):
     while group := list(islice(texts, 256)):
         group = [text for text in group if text.strip()]
         if group:
-            yield from tokenizer(group, truncation=True, max_length=max_length)["input_ids"]
+            yield from (list(ids[:max_length]) for ids in tokens.texts_ids(tokenizer, group))
 
 
 def documents_from_file(tokenizer, path, max_length):

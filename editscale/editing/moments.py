@@ -124,7 +124,7 @@ class _Read:
                 f"the corpus ends, or has an empty document, after {self.n_documents} documents with {self.n_tokens} "
                 f"tokens; {wanted} were asked for"
             )
-        tokens.check_length(lm, len(document))
+        tokens.check(lm, [document])
         self.digest.update((" ".join(map(str, document)) + "\n").encode())
         self.n_tokens, self.n_documents = self.n_tokens + len(document), self.n_documents + 1
         self.longest = max(self.longest, len(document))

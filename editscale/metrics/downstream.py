@@ -5,6 +5,7 @@ The answers are those of decoding each prompt alone, as scalable-model-editing/g
 """
 
 from collections import Counter
+from dataclasses import replace
 
 from editscale.data import glue
 from editscale.models import decoding, tokens
@@ -20,13 +21,14 @@ class TaskPrompts:
         layer, max_bytes: the lowest layer that edits change in between, and most bytes to keep of what is below it.
         batch_tokens: most tokens in one forward, without the shared beginning. Does not change the answers.
 
-    Raises ValueError if a prompt is too long for the model.
+    Raises ValueError if a prompt is too long for the model; it says with how many demonstrations none is.
     """
 
     def __init__(self, lm, task, *, layer=0, max_bytes=0, batch_tokens=BATCH_TOKENS):
         self.lm, self.task, self.prompts = lm, task, tokens.texts_ids(lm.tokenizer, task.prompts)
         n_new = answer_length(lm, task)
         given = {"layer": layer, "max_bytes": max_bytes, "batch_tokens": batch_tokens}
+        _check_length(lm, task, self.prompts, n_new)
         self.greedy = decoding.Greedy(lm, self.prompts, n_new, **given)
 
     def answers(self):
@@ -54,6 +56,23 @@ def answer_length(lm, task):
     words = list(task.format.words)
     pairs = tokens.with_targets(lm.tokenizer, task.prompts[:1] * len(words), words)
     return max(N_NEW, *(len(target) for _, target in pairs))
+
+
+def _check_length(lm, task, prompts, n_new):
+    """Raise ValueError if a prompt with its answer is longer than the model reads; it says how many shots fit."""
+    try:
+        tokens.check_length(lm, _longest(prompts, n_new))
+    except ValueError as error:
+        each = [replace(task, demonstrations=task.demonstrations[:n]) for n in range(len(task.demonstrations))]
+        lengths = [_longest(tokens.texts_ids(lm.tokenizer, of.prompts), n_new) for of in each]
+        fitting = sum(length <= lm.model.config.max_position_embeddings for length in lengths) - 1
+        advice = f"with shots {fitting} all prompts fit" if fitting >= 0 else "without any shot one is still too long"
+        raise ValueError(f"{task.name} with {len(task.demonstrations)} shots: {error} ({advice})") from error
+
+
+def _longest(prompts, n_new):
+    """Most tokens that are read of a prompt and its answer."""
+    return max(map(len, prompts), default=0) + n_new - 1
 
 
 def scores(answers, labels):

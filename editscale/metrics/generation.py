@@ -62,6 +62,7 @@ def generate(lm, prompts, n_tokens, generator, *, top_k=TOP_K, batch_rows=BATCH_
                 "prompt needs at least one token and must leave one to draw"
             )
     tokens.check_length(lm, n_tokens)
+    tokens.check(lm, rows)
     uniforms = [torch.rand(n_tokens, generator=generator, dtype=torch.float64) for _ in rows]
     samples = []
     for i in range(0, len(rows), batch_rows):
@@ -231,7 +232,7 @@ def teacher_forced_texts(lm, fact):
     rows = [
         tokens.prompt_ids(lm.tokenizer, prompt) for of_kind in scoring.prompts_of(fact).values() for prompt in of_kind
     ]
-    tokens.check_length(lm, max(map(len, rows)))
+    tokens.check(lm, rows)
     packed = tokens.tree(rows)
     with torch.no_grad():
         highest, first = lm.logits(hidden_states.final(lm, [packed])[0]).max(dim=-1)  # the maximum with a NaN is NaN
@@ -253,7 +254,7 @@ def perplexity(lm, texts, *, kept=None):
     rows = [tokens.prompt_ids(lm.tokenizer, text) for text in texts]
     if max(map(len, rows), default=0) < 2:
         raise ValueError(f"none of the {len(rows)} texts has two tokens: there is nothing to predict; give longer ones")
-    tokens.check_length(lm, max(map(len, rows)))
+    tokens.check(lm, rows)
     packed = tokens.tree(rows)
     index = [p for place in packed.places for p in place[:-1]]
     targets = torch.tensor([token for row in rows for token in row[1:]], device=lm.device)

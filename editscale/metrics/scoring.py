@@ -162,7 +162,7 @@ def _pairs(lm, prompts):
     for _, *objects in prompts:
         of = [next(found) if target else ((), ()) for target in objects]
         pairs.append((max(before for before, _ in of), *(ids for _, ids in of)))
-    tokens.check_length(lm, max((len(before) + max(len(new), len(true)) for before, new, true in pairs), default=0))
+    tokens.check(lm, [before + target for before, *both in pairs for target in both])
     return pairs
 
 

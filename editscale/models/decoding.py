@@ -34,12 +34,13 @@ class Greedy:
         batch_tokens: most tokens in one forward, without the shared beginning. Does not change the result. Halved
             where memory does not suffice.
 
-    Raises ValueError if a prompt is too long for the model.
+    Raises ValueError if a prompt is too long for the model, or holds a token that it has no embedding of.
     """
 
     def __init__(self, lm, prompts, n_new, *, layer=0, max_bytes=0, batch_tokens=BATCH_TOKENS):
         lm.check_layer(layer)
         prompts = [tuple(prompt) for prompt in prompts]
+        tokens.check(lm, prompts)
         tokens.check_length(lm, max(map(len, prompts), default=0) + n_new - 1)
         shared = min(len(os.path.commonprefix(prompts)), min(map(len, prompts), default=1) - 1)
         self.lm, self.n_new, self.layer, self.max_bytes = lm, n_new, layer, max_bytes

@@ -19,9 +19,13 @@ length arithmetic of the released code (kmeng01/rome `rome/repr_tools.py`); it a
 for SentencePiece, where that arithmetic miscounts.
 """
 
+import unicodedata
 from dataclasses import dataclass
 
 import numpy as np
+
+EXCERPT = 20  # tokens of a text before and after one that it is refused for, to name it by
+_JOINED = ("Mn", "Mc", "Me", "Cf")  # Unicode categories of marks, and of what is not seen
 
 
 @dataclass(frozen=True)
@@ -102,21 +106,51 @@ def subjects_last(tokenizer, parts):
     For GPT-2 this is the index of kmeng01/rome `rome/repr_tools.py` ("subject_last"), also where that token holds
     punctuation after the subject ("Brentford F.C.'s": the token is ".'").
 
-    Raises ValueError if such a token also holds letters or digits that follow the subject.
+    A normalizer may join the subject's last character to a mark that follows it, or leave the mark out.
+
+    Raises ValueError if such a token also holds letters or digits that follow the subject, or if the tokenizer leaves
+    out a character that it has no token for, after which its offsets are not those of the text.
     """
     found = []
     texts = ["".join(of) for of in parts]
     offsets_of = tokenizer(texts, return_offsets_mapping=True)["offset_mapping"]
     for (before, subject, _), text, offsets in zip(parts, texts, offsets_of, strict=True):
+        _check_kept(tokenizer, text)
         end = len(before) + len(subject.rstrip())
-        holding = [i for i, (start, stop) in enumerate(offsets) if start < end <= stop]
-        if not holding or any(map(str.isalnum, text[end : offsets[holding[-1]][1]])):
+        last = max((i for i, (start, stop) in enumerate(offsets) if start < min(end, stop)), default=0)
+        stop = offsets[last][1]
+        inside = all(unicodedata.category(c) in _JOINED for c in text[stop:end])
+        if not inside or any(map(str.isalnum, text[end:stop])):
             raise ValueError(
                 f"subject {subject!r} not found in the tokenized prompt {text!r}: its last character does not "
                 "end a token; put a space or punctuation after {} in the prompt"
             )
-        found.append(holding[-1])
+        found.append(last)
     return found
+
+
+def _check_kept(tokenizer, text):
+    """Raise ValueError, naming them, if there are characters of a text that the tokenizer leaves out without a word: as
+    one of BPE does that has neither an unknown token, nor all bytes, nor a fallback to them."""
+    from tokenizers.models import BPE
+
+    backend, vocabulary = tokenizer.backend_tokenizer, tokenizer.backend_tokenizer.token_to_id
+    model = backend.model
+    if not isinstance(model, BPE) or model.unk_token or model.byte_fallback:
+        return
+    read = text
+    for added in tokenizer.added_tokens_decoder.values():
+        read = read.replace(added.content, " ")
+    read = backend.normalizer.normalize_str(read) if backend.normalizer else read
+    pieces = backend.pre_tokenizer.pre_tokenize_str(read) if backend.pre_tokenizer else [(read, None)]
+    ways = ("", ""), (model.continuing_subword_prefix or "", ""), ("", model.end_of_word_suffix or "")
+    characters = sorted({c for piece, _ in pieces for c in piece})
+    dropped = [c for c in characters if all(vocabulary(left + c + right) is None for left, right in ways)]
+    if dropped:
+        raise ValueError(
+            f"the tokenizer has no token for {', '.join(map(repr, dropped))} in {text!r}, and would leave it out; take "
+            "another spelling, or a model whose tokenizer knows it"
+        )
 
 
 def context_rows(tokenizer, contexts, prompt, subject, target=None):
@@ -134,6 +168,7 @@ def context_rows(tokenizer, contexts, prompt, subject, target=None):
     if target is None:
         read = [(ids, ()) for ids in texts_ids(tokenizer, texts)]
     else:
+        _check_kept(tokenizer, f" {target}")
         read = with_targets(tokenizer, texts, [target] * len(texts))
     lasts = subjects_last(tokenizer, parts)
     return [Row(ids + targets[:-1], last, targets) for (ids, targets), last in zip(read, lasts, strict=True)]
@@ -226,9 +261,33 @@ def causal(lengths, width, dtype):
 
 
 def check_length(lm, n_tokens):
-    """Raise ValueError if a text of n_tokens does not fit the model's positions or its attention window."""
-    config = lm.model.config
-    for name in ("max_position_embeddings", "sliding_window"):
-        limit = getattr(config, name, None)
-        if limit and n_tokens > limit:
-            raise ValueError(f"a text of {n_tokens} tokens is longer than {name} = {limit} of {lm.name}; shorten it")
+    """Raise ValueError if a text of n_tokens does not fit the model's positions."""
+    limit = getattr(lm.model.config, "max_position_embeddings", None)
+    if limit and n_tokens > limit:
+        raise ValueError(
+            f"a text of {n_tokens} tokens is longer than max_position_embeddings = {limit} of {lm.name}; shorten it"
+        )
+
+
+def check(lm, texts):
+    """Raise ValueError, naming text and token, if the model cannot read some texts, given as token ids: one is too
+    long, or holds a token that the tokenizer was given and the model has no row of embeddings for."""
+    check_length(lm, max(map(len, texts), default=0))
+    for ids in texts:
+        at = next((i for i, token in enumerate(ids) if token >= lm.n_vocabulary), None)
+        if at is not None:
+            excerpt = lm.tokenizer.decode(ids[max(0, at - EXCERPT) : at + EXCERPT])
+            raise ValueError(
+                f"{excerpt!r} holds the token {lm.tokenizer.convert_ids_to_tokens(ids[at])!r}, number {ids[at]}, but "
+                f"{lm.name} has embeddings of {lm.n_vocabulary} tokens only; take it out of the text"
+            )
+
+
+def windowed(mask, window):
+    """An additive mask (rows, 1, queries, keys) of which each query keeps the last `window` keys that it sees.
+
+    The keys that a token sees are those of its text, in order: so it sees itself and the window − 1 tokens before.
+    """
+    seen = mask == 0
+    later = seen.flip(-1).cumsum(-1).flip(-1)  # how many keys a query sees from each key on
+    return additive_mask((seen & (later <= window))[:, 0], mask.dtype)

@@ -69,7 +69,7 @@ def check_facts(lm, facts, contexts):
     flat = [c for group in contexts for c in ([group] if isinstance(group, str) else group)]
     for fact in facts:
         try:
-            tokens.check_length(lm, max(len(row.ids) for row in values.target_rows(lm, fact, flat)))
+            tokens.check(lm, [row.ids + row.targets[-1:] for row in values.target_rows(lm, fact, flat)])
             scoring.check_prompts(lm, [fact])
         except ValueError as error:
             raise ValueError(f"case {fact.case_id}: {error}") from error
