@@ -51,10 +51,11 @@ def tiny_tokenizer(bos=False):
     )
 
 
-def tiny_config(model_type, *, n_layers=4, d_model=32, d_key=48, tied=None):
+def tiny_config(model_type, *, n_layers=4, d_model=32, d_key=48, tied=None, window=None):
     """Config of a tiny model: four attention heads, 128 positions, vocabulary of the tiny tokenizer.
 
-    `tied` None keeps what the family does by default.
+    `tied` None keeps what the family does by default. With a `window`, blocks attend to so many tokens: all of Mistral,
+    and of other families with windows all but block 1.
     """
     if model_type in ("gpt2", "gptj"):
         sizes = {"n_embd": d_model, "n_layer": n_layers, "n_head": 4, "n_inner": d_key, "n_positions": 128}
@@ -72,19 +73,23 @@ def tiny_config(model_type, *, n_layers=4, d_model=32, d_key=48, tied=None):
             sizes |= {"num_key_value_heads": 2, "head_dim": d_model // 4}
     if tied is not None:
         sizes["tie_word_embeddings"] = tied
+    if window is not None:
+        sizes |= {"sliding_window": window, "use_sliding_window": True}
+        if model_type != "mistral":
+            sizes["layer_types"] = [f"{'full' if i == 1 else 'sliding'}_attention" for i in range(n_layers)]
     return AutoConfig.for_model(
         model_type, **sizes, vocab_size=N_TOKENS, bos_token_id=1, eos_token_id=0, pad_token_id=0
     )
 
 
-def tiny_model(model_type, *, seed=0, dtype=torch.float32, bos=None, n_layers=4, d_model=32, d_key=48, tied=None):
+def tiny_model(model_type, *, seed=0, dtype=torch.float32, bos=None, **config):
     """A `LanguageModel` with random weights, large enough that its predictions are not flat.
 
     The same seed gives the same weights in every dtype, up to rounding. Biases and norms are random too, so
-    that a test notices when one is left out. `bos` None means what the family does.
+    that a test notices when one is left out. `bos` None means what the family does; others as for `tiny_config`.
     """
     assert model_type in FAMILIES, model_type
-    config = tiny_config(model_type, n_layers=n_layers, d_model=d_model, d_key=d_key, tied=tied)
+    config = tiny_config(model_type, **config)
     model = AutoModelForCausalLM.from_config(config, attn_implementation="eager", dtype=torch.float32)
     generator = torch.Generator().manual_seed(seed)
     digest = hashlib.sha256()

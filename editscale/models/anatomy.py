@@ -8,7 +8,9 @@ output. Layers are 0-indexed, as in the released ROME and MEMIT code (the papers
 import copy
 from collections import OrderedDict
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+
+from editscale.models import tokens
 
 
 @dataclass(frozen=True)
@@ -20,10 +22,13 @@ class Family:
     norm: str  # the final norm, inside the base model
     mlp: str = "mlp"  # the MLP, inside a block
     post_norm: str = ""  # a norm between the MLP and the residual stream, where there is one
+    windows: str = ""  # which blocks see config.sliding_window tokens only: "all", those of "layer_types", or none
+    capped: bool = False  # whether logits are capped at config.final_logit_softcapping
 
 
 _LLAMA = Family("layers", "mlp.down_proj", "norm")
-_GEMMA2 = Family("layers", "mlp.down_proj", "norm", post_norm="post_feedforward_layernorm")
+_QWEN = replace(_LLAMA, windows="layer_types")
+_GEMMA2 = replace(_QWEN, post_norm="post_feedforward_layernorm", capped=True)
 
 # Keyed by `config.model_type`.
 FAMILIES = {
@@ -31,9 +36,9 @@ FAMILIES = {
     "gptj": Family("h", "mlp.fc_out", "ln_f"),
     "gpt_neox": Family("layers", "mlp.dense_4h_to_h", "final_layer_norm"),
     "llama": _LLAMA,
-    "mistral": _LLAMA,
-    "qwen2": _LLAMA,
-    "qwen3": _LLAMA,
+    "mistral": replace(_LLAMA, windows="all"),
+    "qwen2": _QWEN,
+    "qwen3": _QWEN,
     "gemma": _LLAMA,
     "gemma2": _GEMMA2,
     "gemma3_text": _GEMMA2,
@@ -142,13 +147,18 @@ class LanguageModel:
         return None if bias is None else bias.data
 
     def logits(self, hidden):
-        """Next-token logits (…, vocabulary) of final hidden states (…, d_model), after the final norm."""
+        """Next-token logits (…, vocabulary), `in_full`, of final hidden states (…, d_model), after the final norm."""
         from editscale.kernels import matmul
 
         with matmul.fast(self.device):
             logits = self.model.get_output_embeddings()(hidden)
-        cap = getattr(self.model.config, "final_logit_softcapping", None)
-        return logits if cap is None else cap * (logits / cap).tanh()
+        cap = getattr(self.model.config, "final_logit_softcapping", None) if self.family.capped else None
+        return in_full(logits if cap is None else cap * (logits / cap).tanh())
+
+
+def in_full(tensor):
+    """A tensor in float32 where its dtype has 16 bits, which are too few for losses, steps and solves."""
+    return tensor.float() if tensor.dtype.itemsize < 4 else tensor
 
 
 class KeyValues:
@@ -227,15 +237,24 @@ def segment(lm, start, stop=None):
         part.config.layer_types = base.config.layer_types[start:stop]
 
     def run(hidden, mask, positions, cache=None):
-        tokens = {"input_ids": hidden}
+        given = {"input_ids": hidden}
         if start:
             entering["hidden"] = hidden
-            tokens = {"inputs_embeds": hidden}
-        given = {"attention_mask": mask, "position_ids": positions, "past_key_values": cache}
+            given = {"inputs_embeds": hidden}
+        given |= {"attention_mask": _masks(lm, mask), "position_ids": positions, "past_key_values": cache}
         with matmul.fast(lm.device):
-            return part(**tokens, **given, use_cache=cache is not None).last_hidden_state
+            return part(**given, use_cache=cache is not None).last_hidden_state
 
     return run
+
+
+def _masks(lm, mask):
+    """A mask as the model takes it: for blocks that attend to a window, cut to that window."""
+    window = getattr(lm.model.config, "sliding_window", None) if lm.family.windows else None
+    if not window or mask.shape[-1] <= window:
+        return mask
+    cut = tokens.windowed(mask, window)
+    return cut if lm.family.windows == "all" else {"full_attention": mask, "sliding_attention": cut}
 
 
 def up_to(lm, layer, ids, mask, positions):
