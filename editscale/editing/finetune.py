@@ -38,7 +38,7 @@ class FtParams:
 
 
 class WeightDescent(InPlace):
-    """ΔW and Δb of several facts on their way down.
+    """ΔW and Δb of several facts on their way down, in float32 where the weights have 16 bits.
 
     Args:
         weights: W at the start, (facts, d_value, d_key); biases: (facts, d_value), or None without.
@@ -54,13 +54,14 @@ class WeightDescent(InPlace):
         self.params = params
         self.start = {"weight": weights} | ({} if biases is None else {"bias": biases})
         self.change, self.mean, self.square = (
-            {name: tensor.new_zeros(tensor.shape) for name, tensor in self.start.items()} for _ in range(3)
+            {name: anatomy.in_full(tensor.new_zeros(tensor.shape)) for name, tensor in self.start.items()}
+            for _ in range(3)
         )
         if not params.weight_decay:
             self.start = {}  # nothing reads it
         self.step = torch.zeros(1, dtype=torch.long, device=device)
         self.active = torch.ones(n, dtype=torch.bool, device=device)
-        self.losses = weights.new_zeros(params.num_steps, n)
+        self.losses = anatomy.in_full(weights.new_zeros(params.num_steps, n))
         self.forwards = torch.zeros(n, dtype=torch.long, device=device)
 
     @property
@@ -95,12 +96,9 @@ class WeightDescent(InPlace):
 
     def results(self):
         """For each fact: ΔW (d_value, d_key), Δb (d_value,) or None, losses (forwards,)."""
+        change, bias = self.change["weight"], self.change.get("bias")
         return [
-            (
-                self.change["weight"][i].clone(),
-                self.change["bias"][i].clone() if "bias" in self.change else None,
-                self.losses[:n, i].clone(),
-            )
+            (change[i].clone(), None if bias is None else bias[i].clone(), self.losses[:n, i].clone())
             for i, n in enumerate(self.forwards.tolist())
         ]
 
@@ -123,7 +121,8 @@ class ProjectionSteps(Steps):
         moved = t["keys"] @ changes["weight"].mT
         if "bias" in changes:
             moved = moved + changes["bias"][:, None]
-        final = self.upper(t["block"] + self.as_added(moved), t["mask"], t["positions"])
+        states = (t["block"] + self.as_added(moved)).to(t["block"].dtype)
+        final = self.upper(states, t["mask"], t["positions"])
         at_last = final[torch.arange(len(final), device=final.device), t["last"]]
         log_p = self.logits(at_last).log_softmax(dim=-1)
         return -(t["weights"] * log_p.gather(1, t["targets"])).sum(dim=1)
@@ -135,11 +134,12 @@ def steps(lm, facts, layer):
 
     multiple = 16 if lm.device.type == "cuda" else 1  # sizes of a CUDA graph: few, so that one serves many facts
     pairs = tokens.with_targets(lm.tokenizer, [f.rewrite_prompt for f in facts], [f.target_new for f in facts])
-    tokens.check_length(lm, max(len(prompt) for prompt, _ in pairs))
+    tokens.check(lm, [prompt + target for prompt, target in pairs])
     trees = [tokens.tree([prompt]) for prompt, _ in pairs]
     ids, positions, mask = tokens.tree_inputs(trees, lm.device, lm.dtype, multiple=multiple)
     width = -(-max(len(target) for _, target in pairs) // multiple) * multiple
-    targets, weights = torch.zeros(len(facts), width, dtype=torch.long), torch.zeros(len(facts), width, dtype=lm.dtype)
+    targets = torch.zeros(len(facts), width, dtype=torch.long)
+    weights = anatomy.in_full(torch.zeros(len(facts), width, dtype=lm.dtype))
     for i, (_, target) in enumerate(pairs):
         targets[i, : len(target)], weights[i, : len(target)] = torch.tensor(target), 1 / len(target)
 
@@ -147,6 +147,7 @@ def steps(lm, facts, layer):
         seen = anatomy.up_to(lm, layer, ids, mask, positions)
     post = lm.block(layer).get_submodule(lm.family.post_norm) if lm.family.post_norm else None
     kept = {name: seen[name] for name in ("block", "keys", "mlp") if name != "mlp" or post is not None}
+    kept["keys"] = anatomy.in_full(kept["keys"])
     last = torch.tensor([len(prompt) - 1 for prompt, _ in pairs], device=lm.device)
     tensors = {**kept, "mask": mask, "positions": positions, "last": last}
     tensors |= {"targets": targets.to(lm.device), "weights": weights.to(lm.device)}
@@ -176,10 +177,11 @@ def edit_each(lm, facts, params, contexts, factors):
         descent = cuda_graphs.descend(lm, loss, descent)
     else:
         descend(loss, descent)
-    return [
-        Edit((Update(params.layer, change, None, of_bias),), {"losses": losses[:, None]})
-        for change, of_bias, losses in descent.results()
-    ]
+    edits = []
+    for change, of_bias, losses in descent.results():
+        of_bias = None if of_bias is None else of_bias.to(lm.dtype)
+        edits.append(Edit((Update(params.layer, change.to(lm.dtype), None, of_bias),), {"losses": losses[:, None]}))
+    return edits
 
 
 METHODS = {"ft-c": Method(FtParams, edit_each, bare_context, moments=False)}

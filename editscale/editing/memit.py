@@ -7,7 +7,7 @@ of a layer is r · (λC)⁻¹k / (1 + kᵀ(λC)⁻¹k): the denominator is at le
 from dataclasses import dataclass, replace
 from functools import partial
 
-from editscale.editing import moments, values
+from editscale.editing import moments, updates, values
 from editscale.editing.context_sampling import memit_contexts
 from editscale.editing.method import Method
 from editscale.editing.updates import Edit, Update
@@ -120,13 +120,13 @@ def spread(lm, batches, params, contexts, factors, solve, forward=None):
     updated, traces = [[] for _ in batches], [_trace(z, found, i, n_each) for i in range(len(batches))]
     for i, layer in enumerate(layers):
         seen = run(f"spread over {layers}", range(layers[0], layers[-1] + 1), partial(_changed, lm, layers), inputs)
-        keys = torch.stack([mean_keys(k, groups) for k in seen[f"keys.{layer}"]])
+        keys = torch.stack([mean_keys(k, groups) for k in anatomy.in_full(seen[f"keys.{layer}"])])
         residual = (z - seen["out"]).double() / (len(layers) - i)
         parts = (x.split(n_each) for x in (keys, seen["out"], residual))
         for batch, of_batch in enumerate(zip(*parts, strict=True)):
             k, now, r = (x.T for x in of_batch)
             solved = solve(k, factors[layer])
-            update = Update(layer, r.to(lm.dtype), solved.to(lm.dtype))
+            update = Update(layer, *updates.factors(r, solved, lm.dtype))
             inputs[f"left.{layer}"][batch], inputs[f"right.{layer}"][batch] = update.left, update.right
             updated[batch].append(update)
             traces[batch][layer] = {"keys": k, "current": now, "solved": solved, "residual": r}

@@ -89,7 +89,7 @@ def directions(lm, facts, params, contexts, factors, *, variant="rome"):
     ids, positions, mask, at = values.up_to_subjects(lm, facts, contexts)
     each = torch.arange(len(facts), device=lm.device)[:, None]
     with torch.no_grad():
-        keys = anatomy.up_to(lm, params.layer, ids, mask, positions)["keys"][each, at]
+        keys = anatomy.in_full(anatomy.up_to(lm, params.layer, ids, mask, positions)["keys"][each, at])
     found = _direction(keys, factors[params.layer] if params.mom2_adjustment else None, variant)
     each = zip(found.u_key, found.u, found.key, strict=True)
     return [Direction(*of_fact, found.averaged) for of_fact in each]
@@ -130,11 +130,11 @@ def edit_each(lm, facts, params, contexts, factors, ahead=None, *, variant="rome
     if ahead is None:
         factor = factors[params.layer] if params.mom2_adjustment else None
         ahead = [_direction(one.keys, factor, variant) for one in found]
-    return [_edit(one, of, params.layer) for one, of in zip(found, ahead, strict=True)]
+    return [_edit(one, of, params.layer, lm.dtype) for one, of in zip(found, ahead, strict=True)]
 
 
-def _edit(found, along, layer):
-    """The `Edit` of an optimized value along a `Direction`."""
+def _edit(found, along, layer, dtype):
+    """The `Edit`, of weights in a dtype, of an optimized value along a `Direction`."""
     value = found.outputs.mean(0) if along.averaged else found.outputs[0]
     left, right = rank_one_factors(found.init + found.delta, along.key, value, along.u)
     trace = {
@@ -149,7 +149,7 @@ def _edit(found, along, layer):
         "value": value,
         "denominator": along.key @ along.u,
     }
-    return Edit((Update(layer, left, right),), trace)
+    return Edit((Update(layer, left.to(dtype), right.to(dtype)),), trace)
 
 
 METHODS = {

@@ -35,7 +35,7 @@ def mean_weights(scored, n_rows, like):
     """(rows, scored positions): what times the NLL at scored positions is the mean NLL of each row's targets."""
     import torch
 
-    weights = torch.zeros(n_rows, len(scored), dtype=like.dtype)
+    weights = torch.zeros(n_rows, len(scored), dtype=anatomy.in_full(like).dtype)
     for j, (row, *_, weight) in enumerate(scored):
         weights[row, j] = weight
     return weights.to(like.device)
@@ -58,7 +58,8 @@ class SuffixSteps(Steps):
 
         t, n = self.tensors, len(delta)
         change = self.as_added(delta[t["fact"]])
-        states = torch.where(t["at_subject"], t["hidden"] + change, t["hidden"])
+        changed = (t["hidden"] + change).to(t["hidden"].dtype)
+        states = torch.where(t["at_subject"], changed, t["hidden"])
         final = self.upper(states, t["mask"], t["positions"], anatomy.KeyValues(t))
         log_p = self.logits(final.flatten(0, 1)[t["scored"]]).log_softmax(dim=-1)
         nll = t["weights"] @ -log_p[:-n].gather(1, t["targets"][:, None])[:, 0]

@@ -51,6 +51,17 @@ class Update:
         return all(bool(change.isfinite().all()) for change in changes)
 
 
+def factors(left, right, dtype):
+    """Factors of a change in the dtype of its weight. In float16, which holds nothing below 6e-8, they are made equally
+    large (Frobenius)."""
+    import torch
+
+    if dtype == torch.float16 and left.norm() and right.norm():
+        scale = (left.norm() / right.norm()).sqrt()
+        left, right = left / scale, right * scale
+    return left.to(dtype), right.to(dtype)
+
+
 @dataclass(frozen=True)
 class Edit:
     """What an editor returns: the updates, and a trace of named tensors that says how they came about."""

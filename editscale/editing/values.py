@@ -17,7 +17,7 @@ import numpy as np
 from editscale.editing.descent import Descent, descend
 from editscale.editing.suffix import SuffixSteps, cached_forward
 from editscale.kernels import cuda_graphs
-from editscale.models import stacks, tokens
+from editscale.models import anatomy, stacks, tokens
 
 GROUP = 4  # facts of one batch on a CPU; facts of similar length go together, since all rows are as long as the longest
 GROUP_ON_GPU = 16  # where launching a kernel costs as much as running it on a few facts
@@ -26,7 +26,7 @@ KL_PROMPT = "{} is a"  # the subject's "essence" is kept by a KL term at the sub
 
 @dataclass(frozen=True)
 class Optimized:
-    """The result of `optimize`, with what was seen on the way.
+    """The result of `optimize`, with what was seen on the way, in float32 where the model has 16 bits.
 
     Attributes:
         init: (d_model,) what δ is added to: m₀ (ROME) or h₀ (MEMIT), at the bare prompt's subject-last token.
@@ -77,7 +77,7 @@ def optimize(lm, facts, contexts, layer, params, *, at, forward=None):
         One `Optimized` per fact. Facts together give what each gives alone, up to rounding.
     """
     rows = [target_rows(lm, fact, contexts) for fact in facts]
-    tokens.check_length(lm, max(len(row.ids) for of_fact in rows for row in of_fact))
+    tokens.check(lm, [row.ids + row.targets[-1:] for of_fact in rows for row in of_fact])
     lengths, found = [sum(len(row.ids) - row.subject_last for row in of) for of in rows], [None] * len(facts)
     most = GROUP_ON_GPU if lm.device.type == "cuda" else GROUP
     for group in np.array_split(np.argsort(lengths, kind="stable"), -(-len(facts) // most)):
@@ -91,9 +91,13 @@ def optimize(lm, facts, contexts, layer, params, *, at, forward=None):
 def _optimize(lm, rows, layer, params, at, forward):
     """One `Optimized` for the rows of each fact, all in one batch."""
     init, keys, outputs, step = forward(lm, rows, layer, at)
+    init = anatomy.in_full(init)
     descent = Descent(init, params, len(rows[0]) - 1, lm.n_vocabulary)
     if init.is_cuda and lm.graphs is not None and isinstance(step, SuffixSteps):
         descent = cuda_graphs.descend(lm, step, descent)
     else:
         descend(step, descent)
-    return [Optimized(init[i], *result, keys[i][:-1], outputs[i][:-1]) for i, result in enumerate(descent.results())]
+    return [
+        Optimized(init[i], *result, anatomy.in_full(keys[i][:-1]), anatomy.in_full(outputs[i][:-1]))
+        for i, result in enumerate(descent.results())
+    ]
