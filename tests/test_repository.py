@@ -112,7 +112,7 @@ def test_letters_of_notebooks_are_the_two_halves_of_a_question():
     for path in NOTEBOOKS:
         number, letter = re.match(r"(\d\d)([a-z]?)_", path.name).groups()
         letters.setdefault(number, set()).add(letter)
-    assert sorted(letters) == [f"{number:02}" for number in range(1, len(letters) + 1)]
+    assert sorted(letters) == [f"{number:02}" for number in range(len(letters))]
     split = {number for number, found in letters.items() if found & {"a", "b"}}
     assert all(found - {""} == ({"a", "b"} if number in split else set()) for number, found in letters.items())
     graph = (ROOT / "notebooks/Snakefile").read_text()
@@ -124,7 +124,7 @@ def test_letters_of_notebooks_are_the_two_halves_of_a_question():
 
 def test_titles_of_notebooks_begin_with_their_number():
     for path in NOTEBOOKS:
-        number = path.name.split("_")[0].lstrip("0")
+        number = path.name.split("_")[0].removeprefix("0")
         assert read_notebook(path).cells[0].source.startswith(f"# {number} · "), path.name
 
 

@@ -62,6 +62,9 @@ def load(source, *, revision="", device="cpu", dtype="float32", cache="runs/mode
         raise ValueError("device 'mps' has no float64; set dtype to float32, or device to cpu")
     folder, name = _folder_of(str(source), revision, cache)
     weights = _checked_files(folder)
+    with warnings.catch_warnings():  # the bar that transformers picks complains in notebooks without ipywidgets
+        warnings.simplefilter("ignore")
+        import tqdm.auto  # noqa: F401
     config = _config(folder, dtype)
     tokenizer = _tokenizer(folder)
     n_rows, known = config.vocab_size, tokenizer.get_vocab().items()
@@ -108,9 +111,6 @@ def _model(folder, config, dtype):
     """The Hugging Face model in a folder. ValueError if its weights lack a tensor or have one of another shape."""
     import torch
 
-    with warnings.catch_warnings():  # the bar that transformers picks complains in notebooks without ipywidgets
-        warnings.simplefilter("ignore")
-        import tqdm.auto  # noqa: F401
     from transformers import AutoModelForCausalLM
 
     with _named(folder):

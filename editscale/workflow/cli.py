@@ -186,7 +186,7 @@ def replay(run, save, without, order, **options):
 @click.option("--device", default="cpu", help="cpu, cuda, cuda:1, mps or auto.")
 @click.option("--hparams", default="", show_default=False, help="YAML file; without it one that comes with editscale.")
 @click.option("--moments", default="", show_default=False, help="File of second moments, which is made if missing.")
-@click.option("--model-cache", default="", show_default=False, help="Folder that keeps a model out of a wheel converted.")
+@click.option("--model-cache", default="", show_default=False, help="Folder that keeps a wheel's model converted.")
 @click.option("--csv", default="", show_default=False, help="Write the table there.")
 def try_(file, method, model, revision, device, hparams, moments, model_cache, csv):
     """Edit facts into a model and show what it writes before and after.
