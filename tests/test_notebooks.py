@@ -2,6 +2,8 @@
 
 import json
 import re
+import shutil
+import textwrap
 from pathlib import Path
 
 import nbformat
@@ -14,6 +16,9 @@ from tools import gallery
 
 from editscale.analysis import tables
 from editscale.columns import COLUMNS, KINDS
+from editscale.data import task_files
+from editscale.files import sha256_file
+from editscale.metrics import downstream
 from editscale.workflow import provenance
 from editscale.workflow.execute import RunFailed, run_notebook
 from editscale.workflow.parameters import collect_parameters, notebook_parameters
@@ -268,6 +273,39 @@ def test_a_table_is_judged_by_published_numbers(study):
     failed, prose = outputs_of(study / "judged.ipynb", "takeaway")
     assert f"{passed} of {len(reasons)} published numbers reproduced" in prose and prose.endswith("not measured.")
     assert len(table_of(failed)) == len(reasons) - passed
+
+
+def test_the_task_of_the_page_on_tasks_is_asked_along_a_run_and_named_by_its_file(study):
+    """With three labels, as `task_files` shows it; 04b draws it, and done.json says what its file held."""
+    run_folder = study / "own"
+    shutil.copytree(study / "memit", run_folder)
+    example = re.search(r"^    # params/mine/origins.yaml.*?(?=^\S)", task_files.__doc__, re.M | re.S)[0]
+    (path := study / "origins.yaml").write_text(textwrap.dedent(example), encoding="utf-8")
+    given = {"run": str(run_folder), "tasks": ["reviews", str(path)]}
+    out = run(study, "04a_glue_eval", "own/downstream", **given)
+    table = pd.read_parquet(out / "downstream.parquet").set_index("task")
+    assert (table.loc["origins", "n_examples"] == 2).all() and table.loc["reviews", "f1_chance"].isna().all()
+    to_beat = downstream.references([2, 0], 3)
+    assert (table.loc["origins", "f1_chance"] == to_beat["chance"]["f1"]).all()
+    files = json.loads((out / "done.json").read_text())["files"]
+    assert files[path.resolve().as_posix()] == sha256_file(path)
+    run(
+        study,
+        "04b_downstream_performance",
+        "own-04b",
+        runs=[str(run_folder)],
+        figures_folder=str(study / "own-figures"),
+    )
+    assert "origins (2 examples)" in (study / "own-figures/fig3_downstream.svg").read_text()
+    measured = run(
+        study,
+        "06a_acceptance_measures",
+        "own-06a",
+        n_edits=2,
+        task=str(path),
+        moments=str(study / "01_covariance_stats/second_moments.safetensors"),
+    )
+    assert "origins correct" in pd.read_parquet(measured / "acceptance.parquet")["metric"].tolist()
 
 
 def test_an_unknown_task_fails_with_one_clear_error(study):

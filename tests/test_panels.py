@@ -230,6 +230,13 @@ def test_a_task_is_drawn_with_the_scores_of_a_coin_and_of_a_constant_answer(ax):
     assert sorted(line.get_ydata()[0] for line in ax.lines) == pytest.approx([100 / 3, 50, 90])
 
 
+def test_a_task_of_ones_own_is_drawn_with_its_own_references(ax):
+    rows = table(n_edits=3, task="origins", n_examples=7, f1=[0.9, 0.6, 0.3], f1_chance=0.35, f1_constant=0.2)
+    panels.task(ax, rows)
+    assert ax.get_title() == "origins (7 examples)"
+    assert sorted(line.get_ydata()[0] for line in ax.lines) == pytest.approx([20, 35, 90])
+
+
 def test_a_run_has_one_legend_entry_and_a_reversed_order_open_markers(ax):
     rows = pd.concat([table("memit"), table("rome", backward=True), table("rome")])
     panels.proficiency(ax, rows, "efficacy")

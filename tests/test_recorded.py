@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -65,6 +66,27 @@ def test_figures_of_many_runs_say_what_holds_over_orders(folder, name):
         assert ("3 orders" in about["caption"]) == (figure in WITH_BANDS) and "order 0" not in about["caption"]
         assert about["caption"].startswith(about["found"]) and len(about["caption"]) < 600
         assert len(pd.read_csv(figures / f"{figure}.csv")) > 0
+
+
+def test_a_task_of_ones_own_is_drawn_beside_the_others_without_a_change_of_code(folder, tmp_path):
+    """With three labels and 700 examples: another n, another chance, and no claim about it."""
+    shutil.copytree(folder / "tables", tmp_path / "tables")
+    path = tmp_path / "tables/downstream/downstream.parquet"
+    tasks = pd.read_parquet(path)
+    own = tasks[tasks["task"] == "sst2"].assign(task="origins", n_examples=700, f1_chance=1 / 3, f1_constant=1 / 6)
+    pd.concat([tasks, own], ignore_index=True).to_parquet(path, index=False)
+    for name in ("04b_downstream_performance", "07_findings"):
+        notebook, values = ROOT / f"notebooks/{name}.ipynb", ROOT / f"params/smollm2/{name}.yaml"
+        given = {
+            "runs": json.dumps([str(tmp_path / "tables")]),
+            "figures_folder": str(tmp_path),
+            "out": str(tmp_path / name),
+        }
+        execute(notebook, collect_parameters(notebook, [values], [list(pair) for pair in given.items()]))
+    assert "origins (700 examples)" in (tmp_path / "fig3_downstream.svg").read_text()
+    assert set(pd.read_csv(tmp_path / "fig3_downstream.csv")["task"].dropna()) == {*synthetic.TASKS, "origins"}
+    lasts = pd.read_csv(tmp_path / "07_findings/tasks.csv").set_index("task")["signal"]
+    assert lasts["origins"].all() and not lasts["mrpc"].any()
 
 
 def test_the_claims_lie_beside_the_figure_of_the_findings(folder):

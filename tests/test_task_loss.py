@@ -32,6 +32,21 @@ def test_a_task_at_chance_has_nothing_to_lose():
     assert not row.signal and np.isnan(row.half)
 
 
+@pytest.mark.parametrize(("chance", "constant"), [(1 / 3, 1 / 6), (0.2, 1 / 3)])
+def test_chance_of_a_task_of_ones_own_is_the_better_of_its_coin_and_its_constant_answer(chance, constant):
+    """Excess over a third: 0.4 at first; 0.53 is half of it."""
+    rows = scores([0.75, 0.6, 0.54, 0.5], "origins").assign(f1_chance=chance, f1_constant=constant)
+    both = pd.concat([rows, scores([0.9, 0.6, 0.6])])  # beside a task that comes with the package
+    own, known = task_loss.lasting(both).itertuples()
+    assert own.signal and own.half == 40 and known.half == 20
+    assert task_loss.to_beat(both[both["task"] == "origins"]) == (chance, constant)
+    assert task_loss.to_beat(both[both["task"] == "sst2"]) == task_loss.to_beat(scores([0.9])) == (0.5, 1 / 3)
+    (low,) = task_loss.lasting(
+        scores([0.38, 0.3], "origins").assign(f1_chance=chance, f1_constant=constant)
+    ).itertuples()
+    assert not low.signal
+
+
 def test_a_task_is_silent_when_half_of_the_answers_hold_no_word():
     (row,) = task_loss.lasting(scores([0.9, 0.5, 0.2], invalid=[0, 0.4, 0.5])).itertuples()
     assert row.silent == 40
