@@ -17,7 +17,7 @@ import sysconfig
 import tokenize
 from pathlib import Path
 
-from editscale import LATER
+import editscale
 from editscale.files import DATA
 
 PACKAGE = Path(__file__).resolve().parent
@@ -119,8 +119,8 @@ def _mentioned(code, package, where):
             if node.level:
                 raise ValueError(f"{where}, line {node.lineno}: a relative import; name the module in full")
             names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-        elif isinstance(node, ast.Attribute) and getattr(node.value, "id", "") == "editscale" and node.attr in LATER:
-            names.add(LATER[node.attr])
+        elif isinstance(node, ast.Attribute) and getattr(node.value, "id", "") == "editscale":
+            names.add(editscale.LATER.get(node.attr, "editscale"))
         elif isinstance(node, ast.Call) and getattr(node.func, "attr", getattr(node.func, "id", "")) == "bundled":
             if not (len(node.args) == 1 and isinstance(node.args[0], ast.Constant)):
                 raise ValueError(f"{where}, line {node.lineno}: bundled(…) must name its file by one string")

@@ -77,8 +77,8 @@ def load(source, *, revision="", device="cpu", dtype="float32", cache="runs/mode
     for part, weight in model.named_parameters():
         if not weight.isfinite().all():
             raise ValueError(
-                f"{part} in {folder} holds NaN or infinity in {dtype}; the file is damaged, or its numbers are too large "
-                "for this dtype: bfloat16 and float32 hold larger ones than float16"
+                f"{part} in {folder} holds NaN or infinity in {dtype}; the file is damaged, or its numbers are too "
+                "large for this dtype: bfloat16 and float32 hold larger ones than float16"
             )
     identity = {
         "source": str(source),
@@ -110,7 +110,6 @@ def _config(folder, dtype):
 def _model(folder, config, dtype):
     """The Hugging Face model in a folder. ValueError if its weights lack a tensor or have one of another shape."""
     import torch
-
     from transformers import AutoModelForCausalLM
 
     with _named(folder):
