@@ -56,3 +56,15 @@ def test_the_overview_counts_orders_and_edits_of_each_direction():
 def test_percentages_are_whole_and_empty_where_nothing_was_measured():
     shown = tables.percent(pd.DataFrame({20: [1.0, 0.126], 40: [0.5, float("nan")]}))
     assert shown.to_numpy().tolist() == [["100", "50"], ["13", ""]]
+
+
+def test_an_edit_is_named_alike_in_the_tables_that_a_notebook_gathers(tmp_path):
+    keys = {"method": "rome", "order": 0, "reversed": False}
+    (tmp_path / "recall").mkdir()
+    pd.DataFrame([{**keys, "edits": n, "case_id": 10 + n} for n in (1, 2)]).to_parquet(tmp_path / "edits.parquet")
+    history = [{**keys, "edits": 2, "edit": n, "efficacy": float(n == 1)} for n in (1, 2)]
+    pd.DataFrame(history).to_parquet(tmp_path / "recall/history.parquet")
+    both = tables.gather([tmp_path], "edits").merge(
+        tables.gather([tmp_path], "recall/history"), on=[*tables.RUN, "edit"], suffixes=("", "_later")
+    )
+    assert both[["case_id", "efficacy", "edits_later"]].values.tolist() == [[11, 1.0, 2], [12, 0.0, 2]]

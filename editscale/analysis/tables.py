@@ -84,6 +84,15 @@ def percent(shares):
 
 
 def gather(folders, name):
+    """The table `name` of several runs, as `joined` gives it, with the column `edit` where a row is of one edit's fact.
+
+    So `edit`, a fact's place among the edits of its run, joins it to what "recall/history" says of it later.
+    """
+    table = joined(folders, name)
+    return table.assign(edit=table["edits"]) if name in ("edits", "unedited") else table
+
+
+def joined(folders, name):
     """The table `name` of several runs, one below the other: "edits", "recall/history", "downstream/generation", ….
 
     Raises FileNotFoundError that names the run that is missing, ValueError if there are no folders.

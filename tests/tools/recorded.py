@@ -76,7 +76,7 @@ def in_runs(scale):
         for folder in folders:
             made.setdefault(folder, {})[part or "edits"] = _made_by(Path(folder) / part)
         for name in (name_of(part, table) for table in names if folders):
-            found[name] = as_recorded(tables.gather(folders, name))
+            found[name] = as_recorded(tables.joined(folders, name))
     times = [tables.timing_table(read_timing(folder), *grid[folder]) for folder in made]
     if any(len(table) for table in times):
         found[TIMING] = as_recorded(pd.concat([table for table in times if len(table)], ignore_index=True))
