@@ -506,6 +506,14 @@ def test_a_machine_without_sbatch_is_refused(monkeypatch, tmp_path):
         slurm.status_command("squeue", 40)
 
 
+def test_a_python_that_no_job_would_find_is_refused(monkeypatch, tmp_path):
+    (tmp_path / "sbatch").touch(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(sys, "executable", "/home/me/my study/.venv/bin/python")
+    with pytest.raises(ValueError, match="jobs would not find /home/me/my study/.venv/bin/python"):
+        slurm.status_command("squeue", 40)
+
+
 def test_why_slurm_ended_a_job_is_said_in_a_sentence(tmp_path):
     at = "2026-11-29T12:00:00"
     logs = {

@@ -6,6 +6,7 @@ snakemake-executor-plugin-slurm#336). `squeue` answers everywhere, for MinJobAge
 """
 
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -29,10 +30,16 @@ def status_command(asked: str, first_look: int) -> str:
         asked: the one that the plugin would use.
         first_look: seconds before it looks the first time.
 
-    Raises ValueError, with what to do, where neither would, or where this machine submits no jobs.
+    Raises ValueError, with what to do, where neither would, where this machine submits no jobs, or where no job would
+    find this Python.
     """
     if not shutil.which("sbatch"):
         raise ValueError("there is no sbatch here: start this on a login node of the cluster, or without a profile")
+    if shlex.quote(sys.executable) != sys.executable:
+        raise ValueError(
+            f"jobs would not find {sys.executable}, since the Slurm plugin does not quote its path; move the checkout to "
+            "a folder without spaces and other characters that a shell reads"
+        )
     code, error = _answer(QUERY)
     return decide(asked, first_look, error if code else None, min_job_age(_answer(["scontrol", "show", "config"])[1]))
 
@@ -85,9 +92,11 @@ def saying_why(log_error):
 
 
 def _answer(command):
-    """Exit status of a command, and what it printed: its output, or else its errors."""
+    """Exit status of a command, and what it printed: its output, or else the last line of its errors."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     except (OSError, subprocess.TimeoutExpired) as error:
         return 1, str(error)
-    return done.returncode, (done.stdout if not done.returncode else done.stderr or done.stdout).strip()
+    if done.returncode == 0:
+        return 0, done.stdout
+    return done.returncode, "".join((done.stderr or done.stdout).strip().splitlines()[-1:])
