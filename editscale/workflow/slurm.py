@@ -37,8 +37,8 @@ def status_command(asked: str, first_look: int) -> str:
         raise ValueError("there is no sbatch here: start this on a login node of the cluster, or without a profile")
     if shlex.quote(sys.executable) != sys.executable:
         raise ValueError(
-            f"jobs would not find {sys.executable}, since the Slurm plugin does not quote its path; move the checkout to "
-            "a folder without spaces and other characters that a shell reads"
+            f"jobs would not find {sys.executable}, since the Slurm plugin does not quote its path; move the checkout "
+            "to a folder without spaces and other characters that a shell reads"
         )
     code, error = _answer(QUERY)
     return decide(asked, first_look, error if code else None, min_job_age(_answer(["scontrol", "show", "config"])[1]))

@@ -159,9 +159,8 @@ def study(checkout, environment, *arguments):
             for line in process.stdout:
                 print(line, end="", flush=True)
                 lines.append(line)
-        except BaseException:  # Ctrl-C reaches Snakemake too, which cancels its jobs: give it the time
-            process.send_signal(signal.SIGINT)
-            process.wait(60)
+        except BaseException:  # it would wait for its jobs, which `cluster` cancels
+            stop(process)
             raise
     if process.returncode:
         raise RuntimeError(f"the study failed with status {process.returncode}: {' '.join(arguments)}")
@@ -177,17 +176,19 @@ def main(arguments=None):
         print("make slurmtest needs programs that are not here. On Debian or Ubuntu:", *lines, sep="\n  ")
         return 2
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    temporary = Path(tempfile.mkdtemp(prefix="slurmtest-"))
+    temporary, keep = Path(tempfile.mkdtemp(prefix="slurmtest-")), False
     try:
-        status = compared(temporary, chosen.local)
+        return compared(temporary, chosen.local)
     except RuntimeError as error:
+        keep = True
         print(f"{error}\nlogs are kept in {temporary}")
         return 1
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    shutil.rmtree(temporary, ignore_errors=True)
-    return status
+    except KeyboardInterrupt:
+        print("stopped, and Slurm with it")
+        return 130
+    finally:
+        if not keep:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def compared(folder, local=None):
