@@ -402,7 +402,7 @@ def test_the_profile_has_options_that_exist_and_says_what_each_is():
 
     options = {option[2:] for action in get_argument_parser()._actions for option in action.option_strings}
     text = PROFILE.read_text()
-    proposed = re.findall(r"^# ([a-z-]+): \S", text, re.M)  # to be uncommented
+    proposed = re.findall(r"^# ([a-z-]+):(?: \S|$)", text, re.M)  # to be uncommented
     assert {"default-resources", "slurm-status-command", "set-resources"} <= set(proposed)
     installed = "slurm-status-command" in options
     keys = {key for key in [*yaml.safe_load(text), *proposed] if installed or not key.startswith("slurm-")}
