@@ -1,7 +1,9 @@
 """The first edit in a cell: what it shows, that it is undone bit for bit, and what is said of what it was made with."""
 
+import re
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -145,3 +147,13 @@ def test_the_package_is_light_until_an_edit_is_asked_for():
 def test_moments_that_are_made_are_of_real_text_and_enough_of_it(lm):
     found = first_edit._collected(lm, [0, 1], "")
     assert found.n_tokens >= 10 * lm.d_key and set(found.moments) == {0, 1}
+
+
+@pytest.mark.real_model
+def test_the_first_edit_of_the_readme_does_what_is_written_beside_it(tmp_path, monkeypatch, capsys):
+    code = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)[1]
+    monkeypatch.setattr(editscale, "load", partial(editscale.load, cache=ROOT / "runs/models"), raising=False)
+    exec(code, {})
+    said, promised = capsys.readouterr().out, re.search(r"# (Rome.*)$", code, re.M)[1]
+    assert promised in said.splitlines()[-1] and "Paris, France." in said
+    assert "Hyper-parameters: params/rome/smollm2-135m.yaml." in said and len(code.splitlines()) <= 10
