@@ -1,5 +1,6 @@
 """Parameters are checked before a kernel starts; a run has succeeded when the results it declares exist."""
 
+import errno
 import json
 import os
 import signal
@@ -9,6 +10,7 @@ import time
 from pathlib import Path
 
 import nbformat
+import papermill
 import pytest
 
 from editscale import dependencies
@@ -410,6 +412,21 @@ def test_a_temporary_folder_with_a_long_name_or_none_at_all_holds_no_run_up(note
     monkeypatch.setattr("socket.socket.bind", lambda *_: (_ for _ in ()).throw(OSError("no sockets here")))
     with pytest.raises(OSError, match="set TMPDIR to a local folder"), execute._sockets():
         pass
+
+
+def test_a_disk_that_is_full_is_said_to_be_and_leaves_no_half_of_a_notebook(notebook, root, capfd, monkeypatch):
+    real = papermill.execute_notebook
+
+    def full(*arguments, **options):
+        real(*arguments, **options)
+        path = next(root.glob(".*.part.ipynb"))
+        path.write_bytes(path.read_bytes()[:500])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("papermill.execute_notebook", full)
+    line = failed(capfd, notebook, root / "out.ipynb")
+    assert f"{root / 'out.ipynb'} could not be written: OSError: [Errno 28] No space left on device" in line
+    assert not list(root.glob("*out*")) and not list(root.glob(".*"))
 
 
 def test_a_name_that_is_too_long_is_refused_before_anything_runs(notebook, root, capfd, no_kernel):

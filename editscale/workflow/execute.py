@@ -62,7 +62,12 @@ def run_notebook(notebook: str | Path, executed: str | Path, parameters: dict, *
             failure, signals = _execute(content, notebook, part, parameters, root)
         if not part.is_file():
             raise RunFailed(f"{notebook.name} was not executed: {_one_line(failure)}") from failure
-        cell = _stopped_at(read_notebook(part), raised=failure is not None)
+        try:
+            made = read_notebook(part)
+        except ValueError as error:  # cut off
+            part.unlink()
+            raise RunFailed(f"{executed} could not be written: {_one_line(failure or error)}") from failure
+        cell = _stopped_at(made, raised=failure is not None)
         if cell:
             what = f"was stopped by {signals[0]}" if signals else "failed"
             reason = "it left through sys.exit()" if failure is None else _one_line(failure)
@@ -198,8 +203,11 @@ def _name_executed(part, notebook, place):
 
     content = read_notebook(part)
     content.metadata.papermill.update(input_path=str(notebook), output_path=str(place))
-    write_whole(place, nbformat.writes(content).encode())
-    part.unlink()
+    try:
+        write_whole(place, nbformat.writes(content).encode())
+        part.unlink()
+    except OSError:  # a full disk holds one of the two
+        os.replace(part, place)
 
 
 def _version(path):
