@@ -1,10 +1,15 @@
 """Comparing two executed runs finds what differs and nothing else."""
 
 import json
+import re
+import subprocess
+import sys
+from pathlib import Path
 
+import nbformat
 import pandas as pd
 import pytest
-from nbformat.v4 import new_markdown_cell, new_output
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from test_report import code, stream, write_executed
 
 from editscale.workflow import cli, compare
@@ -180,3 +185,34 @@ def test_only_two_of_a_kind_with_something_in_them_can_be_compared(run_a, tmp_pa
 def test_a_missing_text_is_equal_to_a_missing_text():
     table = edits(status=["edited", None, "edited", None])
     assert compare.table_difference(table, table.copy()) == []
+
+
+def test_git_shows_the_cell_that_was_added_to_a_notebook_that_was_executed(tmp_path):
+    """With the driver that the Makefile sets up, in a checkout whose name holds a space."""
+    makefile = (Path(__file__).parents[1] / "Makefile").read_text()
+    options = re.search("^WRITTEN := (.*)", makefile, re.M)[1]
+    assert "git-nbdiffdriver' diff $(WRITTEN)\"" in makefile
+    root = tmp_path / "my checkout"
+    (root / "bin").mkdir(parents=True)
+    (root / "bin/git-nbdiffdriver").symlink_to(Path(sys.executable).parent / "git-nbdiffdriver")
+
+    def git(*arguments):
+        identity = ["-c", "user.name=a", "-c", "user.email=a@b.c", "-c", "color.ui=never"]
+        command = ["git", *identity, *arguments]
+        return subprocess.run(command, cwd=root, capture_output=True, text=True, check=True).stdout
+
+    git("init")
+    (root / ".gitattributes").write_text("*.ipynb diff=jupyternotebook")
+    git("config", "diff.jupyternotebook.command", f"'{root}/bin/git-nbdiffdriver' diff --no-color {options}")
+    notebook = new_notebook(cells=[new_code_cell("edits.head()"), new_code_cell("edits.tail()")])
+    nbformat.write(notebook, root / "a.ipynb")
+    git("add", ".")
+    git("commit", "-m", "a notebook")
+    notebook.cells.insert(1, new_code_cell("edits.describe()"))
+    notebook.metadata["language_info"] = {"name": "python"}
+    for cell in notebook.cells:
+        cell.update(execution_count=7, outputs=[stream("many rows\n" * 99)], metadata={"execution": {"busy": "12:00"}})
+    nbformat.write(notebook, root / "a.ipynb")
+    shown = git("diff")
+    assert "edits.describe()" in shown and "inserted" in shown
+    assert not re.search("many rows|12:00|language_info|edits.head", shown) and len(shown.splitlines()) < 12
