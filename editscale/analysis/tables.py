@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from editscale.columns import COLUMNS, KINDS, RUN, harmonic_score, method_label
+from editscale.columns import COLUMNS, KINDS, PORTABILITY, RUN, harmonic_score, method_label
 from editscale.metrics import drift
 
 NOTEBOOKS = {".": "02a", "recall": "03a", "downstream": "04a"}  # what writes each folder of a run
@@ -66,9 +66,17 @@ def numeric(table):
 
 
 def summary(table, by=RUN):
-    """ES, PS, NS and S of each run in percent: means over facts, and the harmonic mean of these three."""
-    means = 100 * table.groupby(list(by), sort=False)[list(KINDS)].mean()
+    """ES, PS, NS and S of each run in percent: means over the facts that have them, and their harmonic mean.
+
+    Where facts have no true object, EAcc too, which needs none; with portability prompts, their accuracy.
+    """
+    runs = table.groupby(list(by), sort=False)
+    means = 100 * runs[list(KINDS)].mean()
     means["S"] = [harmonic_score(*row) for row in means.itertuples(index=False)]
+    more = {"EAcc": "efficacy_accuracy"} if table["efficacy"].isna().any() else {}
+    more |= {PORTABILITY: accuracy} if (accuracy := f"{PORTABILITY}_accuracy") in table else {}
+    for name, column in more.items():
+        means[name] = 100 * runs[column].mean()
     return means.rename(columns={"efficacy": "ES", "paraphrase": "PS", "neighborhood": "NS"})
 
 
