@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from editscale.data import fact_files, facts
+from editscale.data import fact_files, fact_report, facts
 from editscale.data.facts import Fact
 from editscale.workflow import cli
 
@@ -43,6 +43,7 @@ FACT = Fact(
 )
 MINIMAL = {name: ROW[name] for name in ("subject", "prompt", "target_new")}
 MINIMAL_FACT = Fact(0, "Ada Example", "{} plays the", "harp")
+TEXT = st.text(st.characters(exclude_categories=["C", "Z"]), min_size=1, max_size=12)
 
 
 def parquet(rows):
@@ -208,9 +209,6 @@ def test_a_changed_or_cut_file_is_read_or_refused_by_name_and_nothing_else(tmp_p
         assert all(fact.prompt.count("{}") == 1 for fact in read_facts)
 
 
-TEXT = st.text(st.characters(exclude_categories=["C", "Z"]), min_size=1, max_size=12)
-
-
 @PROPERTY
 @given(subject=TEXT, target=TEXT, paraphrases=st.lists(TEXT, min_size=1, max_size=3))
 def test_any_texts_come_back_from_a_table_that_pandas_wrote(tmp_path, subject, target, paraphrases):
@@ -242,7 +240,40 @@ def test_the_command_names_the_facts_that_a_model_cannot_be_edited_with(tmp_path
     path.write_text(f"{HEAD}\nAda,{{}} is,x\nBo,{{}}s harp is,x\n")
     assert cli.main(["facts", str(path), "--model", "tests/golden/tiny_gpt2"]) == 1
     out = capsys.readouterr().out
-    assert "tiny_gpt2 can be edited with 1 of them\ncase 1: subject 'Bo' not found" in out
+    assert "tiny_gpt2 can be edited with 1 of them\nnot usable: case 1: subject 'Bo' not found" in out
+
+
+def test_the_command_keeps_what_can_be_used_in_a_new_file_and_names_the_rest(tmp_path, capsys):
+    path, kept = tmp_path / "mine.csv", tmp_path / "kept.jsonl"
+    path.write_text(f"{HEAD}\nAda,{{}} is,x\nBo,He is,x\nCy,{{}}s harp is,x\nDi,{{}} was,y\n")
+    command = ["facts", str(path), "--keep", str(kept), "--model", "tests/golden/tiny_gpt2"]
+    assert cli.main(command) == 1
+    out = capsys.readouterr().out
+    assert "record 1 (line 3): prompt 'He is' holds" in out and "case 1: subject 'Cy' not found" in out
+    assert [fact.subject for fact in facts.load(kept)] == ["Ada", "Di"]
+    assert cli.main(command) == 2
+    assert "kept.jsonl is there already; choose another name" in capsys.readouterr().err
+
+
+@PROPERTY
+@given(texts=st.lists(TEXT, min_size=3, max_size=9), true=st.booleans(), own=st.booleans())
+def test_a_fact_that_is_written_is_the_fact_that_is_read(tmp_path, texts, true, own):
+    subject, new, *others = texts
+    fact = Fact(
+        7,
+        subject,
+        "{} and " + subject.replace("{}", "x"),
+        new,
+        "a " + new if true else "",
+        paraphrase_prompts=tuple(others),
+        neighborhood_prompts=tuple(others),
+        neighborhood_answers=tuple(others) if own else (),
+        portability_prompts=tuple(others),
+        portability_answers=tuple(others),
+    )
+    (tmp_path / "kept.jsonl").unlink(missing_ok=True)
+    fact_report.write_facts([fact], tmp_path / "kept.jsonl")
+    assert facts.load(tmp_path / "kept.jsonl") == [fact]
 
 
 def test_the_command_refuses_in_one_line(tmp_path, capsys):

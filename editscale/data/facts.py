@@ -100,44 +100,13 @@ def load(path) -> list[Fact]:
     return found.facts
 
 
-def described(found: FactSet) -> str:
-    """What was understood of a file, in lines: how many facts with what, what was not read, and the first fact."""
-    facts, first = found.facts, found.facts[0]
-    has = {
-        "a true answer": [fact.target_true for fact in facts],
-        "paraphrases": [fact.paraphrase_prompts for fact in facts],
-        "neighborhood prompts": [fact.neighborhood_prompts for fact in facts],
-        "own answers to them": [fact.neighborhood_answers for fact in facts],
-        "portability prompts": [fact.portability_prompts for fact in facts],
-        "a relation": [fact.relation_id for fact in facts],
-    }
-    lines = [f"{found.source}: {len(facts):,} facts, {found.format} format, {found.form}"]
-    for what, values in has.items():
-        n, prompts = sum(map(bool, values)), sum(len(value) for value in values if isinstance(value, tuple))
-        lines.append(f"  with {what + ':':23}{n:>9,}" + (f"  ({prompts:,} in all)" if prompts else ""))
-    lines.append(f"  unique subjects:{len({fact.subject.lower() for fact in facts}):>21,}")
-    lines += [f"note: {note}" for note in found.notes]
-    instead = f" instead of {first.target_true!r}" if first.target_true else ""
-    lines.append(
-        f"first fact, case {first.case_id}: {first.rewrite_prompt!r} shall go on with {first.target_new!r}{instead}"
-    )
-    asked = {
-        "paraphrase": ([first.target_new] * len(first.paraphrase_prompts), first.paraphrase_prompts),
-        "neighborhood": (
-            first.neighborhood_answers or [first.target_true] * len(first.neighborhood_prompts),
-            first.neighborhood_prompts,
-        ),
-        "portability": (first.portability_answers, first.portability_prompts),
-    }
-    for kind, (answers, prompts) in asked.items():
-        for answer, prompt in list(zip(answers, prompts, strict=True))[:1]:
-            lines.append(f"  {kind}: {prompt!r}, where {answer!r} is right" if answer else f"  {kind}: {prompt!r}")
-    return "\n".join(lines)
+def read(path, refused: list | None = None) -> FactSet:
+    """The `FactSet` of a file; raises what `load` raises.
 
-
-def read(path) -> FactSet:
-    """The `FactSet` of a file; raises what `load` raises."""
-    return _fact_set(fact_files.read(path), str(path))
+    Args:
+        refused: takes what is wrong with each record that is no valid fact, which is left out; None: an error.
+    """
+    return _fact_set(fact_files.read(path), str(path), refused)
 
 
 def download_counterfact(folder) -> Path:
@@ -166,7 +135,7 @@ def download_counterfact(folder) -> Path:
     return path
 
 
-def _fact_set(found, source):
+def _fact_set(found, source, leave_out=None):
     records = found.records
     if not isinstance(records, list):
         raise ValueError(f"{source} holds a JSON {type(records).__name__}, expected a list of fact records")
@@ -185,7 +154,9 @@ def _fact_set(found, source):
             refused[place] = str(error)
         else:
             notes.update(dict.fromkeys(said, 1))
-    if refused:
+    if leave_out is not None and facts:
+        leave_out += refused.values()
+    elif refused:
         first, *others = refused
         more = f"; refused too: {', '.join(others[:_SHOWN])}{' …' if others[_SHOWN:] else ''} ({len(others)} more)"
         raise ValueError(refused[first] + (more if others else ""))

@@ -76,15 +76,15 @@ def check_facts(lm, facts, contexts):
 
 
 def refused_facts(lm, facts):
-    """What `check_facts` says of each fact that cannot be edited or scored after the bare prompt: a list of texts."""
+    """case_id ↦ what `check_facts` says, of each fact that cannot be edited or scored after the bare prompt."""
     from tqdm import tqdm
 
-    refused = []
+    refused = {}
     for fact in tqdm(facts, desc="check facts", unit="fact"):
         try:
             check_facts(lm, [fact], ["{}"])
         except ValueError as error:
-            refused.append(str(error))
+            refused[fact.case_id] = str(error)
     return refused
 
 

