@@ -355,7 +355,7 @@ def test_wrong_download_leaves_no_file(tmp_path, published):
 
 def test_wrong_file_in_place_is_refused_and_left_alone(tmp_path, published):
     (tmp_path / "counterfact.json").write_text("[]")
-    with pytest.raises(ValueError, match="has 2 bytes .* move it away or delete it"):
+    with pytest.raises(ValueError, match="has 2 bytes .* it is left as it is: name another folder, or move it away"):
         facts.download_counterfact(tmp_path)
     assert (tmp_path / "counterfact.json").read_text() == "[]"
 

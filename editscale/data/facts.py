@@ -121,7 +121,7 @@ def download_counterfact(folder) -> Path:
     """
     path = Path(folder) / "counterfact.json"
     if path.exists():
-        _check_published(path, str(path), "move it away or delete it, then try again")
+        _check_published(path, str(path), "it is left as it is: name another folder, or move it away")
         return path
     with whole_file(path) as part:
         try:

@@ -218,8 +218,14 @@ def facts(file, model, revision, device, model_cache, keep):
     """Say what is understood of a file of facts, and with which a model cannot be edited.
 
     FILE is JSON, JSON lines, CSV, TSV or parquet, gzipped or not, in a format of editscale/data/fact_formats.py: that
-    of CounterFact, EasyEdit, KnowEdit, MQuAKE or zsRE, or the fields subject, prompt and target_new. The exit status is
-    1 if some facts cannot be used. A record that cannot be read is an error, of status 2, unless --keep leaves it out.
+    of CounterFact, EasyEdit, KnowEdit, MQuAKE or zsRE, or the fields subject, prompt and target_new.
+
+    A table names its columns in the first line. Those that may be missing: target_true, paraphrases, neighbors,
+    neighbor_answers, portability_prompts, portability_answers, relation_id, case_id. Several values in one cell have |
+    between them, or are a JSON list, or stand in numbered columns (paraphrase_1, paraphrase_2).
+
+    The exit status is 1 if some facts cannot be used. A record that cannot be read is an error, of status 2, unless
+    --keep leaves it out.
     """
     from editscale.data import fact_report, facts
 
