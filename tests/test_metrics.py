@@ -249,3 +249,7 @@ def test_a_broken_model_scores_nan_with_kept_states_too():
     lm.weight(1).fill_(math.nan)
     (after,) = scoring.score_prompts(lm, prompts, kept=kept)
     assert math.isfinite(before.nll_new) and math.isnan(after.nll_new) and math.isnan(after.nll_true)
+
+
+def test_a_failed_edit_scores_zero_only_where_the_fact_has_a_score():
+    assert str(scoring.failed_scores({"a": 0.5, "b": math.nan})) == str({"a": 0.0, "b": math.nan})

@@ -86,6 +86,11 @@ def fact_scores(by_kind):
     return row
 
 
+def failed_scores(scores):
+    """What `fact_scores` gives for an edit that failed: 0, and NaN where the fact has no such score anyway."""
+    return {name: math.nan if math.isnan(score) else 0.0 for name, score in scores.items()}
+
+
 def check_prompts(lm, facts):
     """Raise ValueError if a prompt of the facts cannot be scored: it shares a token with an object, or is too long."""
     _pairs(lm, [prompt[2:] for prompt in _asked(facts)])

@@ -104,9 +104,7 @@ def single_rows(lm, facts, editing):
 
     def scores(fact, edit):
         found = scoring.fact_scores(scoring.score_facts(lm, [fact])[0])
-        if editors.status(edit) != "edited":  # what the fact has no prompts or no true object for stays missing
-            return {name: score if math.isnan(score) else 0.0 for name, score in found.items()}
-        return found
+        return found if editors.status(edit) == "edited" else scoring.failed_scores(found)
 
     scored = editors.each_alone(editing, lm, facts, scores)
     return score_rows(scored, part="single edits", method=method_label(editing.method), edits=1)

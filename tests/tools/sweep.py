@@ -7,6 +7,7 @@ changes to a base file, lists of values meaning every combination. OUT gets one 
 
 import itertools
 import re
+import sys
 import time
 
 import click
@@ -41,9 +42,9 @@ def single_edits(lm, facts, editing):
     """
 
     def row(fact, edit):
-        scores = dict.fromkeys(scoring.COLUMNS, 0.0)
-        if editors.status(edit) == "edited":
-            scores = scoring.fact_scores(scoring.score_facts(lm, [fact])[0])
+        scores = scoring.fact_scores(scoring.score_facts(lm, [fact])[0])
+        if editors.status(edit) != "edited":
+            scores = scoring.failed_scores(scores)
         norm = sum(update.norm() ** 2 for update in edit.updates) ** 0.5
         return {**scores, **editors.summary(edit), "update_norm": norm}
 
@@ -119,6 +120,8 @@ def main(spec, out, device, part):
 
     lm = loading.load(spec["model"], device=device, cache=spec["model_cache"])
     chosen = in_order(open_set(spec["fact_set"]), spec["order"], spec["n_facts"])
+    if missing := scoring.without_true(chosen):
+        print(missing, file=sys.stderr)
     seeded = torch.Generator().manual_seed(spec["seed"])
     layers, factors = sorted({layer for setting in todo for layer in editors.moment_layers(*setting)}), {}
     if layers:
