@@ -132,6 +132,10 @@ REFUSED = {
     "no header": (b"Ada,{} plays the,harp\n", "its first line is 'Ada,{} plays the,harp', expected the names of its"),
     "a JSON number": (b"3", "is neither JSON nor a table of facts"),
     "a header alone": (HEAD.encode(), "holds no records"),
+    "columns of something else": (
+        b"prompt,answer\nWho?,x\n",
+        "or else subject, target_new .fields there: prompt, answer",
+    ),
     "a missing column": (b"subject,prompt\nAda,{} is\n", r"record 0 \(line 2\): missing target_new"),
     "an empty cell": (f"{HEAD}\nAda,{{}} is,x\n,{{}} is,x\n".encode(), r"record 1 \(line 3\): missing subject"),
     "a cell too many": (f"{HEAD}\nAda,{{}} plays, the,x\n".encode(), r"record 0 \(line 2\) has 4 cells, expected 3"),

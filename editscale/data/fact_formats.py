@@ -61,10 +61,12 @@ def plain_name(name):
 
 
 def known_format(record):
-    """The name of a record's format."""
+    """The name of a record's format, "unknown" if it is none of the table above."""
     names = {plain_name(name) for name in record} if isinstance(record, dict) else set()
-    if "requested_rewrite" in names or not (names & {"src"} or len(names & {"subject", "prompt", "target_new"}) > 1):
-        return "MQuAKE" if names and isinstance(record.get("requested_rewrite"), list) else "CounterFact"
+    if "requested_rewrite" in names:
+        return "MQuAKE" if isinstance(record.get("requested_rewrite"), list) else "CounterFact"
+    if not (names & {"src"} or len(names & {"subject", "prompt", "target_new"}) > 1):
+        return "unknown"
     if "src" in names:
         return "zsRE"
     if isinstance(record.get("portability"), dict) or isinstance(record.get("locality"), dict):
@@ -86,6 +88,12 @@ def read(record, form, where):
     if form in ("CounterFact", "MQuAKE"):
         return _rewrites(record, form, where)
     present = _present(record)
+    if form == "unknown":
+        absent = [name for name in ("subject", "prompt", "target_new") if name not in map(plain_name, present)]
+        raise ValueError(
+            f"{where}: missing requested_rewrite (CounterFact), or else {', '.join(absent)} (fields there: "
+            f"{', '.join(map(str, record))}); python -m editscale facts --help says what is read"
+        )
     notes = [_not_read(name) for name in present if plain_name(name) not in (NAMES.keys() | _UNREAD)]
     fields, names = _named(present, where, notes)
     _require(fields, ("subject", "prompt", "target_new"), record, where)
