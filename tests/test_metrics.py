@@ -253,3 +253,11 @@ def test_a_broken_model_scores_nan_with_kept_states_too():
 
 def test_a_failed_edit_scores_zero_only_where_the_fact_has_a_score():
     assert str(scoring.failed_scores({"a": 0.5, "b": math.nan})) == str({"a": 0.0, "b": math.nan})
+
+
+@pytest.mark.parametrize("model_type", ("gpt2", "llama"))  # without and with a token that begins every text
+@pytest.mark.parametrize("prompt", ("", " "))
+def test_an_empty_prompt_is_refused_before_anything_is_scored(model_type, prompt):
+    lm = tiny.tiny_model(model_type)
+    with pytest.raises(ValueError, match=f"prompt '{prompt}' is empty, so nothing can be scored after it"):
+        scoring.check_prompts(lm, [replace(FACT, paraphrase_prompts=(prompt,))])

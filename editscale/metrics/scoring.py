@@ -164,9 +164,12 @@ def _pairs(lm, prompts):
     given = [(prompt, target) for prompt, *objects in prompts for target in objects if target]
     found = iter(tokens.with_targets(lm.tokenizer, *zip(*given, strict=True)) if given else ())
     pairs = []
-    for _, *objects in prompts:
+    for prompt, *objects in prompts:
         of = [next(found) if target else ((), ()) for target in objects]
-        pairs.append((max(before for before, _ in of), *(ids for _, ids in of)))
+        before = max(before for before, _ in of)
+        if not before or not prompt.strip():
+            raise ValueError(f"prompt {prompt!r} is empty, so nothing can be scored after it; give it a text")
+        pairs.append((before, *(ids for _, ids in of)))
     tokens.check(lm, [before + target for before, *both in pairs for target in both])
     return pairs
 
