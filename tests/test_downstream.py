@@ -57,6 +57,16 @@ def test_a_model_with_non_finite_weights_gives_invalid_answers(value):
     assert row == {"task": "letters", "n_examples": 8, "accuracy": 0, "f1": 0, "mcc": 0, "invalid": 1}
 
 
+@pytest.mark.parametrize(("positions", "advice"), ((55, "with shots 1 all prompts fit"), (30, "without any shot")))
+def test_prompts_that_are_too_long_say_how_many_shots_fit(positions, advice):
+    lm = tiny.tiny_model("gpt2")
+    lm.model.config.max_position_embeddings = positions
+    with pytest.raises(ValueError, match=f"letters with 2 shots: a text of 64 tokens is longer than .*{advice}"):
+        downstream.TaskPrompts(lm, TASK)
+    if positions == 55:
+        downstream.TaskPrompts(lm, dataclasses.replace(TASK, demonstrations=TASK.demonstrations[:1]))
+
+
 def test_a_row_scores_the_model_as_it_stands():
     lm = tiny.tiny_model("gpt2", seed=1, tied=False)
     before = downstream.TaskPrompts(lm, TASK).answers()

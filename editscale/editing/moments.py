@@ -9,7 +9,9 @@ Source: kmeng01/rome `rome/layer_stats.py` and `util/runningstats.py` (`SecondMo
 layer; here all layers share one pass, which ends at the deepest of them.
 """
 
+import bisect
 import hashlib
+import itertools
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -83,6 +85,10 @@ def collect_at(lm, documents, layers, counts, *, corpus="", batch_tokens=4096, p
     if not layers or not counts or counts[0] < 1 or counts != sorted(counts):
         raise ValueError(f"second moments need layers and ascending numbers of tokens, not {layers} and {counts}")
 
+    if isinstance(documents, list):  # all that will be read, before anything runs
+        whole = list(itertools.takewhile(len, documents))
+        ends = list(itertools.accumulate(map(len, whole)))
+        tokens.check(lm, whole[: bisect.bisect_left(ends, counts[-1]) + 1])
     device = _with_float64(lm.device)
     sums = {layer: torch.zeros(lm.d_key, lm.d_key, dtype=torch.float64, device=device) for layer in layers}
     read, group, collected = _Read(iter(documents), corpus), [], []

@@ -273,13 +273,14 @@ def check(lm, texts):
     """Raise ValueError, naming text and token, if the model cannot read some texts, given as token ids: one is too
     long, or holds a token that the tokenizer was given and the model has no row of embeddings for."""
     check_length(lm, max(map(len, texts), default=0))
+    n_rows = lm.n_vocabulary
     for ids in texts:
-        at = next((i for i, token in enumerate(ids) if token >= lm.n_vocabulary), None)
-        if at is not None:
+        if (highest := max(ids, default=0)) >= n_rows:
+            at = ids.index(highest)
             excerpt = lm.tokenizer.decode(ids[max(0, at - EXCERPT) : at + EXCERPT])
             raise ValueError(
-                f"{excerpt!r} holds the token {lm.tokenizer.convert_ids_to_tokens(ids[at])!r}, number {ids[at]}, but "
-                f"{lm.name} has embeddings of {lm.n_vocabulary} tokens only; take it out of the text"
+                f"{excerpt!r} holds the token {lm.tokenizer.convert_ids_to_tokens(highest)!r}, number {highest}, but "
+                f"{lm.name} has embeddings of {n_rows} tokens only; take it out of the text"
             )
 
 
