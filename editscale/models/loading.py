@@ -165,11 +165,11 @@ def _named(folder):
 def start_token(lm):
     """Id of the token that begins a document: `<|endoftext|>` if the vocabulary has it, else BOS, else EOS.
 
-    Raises ValueError if the tokenizer has none of them.
+    Raises ValueError if the tokenizer has none of them, or the model embeddings of none.
     """
     tokenizer = lm.tokenizer
     for token in (tokenizer.get_vocab().get("<|endoftext|>"), tokenizer.bos_token_id, tokenizer.eos_token_id):
-        if token is not None:
+        if token is not None and token < lm.n_vocabulary:
             return token
     raise ValueError(f"the tokenizer of {lm.name} has no <|endoftext|>, BOS or EOS token to begin with")
 
