@@ -18,6 +18,9 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 from test_run import PARAMETERS, write_notebook
 
+from editscale.__main__ import script
+from editscale.editing import hparams
+from editscale.editing.modules import MODULES
 from editscale.workflow import cli
 from editscale.workflow.parameters import (
     collect_parameters,
@@ -223,6 +226,22 @@ def test_every_import_is_a_dependency():
     allowed = modules | set(BROUGHT) | set(sys.stdlib_module_names) | {"editscale"}
     assert imported("editscale") - allowed == set()
     assert imported("tests/tools") - allowed == {"tools"}
+
+
+def test_the_wheel_carries_every_room_and_the_hyper_parameters_of_every_method():
+    tool = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    rooms = [f".{path.parent.name}" for path in (ROOT / "editscale").glob("*/__init__.py")]
+    assert set(tool["packages"]) == {f"editscale{room}" for room in ("", ".hparams", *rooms)}
+    assert tool["package-dir"] == {"editscale.hparams": "params"}
+    carried = {line.split("/")[0] for line in tool["package-data"]["editscale.hparams"]}
+    assert carried == {path.parent.name for path in (ROOT / "params").glob("*/smollm2-135m.yaml")} - {"sweep"}
+    for name in MODULES:
+        assert hparams.folder(name).name in carried
+
+
+def test_the_installed_command_is_that_of_the_module():
+    scripts = metadata.entry_points(group="console_scripts", name="editscale")
+    assert [entry.load() for entry in scripts] == [script]
 
 
 def test_tables_in_markdown_need_tabulate():
