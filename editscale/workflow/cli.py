@@ -206,7 +206,6 @@ def try_(file, method, model, revision, device, hparams, moments, model_cache, c
                 edit.table.to_csv(csv, index=False)
 
 
-
 @app.command()
 @click.argument("file")
 @click.option("--model", default="", show_default=False, help="Also say which facts this model cannot be edited with.")
