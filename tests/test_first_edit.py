@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import tiny
 import torch
@@ -18,6 +19,7 @@ from editscale.editing import editors, hparams
 from editscale.editing import moments as second_moments
 from editscale.metrics import scoring
 from editscale.sequences import first_edit
+from editscale.workflow import cli
 
 ROOT = Path(__file__).parents[1]
 FACTS = {"{} is in the": ("Ada Example", "harp", "town"), "The river of {} is the": ("Bo Sample", "town")}
@@ -157,3 +159,17 @@ def test_the_first_edit_of_the_readme_does_what_is_written_beside_it(tmp_path, m
     said, promised = capsys.readouterr().out, re.search(r"# (Rome.*)$", code, re.M)[1]
     assert promised in said.splitlines()[-1] and "Paris, France." in said
     assert "Hyper-parameters: params/rome/smollm2-135m.yaml." in said and len(code.splitlines()) <= 10
+
+
+def test_facts_are_tried_on_the_command_line_and_nothing_is_written_unless_asked(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.csv").write_text("subject,prompt,target_new\nArlen Voss,{} plays the,flute\n")
+    before = sorted(tmp_path.iterdir())
+    given = ["try", "--facts", "mine.csv", "--method", "rome", "--model", str(ROOT / "tests/golden/tiny_gpt2")]
+    assert cli.main(given) == 0
+    said = capsys.readouterr().out
+    assert "Hyper-parameters: params/rome/tiny-gpt2.yaml." in said and "Arlen Voss plays the …" in said
+    assert "p(true) after" in said and sorted(tmp_path.iterdir()) == before
+    assert cli.main([*given, "--csv", "table.csv"]) == 0
+    assert pd.read_csv("table.csv")["new"].tolist() == ["flute"]
+    assert cli.main(["try", "--facts", "none.csv"]) == 2

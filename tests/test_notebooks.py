@@ -19,6 +19,7 @@ from editscale.columns import COLUMNS, KINDS
 from editscale.data import task_files
 from editscale.files import sha256_file
 from editscale.metrics import downstream
+from editscale.sequences.ledger import Ledger
 from editscale.workflow import provenance
 from editscale.workflow.execute import RunFailed, run_notebook
 from editscale.workflow.parameters import collect_parameters, notebook_parameters
@@ -64,6 +65,8 @@ def study(tmp_path_factory):
     run(folder, "05b_disabling_edits", single=str(single / "single.parquet"), **runs)
     measured = run(folder, "06a_acceptance_measures", n_edits=2, moments=str(moments)) / "acceptance.parquet"
     run(folder, "06b_acceptance", table=str(measured), figures_folder=runs["figures_folder"])
+    for name in ("00_first_edit", "08_extend"):
+        run(folder, name, moments=str(moments))
     judged = {"table": str(measured), "targets": "gpt2-xl"}
     run(folder, "06b_acceptance", "judged", figures_folder=str(folder / "judged-figures"), **judged)
     return folder
@@ -119,9 +122,32 @@ def test_one_edit_is_shown_before_the_sequence_and_is_its_first(study, name):
     assert last["forwards"] == str(first["steps"])
 
 
+def test_a_first_edit_takes_and_leaves_the_model_as_it_was(study):
+    (row,) = pd.read_csv(study / "00_first_edit/first_edit.csv").to_dict("records")
+    assert row["p(new) after"] > 0.5 > row["p(new) before"] and row["status"] == "edited"
+    assert row["writes before"].startswith("violin") and row["writes after"].startswith("flute")
+    assert "writes as it did before" in outputs_of(study / "00_first_edit.ipynb", "takeaway")[-1]
+    asked = table_of(outputs_of(study / "00_first_edit.ipynb", "asked")[-1])
+    assert (asked["before"] == asked["after the block"]).all()
+
+
+def test_a_method_of_a_notebook_has_a_ledger_of_its_own_and_a_family_scores_as_the_model_does(study):
+    books = {name: Ledger(study / "08_extend" / name) for name in ("rome", "rome-clip")}
+    assert [book.fingerprint["method"] for book in books.values()] == list(books)
+    assert len({book.fingerprint["code_sha256"] for book in books.values()}) == 2
+    margins = pd.read_csv(study / "08_extend/margins.csv")
+    assert margins["method"].unique().tolist() == list(books) and margins["margin"].notna().all()
+    drift = {name: tables.drift_table(book, name, 0, False)["update_norm"] for name, book in books.items()}
+    assert (drift["rome-clip"] <= 2 * books["rome"].weights["2"]["norm"] * (1 + 1e-6)).all()
+    (check,) = (cell for cell in nbformat.read(study / "08_extend.ipynb", 4).cells if cell.id == "family-check")
+    said = "".join(output.get("text", "") for output in check.outputs)
+    ours, plain = re.search(r": ([\d.]+), run plainly ([\d.]+)", said).groups()
+    assert float(ours) == pytest.approx(float(plain), abs=2e-6)
+
+
 def test_takeaways_are_prose_that_renders(study):
     alone = ("01_covariance_stats", "05a_single_edits", "06a_acceptance_measures", "06b_acceptance")
-    for name in (*alone, "rome", "rome/recall", "rome/downstream"):
+    for name in ("00_first_edit", *alone, "08_extend", "rome", "rome/recall", "rome/downstream"):
         prose = outputs_of(study / f"{name}.ipynb", "takeaway")[-1]
         assert prose.endswith(".") and not re.search(r"\bnan\b", prose, re.I), name
 
