@@ -371,6 +371,7 @@ def resources(scale):
 def test_every_job_says_its_memory_and_time_and_one_with_a_device_asks_for_a_gpu(scale, gres):
     asked = resources(scale)
     names = {path.stem.split("_", 1)[1] for path in (REPOSITORY / "notebooks").glob("*.ipynb")}
+    names -= set() if scale == "smoke" else {"first_edit", "extend"}
     assert names <= {rule for rule, _ in asked} <= names | {"edit_together"}
     gathering = {name.split("_", 1)[1] for name in GATHERS} | {"acceptance"}
     for rule, given in asked:
