@@ -123,7 +123,7 @@ def _take_name(folder, path):
         os.replace(folder, path)
     except OSError as error:
         if error.errno in (errno.EEXIST, errno.ENOTEMPTY):
-            raise FileExistsError(f"{path} is there already; choose another folder, or delete it") from None
+            raise FileExistsError(f"{path} is there already; choose another folder, or move it away") from None
         raise
 
 

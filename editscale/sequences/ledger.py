@@ -93,7 +93,7 @@ class Ledger:
         if self.log.exists() and self.log.stat().st_size:
             raise ValueError(
                 f"{self.folder} has edits but no ledger.json, which says under which conditions they were made; "
-                "restore it from a copy, or delete the folder to begin again"
+                "restore it from a copy, or move the folder away to begin again"
             )
         write_whole(self.log, b"")
         contents = {"format": FORMAT, "fingerprint": fingerprint, "weights": weights}
@@ -106,15 +106,15 @@ class Ledger:
             details = "; ".join(f"{k}: ledger {self.fingerprint.get(k)!r}, now {given.get(k)!r}" for k in differing)
             raise ValueError(
                 f"the ledger at {self.folder} was made under other conditions ({details}); choose another "
-                "out folder, or delete this one to begin again"
+                "out folder, or move this one away to begin again"
             )
 
     def _read_log(self, check_tensors):
         """Take in the frames of the log up to the last whole one."""
         if not self.log.is_file():
             raise ValueError(
-                f"{self.folder} lacks {self.log.name}, which holds its edits; restore it from a copy, or delete the "
-                "folder to begin again"
+                f"{self.folder} lacks {self.log.name}, which holds its edits; restore it from a copy, or move the "
+                "folder away to begin again"
             )
         with open(self.log, "rb") as file:
             size = file.seek(0, os.SEEK_END)
@@ -221,8 +221,8 @@ class Ledger:
             data = _payload(file, frame)
         if hashlib.sha256(data).hexdigest() != row["factors_sha256"]:
             raise ValueError(
-                f"the tensors in {self.log} are not what edit {edit} recorded; restore it from a copy, or delete the "
-                "ledger to begin again"
+                f"the tensors in {self.log} are not what edit {edit} recorded; restore it from a copy, or move the "
+                "ledger away to begin again"
             )
         return data
 
@@ -275,10 +275,10 @@ def _read_head(head):
             return contents["fingerprint"], contents["weights"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(
-            f"{head} is damaged ({error}); restore it from a copy, or delete the folder to begin again"
+            f"{head} is damaged ({error}); restore it from a copy, or move the folder away to begin again"
         ) from error
     raise ValueError(
-        f"{head} has format {form!r}; this version reads format {FORMAT}: delete the folder to begin again"
+        f"{head} has format {form!r}; this version reads format {FORMAT}: move the folder away to begin again"
     )
 
 

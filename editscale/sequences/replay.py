@@ -82,7 +82,7 @@ def save(run, edits, folder):
 
 def _check_new(folder):
     if Path(folder).exists():
-        raise ValueError(f"{folder} is there already; choose another folder for the model, or delete it")
+        raise ValueError(f"{folder} is there already; choose another folder for the model, or move it away")
     return Path(folder)
 
 
