@@ -144,11 +144,14 @@ def _own(top):
         spec = importlib.util.find_spec(top)
     except (ImportError, ValueError):  # __main__ has none
         return None
-    if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
+    if spec is None:
         return None
-    path = Path(spec.origin).resolve()
+    folders = list(spec.submodule_search_locations or [])  # of a package; one without __init__.py has no origin
+    if not folders and not str(spec.origin).endswith(".py"):
+        return None
+    path = Path(folders[0] if folders else spec.origin).resolve()
     installed = any(path.is_relative_to(Path(sysconfig.get_path(kind)).resolve()) for kind in _INSTALLED)
     offered = (entry.module.split(".")[0] for entry in importlib.metadata.entry_points(group=METHODS))
     if installed and top not in offered:
         return None
-    return path.parent if spec.submodule_search_locations else path
+    return path

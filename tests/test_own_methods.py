@@ -9,6 +9,7 @@ import torch
 from test_rome import moment
 from test_sequence import CONTEXTS, FACTS, PARAMS
 
+from editscale import dependencies
 from editscale.columns import method_label
 from editscale.editing import editors, modules, rome
 from editscale.plots import style
@@ -134,6 +135,27 @@ def test_an_entry_point_names_a_method(mine, monkeypatch):
 def test_what_is_no_method_is_named(mine, name, said):
     with pytest.raises(ValueError, match=said):
         editors.method(name)
+
+
+def test_a_package_without_init_counts_as_code_of_ones_own(mine):
+    (mine / "mine_too").mkdir()
+    (mine / "mine_too/methods.py").write_text("import scales_of_mine\n")
+    importlib.invalidate_caches()
+    before = dependencies.of_modules("mine_too.methods")
+    found = dependencies.closure("import mine_too.methods\n")
+    assert [path.name for path in found] == ["methods.py", "scales_of_mine.py"]
+    (mine / "scales_of_mine.py").write_text("HALF = 0.1\n")
+    assert dependencies.of_modules("mine_too.methods") != before
+    assert dependencies.closure("import json, torch, pytest\n") == []
+
+
+def test_a_function_without_source_is_not_registered(monkeypatch):
+    monkeypatch.setattr(modules, "REGISTERED", {})
+    names = {"rome": rome}
+    exec("def f(lm, facts, params: rome.RomeParams, contexts, factors):\n    return []", names)
+    with pytest.raises(ValueError, match="the code of unseen is not to be found"):
+        editors.register("unseen", names["f"])
+    assert modules.REGISTERED == {}
 
 
 def test_names_that_are_taken_cannot_be_registered():

@@ -74,7 +74,12 @@ def register(name, function):
     code = made.edit
     while isinstance(code, partial):
         code = code.func
-    modules.REGISTERED[name] = made, code
+    try:
+        modules.REGISTERED[name] = made, code
+        modules.code_of(name)
+    except OSError as error:
+        del modules.REGISTERED[name]
+        raise ValueError(f"the code of {name} is not to be found ({error}): write it in a cell or a file") from error
 
 
 def same_kind(names):
