@@ -19,7 +19,7 @@ METHOD_STYLE = {
     "ft-c": {"color": "#949494", "marker": "X", "linestyle": ":"},
 }
 # Looks of methods of one's own, which take one each by their names.
-_COLORS = ("#cc78bc", "#fbafe4", "#ece133", "#56b4e9")
+_COLORS = ("#cc78bc", "#56b4e9", "#542788")
 _MARKERS, _LINES = ("*", "P", "v", "<", ">", "p", "d"), ((0, (1, 1)), (0, (8, 2)), (0, (3, 1, 1, 1, 1, 1)))
 MOST_POINTS = 400  # of one line; more cannot be seen, and make large files
 
