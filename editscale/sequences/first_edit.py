@@ -177,11 +177,11 @@ def _collected(lm, layers, text):
 
 def _state(lm, facts, n_new):
     """What the model as it stands writes after each fact's prompt, p(new) and p(true): a list of tuples."""
-    asked = [(fact.rewrite_prompt, fact.target_new, fact.target_true or fact.target_new) for fact in facts]
+    asked = [(fact.rewrite_prompt, fact.target_new, fact.target_true) for fact in facts]
     written, scores = _written(lm, [prompt for prompt, *_ in asked], n_new), scoring.score_prompts(lm, asked)
     return [
-        (text, math.exp(-score.nll_new), math.exp(-score.nll_true) if fact.target_true else math.nan)
-        for text, score, fact in zip(written, scores, facts, strict=True)
+        (text, math.exp(-score.nll_new), math.nan if score.nll_true is None else math.exp(-score.nll_true))
+        for text, score in zip(written, scores, strict=True)
     ]
 
 
