@@ -200,7 +200,6 @@ def compared(folder, local=None):
     minutes, through_slurm = (time.time() - began) / 60, checkout / "runs/slurm"
     (checkout / "runs/smoke").rename(through_slurm)
     if local is None:
-        shutil.rmtree(checkout / "figures/smoke")
         study(checkout, os.environ, "--cores", "all")
         local = checkout / "runs/smoke"
     n_jobs = len(re.findall(r"has been submitted with SLURM jobid", printed))
