@@ -70,7 +70,10 @@ class Shown:
         return "\n\n".join(fact.to_string(header=False, float_format="{:.4f}".format) for fact in facts)
 
     def _repr_html_(self):
-        return self.table.to_html(index=False, float_format="{:.4f}".format)
+        import pandas as pd
+
+        with pd.option_context("display.max_colwidth", None):  # texts in full
+            return self.table.to_html(index=False, float_format="{:.4f}".format)
 
 
 def says(lm, prompt, n_new=20):
