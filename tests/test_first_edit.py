@@ -18,7 +18,7 @@ from editscale.data.facts import Fact
 from editscale.editing import editors, hparams
 from editscale.editing import moments as second_moments
 from editscale.metrics import scoring
-from editscale.sequences import first_edit
+from editscale.sequences import first_edit, sequence
 from editscale.workflow import cli
 
 ROOT = Path(__file__).parents[1]
@@ -76,6 +76,19 @@ def test_edits_stay_when_they_are_kept_and_go_when_the_block_fails(lm, moments):
     assert any(not torch.equal(kept[layer], before[layer]) for layer in before)
 
 
+def test_a_model_that_holds_edits_says_so_and_is_no_unedited_one(lm, moments, tmp_path):
+    with editscale.edited(lm, "rome", FACTS, moments=moments, show=False) as edit:
+        assert lm.identity["edits"] == "2"
+        with pytest.raises(ValueError, match="second moments of a model that has been edited"):
+            with editscale.edited(lm, "memit", FACTS, moments=tmp_path / "new.safetensors", show=False):
+                pass
+        edit.keep()
+    editing = editors.Editing("rome", None, [], {})
+    with pytest.raises(ValueError, match="holds 2 edits, and a run begins on an unedited model"):
+        sequence.fingerprint(lm, editing)
+    assert not (tmp_path / "new.safetensors").exists()
+
+
 def test_a_table_has_a_row_for_each_fact_and_no_number_without_a_true_answer(lm, moments):
     with editscale.edited(lm, "rome", FACTS, moments=moments, show=False) as edit:
         table = edit.table
@@ -88,11 +101,11 @@ def test_a_table_has_a_row_for_each_fact_and_no_number_without_a_true_answer(lm,
 
 def test_it_is_said_what_an_edit_was_made_with(lm, tmp_path, capsys):
     kept = tmp_path / "kept.safetensors"
-    for how in ("made in 0 s and kept in", "from"):
+    for how in (r"made in \d+ s and kept in", "from"):
         with editscale.edited(lm, "r-rome", FACTS, moments=kept):
             said = capsys.readouterr().out
         assert "Hyper-parameters: none are known for" in said and "moved to 1 of 4" in said
-        assert f"{how} {kept}" in said and "tokens of Python's documentation" in said
+        assert re.search(f"{how} {re.escape(str(kept))}", said) and "tokens of Python's documentation" in said
         assert "Contexts: the bare prompt and 3 sampled ones." in said
 
 
@@ -113,6 +126,7 @@ def test_a_text_of_ones_own_gives_the_second_moments(lm, tmp_path, capsys):
         ({"Lund is in the": ("Ada Example", "harp")}, "Ada Example"),
         ([Fact(0, "Ada Ex", "{}ample is in the", "harp", "town")], "case 0: subject 'Ada Ex' not found"),
         ("none.csv", "no facts file none.csv"),
+        ([], "the facts given holds no records"),
     ],
 )
 def test_what_cannot_be_edited_is_named_before_anything_is(lm, moments, facts, said):

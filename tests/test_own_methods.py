@@ -2,6 +2,7 @@
 
 import importlib
 import sys
+from dataclasses import dataclass
 
 import pytest
 import tiny
@@ -156,6 +157,30 @@ def test_a_function_without_source_is_not_registered(monkeypatch):
     with pytest.raises(ValueError, match="the code of unseen is not to be found"):
         editors.register("unseen", names["f"])
     assert modules.REGISTERED == {}
+
+
+def test_what_no_text_can_tell_is_refused_and_hyper_parameters_of_a_notebook_are_told_by_their_fields(monkeypatch):
+    monkeypatch.setattr(modules, "REGISTERED", {})
+    monkeypatch.setitem(globals(), "FACTOR", torch.ones(2))
+    with pytest.raises(ValueError, match="helper uses FACTOR, a Tensor, and nothing would tell when it changes"):
+        editors.register("scaled", scaled)
+    assert modules.REGISTERED == {}
+    editors.register("clipped", clipped)
+    code = modules.code_of("clipped")
+    assert "Clip = [('layer', " in code and "return (self.layer,)" in code and "import dataclasses" not in code
+
+
+@dataclass(frozen=True)
+class Clip:
+    layer: int
+
+    @property
+    def layers(self):
+        return (self.layer,)
+
+
+def clipped(lm, facts, params: Clip, contexts, factors):
+    return []
 
 
 def test_names_that_are_taken_cannot_be_registered():

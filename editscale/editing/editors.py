@@ -74,11 +74,15 @@ def register(name, function):
     code = made.edit
     while isinstance(code, partial):
         code = code.func
+    before = dict(modules.REGISTERED)
     try:
         modules.REGISTERED[name] = made, code
         modules.code_of(name)
-    except OSError as error:
-        del modules.REGISTERED[name]
+    except (OSError, ValueError) as error:
+        modules.REGISTERED.clear()
+        modules.REGISTERED.update(before)
+        if isinstance(error, ValueError):
+            raise
         raise ValueError(f"the code of {name} is not to be found ({error}): write it in a cell or a file") from error
 
 

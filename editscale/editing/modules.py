@@ -10,6 +10,7 @@ import importlib.metadata
 import inspect
 import re
 import textwrap
+from dataclasses import fields, is_dataclass
 
 import yaml
 
@@ -65,20 +66,43 @@ def used_by(parameters):
 
 
 def _source(function, seen=()):
-    """Source of a function with what else it names: sources from the same file or notebook, imports of all others."""
+    """Source of a function with what else it names: sources from the same file or notebook, imports of all others.
+
+    Raises ValueError for a value of which a text cannot say what it is, such as a tensor, OSError without source.
+    """
     code = textwrap.dedent(inspect.getsource(function))
     names = sorted({node.id for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Name)})
     parts, seen = [code], {*seen, function}
     for name, value in ((name, function.__globals__[name]) for name in names if name in function.__globals__):
-        home = getattr(value, "__module__", None)
+        named = inspect.isroutine(value) or inspect.isclass(value)
         if inspect.ismodule(value):
             parts.append(f"import {value.__name__}\n")
-        elif home not in (None, function.__module__):
-            parts.append(f"import {home}\n")
-        elif inspect.isfunction(value):
-            parts += [] if value in seen else [_source(value, seen)]
+        elif named and value.__module__ != function.__module__:
+            parts.append(f"import {value.__module__}\n")
         elif inspect.isclass(value):
-            parts.append(textwrap.dedent(inspect.getsource(value)))
-        elif not callable(value):
+            named_fields = [(of.name, str(of.type)) for of in fields(value)] if is_dataclass(value) else []
+            parts.append(f"{name} = {named_fields}\n")
+            parts += [_source(of, seen) for of in _written_in(value) if of not in seen]
+        elif named:
+            parts += [] if value in seen else [_source(value, seen)]
+        elif _is_literal(value):
             parts.append(f"{name} = {value!r}\n")
+        else:
+            raise ValueError(
+                f"{function.__name__} uses {name}, a {type(value).__name__}, and nothing would tell when it changes; "
+                "make it a number, a text, a list or dict of such, or a hyper-parameter"
+            )
     return "".join(parts)
+
+
+def _written_in(kind):
+    """The functions and properties of a class that somebody wrote, and not a decorator such as dataclass."""
+    functions = [value.fget if isinstance(value, property) else value for value in vars(kind).values()]
+    return [of for of in functions if inspect.isfunction(of) and inspect.unwrap(of).__code__.co_filename != "<string>"]
+
+
+def _is_literal(value):
+    try:
+        return ast.literal_eval(repr(value)) == value
+    except (ValueError, SyntaxError):
+        return False

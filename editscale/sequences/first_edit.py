@@ -94,7 +94,7 @@ def edited(lm, method, facts, *, hparams="", moments="", text="", n_new=12, seed
         hparams: YAML file of hyper-parameters; none: see `for_model`.
         moments: file of second moments; where there is none yet, those that are made are kept there. None: not kept.
         text: UTF-8 text file, blank lines between documents, from which second moments are made; none: the
-            documentation that comes with Python, about 700 kB of English.
+            documentation that comes with Python.
         n_new: tokens that the model writes after each prompt.
         show: show the table, after one sentence each on hyper-parameters, second moments and contexts.
 
@@ -102,11 +102,13 @@ def edited(lm, method, facts, *, hparams="", moments="", text="", n_new=12, seed
     FileNotFoundError for what cannot be edited, before anything is.
     """
     facts = _facts_of(facts)
+    sequence.check_facts(lm, facts, ["{}"])  # before second moments, which take longest
     editing, said = _prepare(lm, method, hparams, moments, text, seed)
     sequence.check_facts(lm, facts, editing.contexts)
     before, saved = _state(lm, facts, n_new), updates.saved_weights(lm, editing.layers)
-    shown = Shown(lm, None, [])
+    shown, n_before = Shown(lm, None, []), int(lm.identity.get("edits", 0))
     try:
+        lm.identity["edits"] = str(n_before + len(facts))
         for fact in facts:
             (edit,) = editors.edit_each(editing, lm, [fact])
             if editors.status(edit) == "edited":
@@ -120,6 +122,7 @@ def edited(lm, method, facts, *, hparams="", moments="", text="", n_new=12, seed
     finally:
         if not shown.kept:
             updates.restore(lm, saved)
+            lm.identity["edits"] = str(n_before)
 
 
 def _facts_of(given):
@@ -132,8 +135,9 @@ def _facts_of(given):
             if not isinstance(words, (tuple, list)) or len(words) not in (2, 3):
                 raise ValueError(f"{prompt!r} is given {words!r}; expected (subject, new object) or (…, true object)")
         given = [{"prompt": prompt, **dict(zip(names, words, strict=False))} for prompt, words in given.items()]
-    if all(isinstance(fact, fact_files.Fact) for fact in given):
-        return list(given)
+    given = list(given)
+    if given and all(isinstance(fact, fact_files.Fact) for fact in given):
+        return given
     return fact_files.parse(given, "the facts given")
 
 
@@ -148,6 +152,10 @@ def _prepare(lm, method, hparams, path, text, seed):
         if path and Path(path).is_file():
             found, how = second_moments.load(path, lm, layers), f"from {path}"
         else:
+            if path and int(lm.identity.get("edits", 0)):
+                raise ValueError(
+                    f"{path} would hold second moments of a model that has been edited; make them of it as loaded"
+                )
             began = time.monotonic()
             found = _collected(lm, layers, text)
             how = f"made in {time.monotonic() - began:.0f} s"

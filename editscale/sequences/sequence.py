@@ -28,6 +28,9 @@ def fingerprint(lm, editing, together=()):
     """
     import torch
 
+    if int(lm.identity.get("edits", 0)):
+        n = lm.identity["edits"]
+        raise ValueError(f"{lm.name} holds {n} edits, and a run begins on an unedited model; load it anew")
     return {
         "method": editing.method,
         "params": asdict(editing.params),
