@@ -9,6 +9,7 @@ import ast
 import importlib.metadata
 import inspect
 import re
+import symtable
 import textwrap
 from dataclasses import fields, is_dataclass
 
@@ -71,7 +72,7 @@ def _source(function, seen=()):
     Raises ValueError for a value of which a text cannot say what it is, such as a tensor, OSError without source.
     """
     code = textwrap.dedent(inspect.getsource(function))
-    names = sorted({node.id for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Name)})
+    names = sorted(_globals_of(symtable.symtable(code, function.__name__, "exec")))
     parts, seen = [code], {*seen, function}
     for name, value in ((name, function.__globals__[name]) for name in names if name in function.__globals__):
         named = inspect.isroutine(value) or inspect.isclass(value)
@@ -93,6 +94,13 @@ def _source(function, seen=()):
                 "make it a number, a text, a list or dict of such, or a hyper-parameter"
             )
     return "".join(parts)
+
+
+def _globals_of(table):
+    """The names in a `symtable` that are those of globals: not arguments and other local names of functions."""
+    module = table.get_type() == "module"
+    own = {of.get_name() for of in table.get_symbols() if of.is_global() or module and of.is_referenced()}
+    return own.union(*map(_globals_of, table.get_children()))
 
 
 def _written_in(kind):
