@@ -12,6 +12,7 @@ import pytest
 import tiny
 import torch
 from test_rome import moment
+from tools import shape
 
 import editscale
 from editscale.data.facts import Fact
@@ -152,6 +153,13 @@ def test_every_model_with_hyper_parameters_is_found_by_its_name():
         params, said = hparams.for_model(lm, "r-rome")
         assert params == editors.read_params("rome", path) and said == f"Hyper-parameters: params/rome/{path.name}."
         assert path.stem == "tiny-gpt2" or path.stem in (*hparams.N_LAYERS, "gpt2-medium", "gpt2-large")
+
+
+def test_the_layers_of_models_that_others_begin_from_are_those_of_their_shapes():
+    of_shape = {"gpt2-xl": "gpt2-xl", "gpt-j-6b": "gpt-j"}
+    assert {stem: hparams.N_LAYERS[stem] for stem in of_shape} == {
+        stem: shape.SHAPES[name]["n_layer"] for stem, name in of_shape.items()
+    }
 
 
 def test_the_package_is_light_until_an_edit_is_asked_for():

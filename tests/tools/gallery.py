@@ -121,9 +121,11 @@ def page(folder, scale):
     def link(text, path):
         return f"[{text}]({Path(os.path.relpath(Path(folder) / path, here)).as_posix()})"
 
+    recorded = (Path(folder) / scale / "tables").is_dir()
+    copied = "" if recorded else f" in `runs/{scale}/figures`, and copied from there"
     parts = [
-        f"# Figures, scale {scale}\n\nDrawn by `make figures SCALE={scale}`. The plotted numbers are beside each "
-        "figure as CSV, its parameters, package versions and code hash as JSON. *The paper* is "
+        f"# Figures, scale {scale}\n\nDrawn by `make figures SCALE={scale}`{copied}. The plotted numbers are beside "
+        "each figure as CSV, its parameters, package versions and code hash as JSON. *The paper* is "
         "[arXiv:2401.07453](https://arxiv.org/abs/2401.07453), which edits GPT-J with CounterFact; read shapes "
         "against it, not values.\n"
     ]
