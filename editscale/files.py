@@ -1,4 +1,8 @@
-"""Files: those that come with the package, JSON, sha256, and writing a file or folder whole or not at all."""
+"""Files: those that come with the package, JSON, sha256, and writing a file or folder whole or not at all.
+
+What is read back is checked. A sealed JSON object holds the sha256 of its other entries (`SEAL`), and the records that
+notebooks leave, done.json and record.json, hold that of each file that they name (`vouched`).
+"""
 
 import errno
 import hashlib
@@ -10,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 DATA = "data"  # the folder of the package whose files `bundled` gives
+SEAL = "sha256"  # entry of a sealed JSON object
 
 
 def bundled(name, *, counts=True):
@@ -46,6 +51,64 @@ def read_json(path, remedy):
 def write_json(path, content):
     """Write a value as indented JSON, whole (`whole_file`); the path."""
     return write_whole(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def sealed(content):
+    """A JSON object with the sha256 of its entries as a further one."""
+    return {**content, SEAL: sha256_json(json.loads(json.dumps(content)))}
+
+
+def unsealed(content, path, remedy):
+    """A JSON object read from `path` without its seal; one that an earlier version wrote has none.
+
+    Raises ValueError that names the file and ends in `remedy` if it holds something else than when it was sealed.
+    """
+    rest = {name: value for name, value in content.items() if name != SEAL}
+    if SEAL in content and content[SEAL] != sha256_json(rest):
+        raise ValueError(f"{path} does not hold what was written into it: it was altered or is damaged; {remedy}")
+    return rest
+
+
+def read_record(path, remedy):
+    """What is in a done.json, record.json or a figure's json, `files` among it: name ↦ sha256.
+
+    Raises FileNotFoundError, or ValueError as `read_json` and `unsealed` do, or if its files are no such object.
+    """
+    record = unsealed(read_json(path, remedy), path, remedy)
+    files = record.setdefault("files", {})
+    if type(files) is not dict or not all(type(sha256) is str for sha256 in files.values()):
+        raise ValueError(f"{path} lists no files with their sha256; {remedy}")
+    return record
+
+
+def check_files(record, folder, path, remedy):
+    """Raise ValueError that names it if a file that a record, read from `path`, names in `folder` is missing or another
+    one."""
+    for name, sha256 in record["files"].items():
+        if not (file := Path(folder) / name).is_file() or sha256_file(file) != sha256:
+            state = "is not the file that" if file.is_file() else "is missing, which"
+            raise ValueError(f"{file} {state} {path} names: one of the two was altered or is damaged; {remedy}")
+
+
+def vouched(path, remedy):
+    """The bytes of a result file, those that the record beside it names: done.json, or record.json of recorded tables.
+
+    Raises FileNotFoundError if there is no such file, or no record that names it; ValueError if it is another file.
+    Both name it and end in `remedy`.
+    """
+    path = Path(path)
+    places = (path.parent / "done.json", path.parent / "record.json", path.parent.parent / "record.json")
+    beside = next((place for place in places if place.is_file()), None)
+    if not path.is_file() or beside is None:
+        missing = path.name if not path.is_file() else f"done.json or record.json that vouches for {path.name}"
+        raise FileNotFoundError(f"no {missing} in {path.parent}; {remedy}")
+    files = read_record(beside, remedy)["files"]
+    known = {sha256 for name, sha256 in files.items() if Path(name).name == path.name}
+    content = path.read_bytes()
+    if hashlib.sha256(content).hexdigest() not in known:
+        said = "is not the file that" if known else "is not among the files that"
+        raise ValueError(f"{path} {said} {beside} names: one of the two was altered or is damaged; {remedy}")
+    return content
 
 
 def write_whole(path, data):

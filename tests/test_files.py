@@ -8,7 +8,7 @@ import os
 import pytest
 
 from editscale import files
-from editscale.files import whole_file, whole_folder, write_whole
+from editscale.files import read_record, sealed, sha256_file, vouched, whole_file, whole_folder, write_json, write_whole
 
 
 def test_a_file_that_fails_on_the_way_leaves_the_old_one_and_nothing_else(tmp_path):
@@ -171,3 +171,55 @@ def test_sha256_of_json_does_not_depend_on_the_order_of_keys():
 
 def test_bundled_files_are_there():
     assert files.bundled("sentences.txt").read_text(encoding="utf-8").count("\n") == 6
+
+
+@pytest.fixture
+def table(tmp_path):
+    """A result with the record that names it."""
+    path = write_whole(tmp_path / "runs/a/edits.parquet", b"table")
+    write_json(path.with_name("done.json"), sealed({"n": 0.1, "files": {"runs/a/edits.parquet": sha256_file(path)}}))
+    return path
+
+
+def test_a_result_is_read_as_its_record_names_it(table, tmp_path):
+    assert vouched(table, "run it") == b"table"
+    moved = table.parent.rename(tmp_path / "elsewhere") / table.name
+    assert vouched(moved, "run it") == b"table"
+    recorded = write_whole(tmp_path / "tables/recall/history.parquet", b"rows")
+    files = {"recall/history.parquet": sha256_file(recorded)}
+    write_json(tmp_path / "tables/record.json", sealed({"files": files}))
+    assert vouched(recorded, "record it") == b"rows"
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (lambda path: path.write_bytes(b"other"), ValueError, "edits.parquet is not the file that .*done.json names"),
+        (lambda path: path.unlink(), FileNotFoundError, "no edits.parquet in .*; run it"),
+        (
+            lambda path: path.with_name("done.json").unlink(),
+            FileNotFoundError,
+            "no done.json or record.json that vouches",
+        ),
+        (lambda path: write_json(path.with_name("done.json"), {}), ValueError, "is not among the files that .* run it"),
+        (lambda path: path.with_name("done.json").write_text("{"), ValueError, "done.json is not the JSON object"),
+        (lambda path: write_json(path.with_name("done.json"), {"files": 3}), ValueError, "done.json lists no files"),
+    ],
+)
+def test_what_no_record_names_is_refused_by_name(table, change, error, message):
+    change(table)
+    with pytest.raises(error, match=message):
+        vouched(table, "run it")
+
+
+def test_an_entry_altered_after_sealing_is_noticed_and_a_record_without_a_seal_is_read(table):
+    path = table.with_name("done.json")
+    record = json.loads(path.read_text())
+    assert read_record(path, "run it") == {name: value for name, value in record.items() if name != "sha256"}
+    path.write_text(json.dumps(record))  # other spaces
+    assert read_record(path, "run it")["n"] == 0.1
+    write_json(path, record | {"n": 0.2})
+    with pytest.raises(ValueError, match="done.json does not hold what was written into it: .*; run it"):
+        read_record(path, "run it")
+    write_json(path, {"n": 0.2, "files": {}})
+    assert read_record(path, "run it")["n"] == 0.2
