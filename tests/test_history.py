@@ -146,7 +146,8 @@ def finished(folder, method, order, reverse):
     """A folder with the record of a finished run."""
     path = folder / f"{method}-{order}-{reverse}"
     path.mkdir()
-    parameters = {"method": method, "order": order, "reverse": reverse}
+    parameters = {"method": method, "order": order, "reverse": reverse, "model": "a", "revision": "", "tf32": False}
+    parameters |= {"dtype": "float32", "fact_set": "atlas", "n_edits": 4}
     (path / "done.json").write_text(json.dumps({"parameters": parameters}))
     return str(path)
 

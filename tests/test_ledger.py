@@ -236,7 +236,10 @@ def test_conditions_changed_afterwards_are_noticed(tmp_path):
     write(tmp_path)
     head = tmp_path / "ledger.json"
     head.write_text(head.read_text().replace('"norm": 2.0', '"norm": 3.0'))
-    with pytest.raises(ValueError, match="edits.log is damaged at edit 1"):
+    with pytest.raises(ValueError, match="ledger.json does not hold what was written into it"):
+        Ledger(tmp_path)
+    head.write_text(head.read_text().replace('"norm": 3.0', '"norm":  2.0'))
+    with pytest.raises(ValueError, match="ledger.json is damaged: it is not as it was written"):
         Ledger(tmp_path)
 
 
@@ -277,11 +280,14 @@ def test_times_of_edits_that_were_cut_off_are_dropped(tmp_path):
     [
         (lambda f: (f / "ledger.json").unlink(), "has edits but no ledger.json"),
         (lambda f: (f / "edits.log").unlink(), "lacks edits.log"),
-        (lambda f: (f / "ledger.json").write_text('{"format": 2'), "ledger.json is damaged"),
-        (lambda f: (f / "ledger.json").write_text("[]"), "ledger.json is damaged"),
-        (lambda f: (f / "ledger.json").write_text("[" * 10**5), "ledger.json is damaged"),
-        (lambda f: (f / "ledger.json").write_bytes(b"\xff\xfe"), "ledger.json is damaged"),
-        (lambda f: (f / "ledger.json").write_text('{"format": 2}'), "ledger.json is damaged .'fingerprint'"),
+        (lambda f: (f / "ledger.json").write_text('{"format": 2'), "ledger.json is not the JSON object"),
+        (lambda f: (f / "ledger.json").write_text("[]"), "ledger.json is not the JSON object"),
+        (lambda f: (f / "ledger.json").write_text("[" * 10**5), "ledger.json is not the JSON object"),
+        (lambda f: (f / "ledger.json").write_bytes(b"\xff\xfe"), "ledger.json is not the JSON object"),
+        (
+            lambda f: (f / "ledger.json").write_text('{"format": 2}'),
+            "ledger.json is damaged: it is not as it was written",
+        ),
         (lambda f: (f / "ledger.json").write_text('{"format": 1}'), "has format 1; this version reads format 2"),
     ],
 )
@@ -296,6 +302,15 @@ def test_damaged_scores_of_the_unedited_model_are_named(tmp_path):
     book = write(tmp_path)
     book.write_unedited([{"case_id": 1, "efficacy": float("inf")}])
     assert book.unedited() == [{"case_id": 1, "efficacy": None}]
+    book.write_unedited([{"case_id": n, "efficacy": 0.5} for n in (1, 2, 3)])
+    path, whole = tmp_path / "unedited.jsonl", (tmp_path / "unedited.jsonl").read_text()
+    for old, new in (('"case_id": 2, "efficacy": 0.5', '"case_id": 2, "efficacy": 0.25'), ("chain", "chair")):
+        path.write_text(whole.replace(old, new, 1))
+        with pytest.raises(ValueError, match="unedited.jsonl is damaged in line [12] "):
+            book.unedited()
+    path.write_text("".join(whole.splitlines(keepends=True)[1:]))
+    with pytest.raises(ValueError, match="unedited.jsonl is damaged in line 1 "):
+        book.unedited()
     (tmp_path / "unedited.jsonl").write_text('{"case_id": 1, "effi\n')
     with pytest.raises(ValueError, match="unedited.jsonl is damaged .*delete it and run notebook 02a again"):
         book.unedited()

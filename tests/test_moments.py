@@ -1,6 +1,7 @@
 """C is the mean of k kᵀ over the tokens of a corpus, however batched, and never taken for another model's."""
 
 import random
+from dataclasses import replace
 
 import datasets
 import numpy as np
@@ -167,10 +168,30 @@ def stored(tmp_path_factory):
 def test_loaded_moments_are_the_saved_ones_bit_for_bit(stored):
     lm, result, path = stored
     loaded = moments.load(path, lm, [1, 2])
-    assert loaded.n_tokens == result.n_tokens and loaded.identity == result.identity
+    assert loaded.n_tokens == result.n_tokens and result.identity.items() < loaded.identity.items()
     assert all(torch.equal(loaded.moments[layer], result.moments[layer]) for layer in (1, 2))
     assert list(moments.load(path, lm, [2]).moments) == [2]
     assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+def test_an_altered_matrix_or_identity_is_refused_and_another_one_has_another_identity(stored, tmp_path):
+    lm, result, path = stored
+    content = path.read_bytes()
+    header = int.from_bytes(content[:8], "little")
+    places = {"layer.1 is not what": 8 + header + 80, "does not hold": content.index(b"n_documents") + 16}
+    for message, place in places.items():
+        damaged = tmp_path / "damaged.safetensors"
+        damaged.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+        with pytest.raises(ValueError, match=f"damaged.safetensors .*{message}"):
+            moments.load(damaged, lm, [1, 2])
+    other = replace(result, moments={**result.moments, 1: result.moments[1] + torch.eye(lm.d_key)})
+    moments.save(other, tmp_path / "other.safetensors")
+    one, two = (
+        moments.load(path, lm, [1, 2]).identity,
+        moments.load(tmp_path / "other.safetensors", lm, [1, 2]).identity,
+    )
+    assert {name for name in one if one[name] != two[name]} == {"layer.1"}
+    assert moments.load(path, lm, [2]).identity == moments.load(tmp_path / "other.safetensors", lm, [2]).identity
 
 
 def test_moments_of_another_model_or_other_weights_are_refused(stored):

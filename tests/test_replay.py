@@ -16,6 +16,7 @@ from editscale.__main__ import main
 from editscale.editing import editors, modules
 from editscale.models import loading
 from editscale.sequences import past_runs, replay, sequence
+from editscale.sequences.ledger import Ledger
 from editscale.workflow import provenance
 
 TINY = "tests/golden/tiny_gpt2"
@@ -31,7 +32,7 @@ def folder(request, tmp_path_factory):
     parameters = {"method": request.param, "hparams": f"params/{request.param}/tiny-gpt2.yaml", "model": TINY}
     parameters |= {"revision": "", "dtype": "float32", "fact_set": FACTS, "order": 0, "n_edits": 4, "reverse": False}
     parameters["tf32"] = False
-    provenance.finish(out, [out / "edits.jsonl"], provenance.made_with(parameters, "0" * 64))
+    provenance.finish(out, Ledger(out).files, provenance.made_with(parameters, "0" * 64))
     return out
 
 
@@ -172,7 +173,38 @@ def test_a_run_whose_ledger_changed_since_is_refused(folder, tmp_path, capsys):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         assert main(["replay", str(copy)]) == 2
-    assert "3 edits, is not the one that done.json there names" in capsys.readouterr().err
+    assert "edits.log has lost edits: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("sealed", (True, False))
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("method", "p-rome", "method: ledger '"),
+        ("dtype", "bfloat16", "dtype: ledger 'float32', now 'bfloat16'"),
+        ("tf32", True, "tf32_steps: ledger False, now True"),
+        ("dtype", None, "parameter dtype is missing, not a str"),
+        ("method", None, "parameter method is missing, not a str"),
+        ("n_edits", "5", "parameter n_edits is '5', not a int"),
+        ("n_edits", 3, "has 4 edits, and done.json there asks for 3 facts"),
+        ("order", 1, "edit 1 of "),
+    ],
+)
+def test_a_record_that_says_otherwise_than_its_ledger_is_refused(folder, capsys, name, value, says, sealed):
+    path = folder / "done.json"
+    before = path.read_bytes()
+    record = json.loads(before)
+    record["parameters"].update({name: value})
+    if value is None:
+        del record["parameters"][name]
+    if not sealed:  # as an earlier version wrote it
+        del record["sha256"]
+    try:
+        path.write_text(json.dumps(record))
+        assert main(["replay", str(folder)]) == 2
+    finally:
+        path.write_bytes(before)
+    assert (f"{path} does not hold what was written into it" if sealed else says) in capsys.readouterr().err
 
 
 def test_a_failure_on_the_way_leaves_no_folder_and_the_original_weights(run, tmp_path, monkeypatch):

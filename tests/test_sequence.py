@@ -17,7 +17,7 @@ from editscale.analysis import tables
 from editscale.data.facts import Fact
 from editscale.editing import editors, finetune, memit, rome, rome_multi, updates
 from editscale.metrics import drift
-from editscale.models import stacks
+from editscale.models import loading, stacks
 from editscale.sequences import frames, sequence, stopping
 from editscale.sequences.ledger import Ledger
 
@@ -58,7 +58,7 @@ def edit_sequence(folder, method="rome", facts=FACTS, **options):
     editing = editors.Editing(method, params, contexts, factors, {"corpus": "none"})
     book = Ledger(
         folder,
-        sequence.fingerprint(lm, editing),
+        sequence.fingerprint(lm, editing, on_collapse=options.get("on_collapse", "stop")),
         sequence.weights_record(lm, params.layers),
     )
     sequence.run(lm, facts, editing, book, **options)
@@ -252,6 +252,38 @@ def test_every_scalar_that_describes_an_edit_is_known_for_a_failed_one(tmp_path)
     _, book = edit_sequence(tmp_path, facts=FACTS[:1])
     assert set(editors.SUMMARY) <= set(book.rows[0])
     assert set(editors.summary(rome.Edit((), {"failed": "singular"}))) == set(editors.SUMMARY)
+
+
+def test_facts_changed_before_they_were_edited_are_refused(tmp_path):
+    edit_sequence(tmp_path)
+    cut(tmp_path, 3)
+    changed = [*FACTS[:4], replace(FACTS[4], target_new="cello")]
+    with pytest.raises(
+        ValueError, match="fact 5 of the ledger at .* is case 14, not case 14 as it is in this sequence"
+    ):
+        edit_sequence(tmp_path, facts=changed)
+
+
+def test_what_follows_a_collapse_is_a_condition(tmp_path):
+    lm, book = edit_sequence(tmp_path, facts=FACTS[:1])
+    editing = editors.Editing("rome", PARAMS["rome"], CONTEXTS["rome"], {}, {"corpus": "none"})
+    with pytest.raises(ValueError, match="on_collapse is 'skip', and 'stop' in the ledger"):
+        sequence.run(lm, FACTS, editing, book, on_collapse="skip")
+    with pytest.raises(ValueError, match="on_collapse: ledger 'stop', now 'skip'"):
+        edit_sequence(tmp_path, on_collapse="skip")
+
+
+def test_all_that_determines_edits_is_named_where_it_differs(monkeypatch):
+    lm, other = tiny.tiny_model("gpt2"), tiny.tiny_model("gpt2")
+    editing = editors.Editing("rome", PARAMS["rome"], CONTEXTS["rome"], {}, {"layer.1": "a" * 64})
+    other.identity["config_sha256"] = "0" * 64
+    monkeypatch.setattr(loading, "start_token", lambda lm: int(lm is other))
+    later = replace(editing, moments={"layer.1": "b" * 64}, contexts=["{}"], params=replace(editing.params, v_lr=0.2))
+    one = sequence.fingerprint(lm, editing)
+    two = sequence.fingerprint(other, later, ["a"], "skip")
+    differing = {name for name in one if one[name] != two[name]}
+    assert {"config_sha256", "moments_sha256", "contexts_sha256", "params", "together", "on_collapse"} <= differing
+    assert "start_token" in differing and not differing & {"method", "model", "weights_sha256", "code_sha256", "torch"}
 
 
 def stops_at(monkeypatch, edit, error):

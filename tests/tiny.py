@@ -106,6 +106,7 @@ def tiny_model(model_type, *, seed=0, dtype=torch.float32, bos=None, **config):
         "source": f"tiny {model_type}",
         "revision": f"seed {seed}",
         "weights_sha256": digest.hexdigest(),
+        "config_sha256": hashlib.sha256(model.config.to_json_string().encode()).hexdigest(),
         "dtype": str(dtype).removeprefix("torch."),
     }
     tokenizer = tiny_tokenizer(model_type in BOS_FAMILIES if bos is None else bos)

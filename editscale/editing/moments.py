@@ -19,7 +19,7 @@ from functools import partial
 from importlib import metadata
 from pathlib import Path
 
-from editscale.files import whole_file
+from editscale.files import sealed, unsealed, whole_file
 from editscale.models import tokens
 from editscale.models.anatomy import segment, watching
 
@@ -141,6 +141,7 @@ class _Read:
         return {
             "model": lm.name,
             "weights_sha256": lm.identity.get("weights_sha256", ""),
+            "config_sha256": lm.identity.get("config_sha256", ""),
             "dtype": str(lm.dtype).removeprefix("torch."),
             "corpus": self.corpus,
             "tokens_sha256": self.digest.hexdigest(),
@@ -260,16 +261,26 @@ def _with_float64(device):
 
 
 def save(second_moments, path):
-    """Write second moments to one safetensors file, float64, with their identity in its header."""
+    """Write second moments to one safetensors file, float64, with their identity and its own sha256 in its header.
+
+    The identity names the content of each matrix: "layer.<layer>" ↦ sha256.
+    """
     from safetensors.torch import save_file
 
     moments = {f"layer.{layer}": moment.contiguous() for layer, moment in second_moments.moments.items()}
+    contents = {name: _sha256(moment) for name, moment in moments.items()}
     with whole_file(path) as part:
-        save_file(moments, part, metadata=second_moments.identity)
+        save_file(moments, part, metadata=sealed({**second_moments.identity, **contents}))
+
+
+def _sha256(moment):
+    return hashlib.sha256(moment.numpy()).hexdigest()
 
 
 def load(path, lm, layers):
     """The `SecondMoments` of some layers, read from a file and checked to be those of this model's weights.
+
+    Their identity names the content of these layers' matrices, "layer.<layer>" ↦ sha256, and of no others.
 
     Raises FileNotFoundError without the file, ValueError if it is damaged, belongs to another model or other
     weights, or lacks a layer.
@@ -281,8 +292,9 @@ def load(path, lm, layers):
         raise FileNotFoundError(f"no second moments for {lm.name} at {path}; run notebook 01 with the same params")
     try:
         with safe_open(path, "pt") as file:
-            identity = file.metadata() or {}
-            for name, own in (("model", lm.name), ("weights_sha256", lm.identity.get("weights_sha256", ""))):
+            identity = unsealed(file.metadata() or {}, path, "run notebook 01 again")
+            names = ("weights_sha256", *(["config_sha256"] if "config_sha256" in identity else []))
+            for name, own in (("model", lm.name), *((name, lm.identity.get(name, "")) for name in names)):
                 if identity.get(name) != own:
                     raise ValueError(
                         f"the second moments in {path} have {name} {identity.get(name)!r}, but "
@@ -308,7 +320,12 @@ def load(path, lm, layers):
                 f"{path} has a second moment of layer {layer} of shape {tuple(moment.shape)} in {moment.dtype}, not "
                 f"{lm.d_key} × {lm.d_key} in float64; run notebook 01 again"
             )
-    return SecondMoments(moments, int(identity["n_tokens"]), identity)
+    contents = {f"layer.{layer}": _sha256(moment) for layer, moment in moments.items()}
+    for name, sha256 in contents.items():
+        if identity.get(name, sha256) != sha256:
+            raise ValueError(f"{path} is damaged: {name} is not what was written into it; run notebook 01 again")
+    made_of = {name: value for name, value in identity.items() if not name.startswith("layer.")}
+    return SecondMoments(moments, int(identity["n_tokens"]), made_of | contents)
 
 
 def _add_products(total, keys):

@@ -3,7 +3,7 @@
     ledger.json      what determines the result (the fingerprint), and the edited weights' shapes and norms
     edits.log        every edit, one frame (`frames`) after another: its row as a line of JSON, then its tensors
     edits.jsonl      the rows again, to be read: fact, losses, norms, scores, status, sha256 of the tensors
-    unedited.jsonl   scores of the unedited model on the facts, one row per fact
+    unedited.jsonl   scores of the unedited model, one row per fact, with a chain of its own that begins alike
     timing.jsonl     seconds of each edit; the one file that differs from run to run
 
 Tensors are safetensors: "<layer>.left", "<layer>.right", … of each `updates.Update`. The chain before the first edit
@@ -18,6 +18,7 @@ What is promised, of one machine and device:
 - Damage before that is refused with the number of the edit: opening reads all rows and the last edit, opening for
   appending all bytes; tensors are checked each time they are read. edits.jsonl must say what the log says, or end
   early.
+- ledger.json and unedited.jsonl hold what was written into them, or are refused by name.
 - Another fingerprint is refused, what differs named. One process at a time may append (a lock on the file `.lock`).
 - The same sequence started again resumes after the last complete edit, and the files become those of a sequence that
   never stopped, byte for byte. Editing draws no random numbers (contexts are sampled before, and are in the
@@ -35,7 +36,7 @@ import warnings
 from pathlib import Path
 
 from editscale.editing.updates import arrays, from_bytes, to_bytes
-from editscale.files import sha256_file, write_all, write_whole
+from editscale.files import read_json, sealed, sha256_file, unsealed, write_all, write_whole
 from editscale.sequences import frames
 
 FORMAT = 2
@@ -76,7 +77,7 @@ class Ledger:
             self._begin(head, fingerprint, weights)
         self.fingerprint, self.weights = _read_head(head)
         if appending:
-            self._check_fingerprint(fingerprint)
+            self.check(fingerprint)
         copied = self._copy.read_bytes() if self._copy.exists() else b""  # before the log, which may be growing
         self.rows, self._frames, self.dropped = [], [], ""
         self._begins_with = bytes.fromhex(sha256_file(head))
@@ -96,18 +97,16 @@ class Ledger:
                 "restore it from a copy, or move the folder away to begin again"
             )
         write_whole(self.log, b"")
-        contents = {"format": FORMAT, "fingerprint": fingerprint, "weights": weights}
-        write_whole(head, (json.dumps(contents, indent=1, sort_keys=True) + "\n").encode())
+        write_whole(head, _head(sealed({"format": FORMAT, "fingerprint": fingerprint, "weights": weights})))
 
-    def _check_fingerprint(self, given):
+    def check(self, given, but=(), remedy="choose another out folder, or move this one away to begin again"):
+        """Raise ValueError, naming what differs, if a fingerprint is not the ledger's in all entries `but` some."""
         given = json.loads(json.dumps(given))
-        differing = sorted(k for k in {*given, *self.fingerprint} if given.get(k) != self.fingerprint.get(k))
+        names = {*given, *self.fingerprint} - set(but)
+        differing = sorted(k for k in names if given.get(k) != self.fingerprint.get(k))
         if differing:
             details = "; ".join(f"{k}: ledger {self.fingerprint.get(k)!r}, now {given.get(k)!r}" for k in differing)
-            raise ValueError(
-                f"the ledger at {self.folder} was made under other conditions ({details}); choose another "
-                "out folder, or move this one away to begin again"
-            )
+            raise ValueError(f"the ledger at {self.folder} was made under other conditions ({details}); {remedy}")
 
     def _read_log(self, check_tensors):
         """Take in the frames of the log up to the last whole one."""
@@ -239,16 +238,41 @@ class Ledger:
         """The updates of an edit as recorded, on the CPU; applying edits 1 … n rebuilds the model bit for bit."""
         return from_bytes(self._tensors(edit))
 
+    @property
+    def files(self):
+        """Paths of the small files that are there: what a record of a finished run lists."""
+        names = ("ledger.json", "edits.jsonl", "unedited.jsonl", "timing.jsonl")
+        return [path for name in names if (path := self.folder / name).is_file()]
+
     def unedited(self):
-        """Scores of the unedited model, one row per fact, or [] if they were not recorded yet."""
+        """Scores of the unedited model, one row per fact, or [] if they were not recorded yet.
+
+        Raises ValueError that names the row if it is not what was recorded.
+        """
         path = self.folder / "unedited.jsonl"
-        try:
-            return [json.loads(line) for line in path.read_bytes().splitlines()] if path.exists() else []
-        except ValueError as error:
-            raise ValueError(f"{path} is damaged ({error}); delete it and run notebook 02a again") from error
+        rows, chain = [], self._begins_with
+        lines = path.read_bytes().splitlines() if path.exists() else []
+        chained = any(b'"chain"' in line for line in lines)  # an earlier version wrote none
+        for number, line in enumerate(lines, start=1):
+            try:
+                row = json.loads(line)
+                recorded = row.pop("chain") if chained else ""
+                chain = frames.next_chain(chain, _line(row))
+                if chained and recorded != chain.hex():
+                    raise ValueError("it is not what was recorded")
+            except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+                raise ValueError(
+                    f"{path} is damaged in line {number} ({error}); delete it and run notebook 02a again"
+                ) from error
+            rows.append(row)
+        return rows
 
     def write_unedited(self, rows):
-        write_whole(self.folder / "unedited.jsonl", b"".join(_line(row) for row in rows))
+        lines, chain = [], self._begins_with
+        for row in rows:
+            chain = frames.next_chain(chain, _line(row))
+            lines.append(_line({**row, "chain": chain.hex()}))
+        write_whole(self.folder / "unedited.jsonl", b"".join(lines))
 
 
 def _locked(folder):
@@ -266,20 +290,23 @@ def _locked(folder):
     return lock
 
 
+def _head(contents):
+    return (json.dumps(contents, indent=1, sort_keys=True) + "\n").encode()
+
+
 def _read_head(head):
     """Fingerprint and weights of a ledger.json."""
-    try:
-        contents = json.loads(head.read_bytes())
-        form = contents["format"]
-        if form == FORMAT:
-            return contents["fingerprint"], contents["weights"]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    remedy = "restore it from a copy, or move the folder away to begin again"
+    contents = read_json(head, remedy)
+    if contents.get("format") != FORMAT:
         raise ValueError(
-            f"{head} is damaged ({error}); restore it from a copy, or move the folder away to begin again"
-        ) from error
-    raise ValueError(
-        f"{head} has format {form!r}; this version reads format {FORMAT}: move the folder away to begin again"
-    )
+            f"{head} has format {contents.get('format')!r}; this version reads format {FORMAT}: move the folder away "
+            "to begin again"
+        )
+    found = unsealed(contents, head, remedy)
+    if head.read_bytes() != _head(contents) or not all(type(found.get(x)) is dict for x in ("fingerprint", "weights")):
+        raise ValueError(f"{head} is damaged: it is not as it was written; {remedy}")
+    return found["fingerprint"], found["weights"]
 
 
 def read_timing(folder):

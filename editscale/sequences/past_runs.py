@@ -12,10 +12,18 @@ from pathlib import Path
 from editscale.columns import method_label
 from editscale.data.orders import in_order, open_set
 from editscale.editing import editors, updates
-from editscale.files import read_json, sha256_file, sha256_json
+from editscale.files import read_record, sha256_file
 from editscale.metrics import scoring, written
 from editscale.models.hidden_states import BATCH_TOKENS
 from editscale.sequences import sequence
+
+# What of notebook 02a's parameters its runs are reopened with.
+PARAMETERS = {
+    **dict.fromkeys(("method", "model", "revision", "dtype", "fact_set"), str),
+    **{"order": int, "n_edits": int, "reverse": bool, "tf32": bool},
+}
+# Entries of a fingerprint in which a run may be looked at with others than it was made with.
+MACHINE = ("device", "torch", "transformers", "tokenizers")
 
 
 @dataclass(frozen=True)
@@ -61,9 +69,12 @@ def record_of(folder):
         )
     if not path.is_file():
         raise FileNotFoundError(f"no finished run in {folder}; run notebook 02a with out={folder} first")
-    record = read_json(path, "run notebook 02a again")
-    if type(record.get("parameters")) is not dict or type(record.setdefault("files", {})) is not dict:
-        raise ValueError(f"{path} lacks parameters or files; run notebook 02a again")
+    record = read_record(path, remedy := f"run notebook 02a again with the same parameters and out={folder}")
+    given = record.get("parameters")
+    for name, kind in PARAMETERS.items():
+        if type(given) is not dict or type(given.get(name)) is not kind:
+            value = repr(given[name]) if type(given) is dict and name in given else "missing"
+            raise ValueError(f"{path}: parameter {name} is {value}, not a {kind.__name__}; {remedy}")
     return record
 
 
@@ -93,18 +104,29 @@ def reopen(folder, *, device="cpu", model_cache="runs/models", load=None):
 
     record, book = record_of(folder), ledger.Ledger(folder)
     parameters = record["parameters"]
-    finished = {Path(name).name: sha256 for name, sha256 in record["files"].items()}.get("edits.jsonl")
-    if book.dropped or sha256_file(book.folder / "edits.jsonl") != finished:
+    finished = {Path(name).name: sha256 for name, sha256 in record["files"].items()}
+    if book.dropped:
         raise ValueError(
-            f"the ledger in {folder}, {len(book)} edits, is not the one that done.json there names: it is damaged, or "
-            "the run has gone on since; run notebook 02a again with the same parameters"
+            f"{book.log} has lost edits: {book.dropped}; run notebook 02a again with the same parameters, and it makes "
+            "them again"
         )
+    for name in ("ledger.json", "edits.jsonl", "unedited.jsonl"):
+        if not (path := book.folder / name).is_file() or sha256_file(path) != finished.get(name):
+            raise ValueError(
+                f"{name} in {folder}, of {len(book)} edits, is not the one that done.json there names: it is damaged, "
+                "or the run has gone on since; run notebook 02a again with the same parameters"
+            )
+    asked = {name: parameters[name] for name in ("method", "dtype", "together", "on_collapse") if name in parameters}
+    elsewhere = f"{folder}/done.json says otherwise; run notebook 02a again with the parameters of the ledger"
+    book.check({**asked, "tf32_steps": parameters["tf32"]}, {*book.fingerprint} - {*asked, "tf32_steps"}, elsewhere)
     chosen = in_order(
         open_set(parameters["fact_set"]),
         parameters["order"],
         parameters["n_edits"],
         reverse=parameters["reverse"],
     )[: len(book)]  # a run may have stopped at its collapse
+    if len(chosen) < len(book):
+        raise ValueError(f"{folder} has {len(book)} edits, and done.json there asks for {parameters['n_edits']} facts")
     for row, fact in zip(book.rows, chosen, strict=True):
         if row["fact_sha256"] != fact.identity:
             raise ValueError(
@@ -119,11 +141,13 @@ def reopen(folder, *, device="cpu", model_cache="runs/models", load=None):
         cache=model_cache,
         tf32_steps=parameters["tf32"],
     )
-    if lm.identity["weights_sha256"] != book.fingerprint["weights_sha256"]:
-        raise ValueError(
-            f"{parameters['model']} has other weights than the model that {folder} edited (sha256 "
-            f"{lm.identity['weights_sha256'][:12]}, not {book.fingerprint['weights_sha256'][:12]})"
-        )
+    for name, what in (("weights_sha256", "weights"), ("config_sha256", "config or tokenizer")):
+        now, then = lm.identity[name], book.fingerprint.get(name)
+        if then not in (None, now):
+            raise ValueError(
+                f"{parameters['model']} has another {what} than the model that {folder} edited (sha256 {now[:12]}, not "
+                f"{then[:12]}); restore it, or run notebook 02a again with another out folder"
+            )
     return PastRun(Path(folder), parameters, lm, chosen, book)
 
 
@@ -279,13 +303,10 @@ def other_contexts(run, seeds, words):
 def editing_of(run):
     """What the run edited with, made again: its `editors.Editing`.
 
-    Raises ValueError if the contexts or the second moments are no longer those of the ledger.
+    Raises ValueError, naming it, if one of these or the code of the method is no longer that of the ledger.
     """
-    given, book = run.parameters, run.ledger
+    given = run.parameters
     editing = editors.prepare(run.lm, given["method"], given["hparams"], given["moments"], **_sampling(run))
-    for name, value in (("contexts", editing.contexts), ("moments", editing.moments)):
-        if sha256_json(value) != book.fingerprint[f"{name}_sha256"]:
-            raise ValueError(
-                f"the {name} made for {run.folder} now differ from those of its ledger; run notebook 02a again"
-            )
+    now = sequence.fingerprint(run.lm, editing, given["together"], given["on_collapse"])
+    run.ledger.check(now, MACHINE, "undo that, or run notebook 02a again with another out folder")
     return editing

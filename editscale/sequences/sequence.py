@@ -15,18 +15,23 @@ from editscale import dependencies
 from editscale.editing import editors, modules, updates, values
 from editscale.files import sha256_json
 from editscale.metrics import scoring
-from editscale.models import stacks, tokens
+from editscale.models import loading, stacks, tokens
 from editscale.sequences import stopping
 
 
-def fingerprint(lm, editing, together=()):
-    """Everything besides the facts that determines the edits of a run, as JSON values.
+def fingerprint(lm, editing, together=(), on_collapse="stop"):
+    """Everything besides the facts that determines the edits of a run, by content, as JSON values.
 
     Args:
         editing: see `editors.Editing`.
         together: names of the runs that are edited in one batch, this one among them; rounding depends on them.
+        on_collapse: see `run`.
+
+    Raises ValueError for a model that holds edits.
     """
+    import tokenizers
     import torch
+    import transformers
 
     if int(lm.identity.get("edits", 0)):
         n = lm.identity["edits"]
@@ -36,13 +41,18 @@ def fingerprint(lm, editing, together=()):
         "params": asdict(editing.params),
         "model": lm.name,
         "weights_sha256": lm.identity["weights_sha256"],
+        "config_sha256": lm.identity["config_sha256"],
+        "start_token": loading.start_token(lm),
         "dtype": str(lm.dtype).removeprefix("torch."),
         "tf32_steps": lm.tf32_steps,
         "device": lm.device.type,
         "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "tokenizers": tokenizers.__version__,
         "contexts_sha256": sha256_json(editing.contexts),
         "moments_sha256": sha256_json(editing.moments),
         "together": list(together),
+        "on_collapse": on_collapse,
         "code_sha256": dependencies.identity(f"import {__name__}\n" + modules.code_of(editing.method)),
     }
 
@@ -146,12 +156,15 @@ def _run(lm, orders, editings, ledgers, on_collapse, batch_tokens, *, stack):
 
     if on_collapse not in ("stop", "skip"):
         raise ValueError(f"on_collapse is {on_collapse!r}; expected 'stop' or 'skip'")
+    for ledger in ledgers:
+        if (recorded := ledger.fingerprint.get("on_collapse", on_collapse)) != on_collapse:
+            raise ValueError(f"on_collapse is {on_collapse!r}, and {recorded!r} in the ledger at {ledger.folder}")
     identities = [_checked(lm, *order) for order in zip(orders, editings, ledgers, strict=True)]
     if missing := scoring.without_true([fact for facts in orders for fact in facts]):
         tqdm.write(missing)
-    for facts, ledger in zip(orders, ledgers, strict=True):
+    for facts, of, ledger in zip(orders, identities, ledgers, strict=True):
         if len(ledger.unedited()) < len(facts):
-            _score_unedited(lm, facts, ledger, batch_tokens)
+            _score_unedited(lm, facts, of, ledger, batch_tokens)
 
     n_facts, first = max(map(len, orders)), editings[0]
     unfinished = [len(b) for i, b in enumerate(ledgers) if i in _going(len(b), orders, ledgers, on_collapse)]
@@ -221,15 +234,16 @@ def _record(ledger, fact, identity, edit, scores, seconds):
 
 
 def _check_same_facts(ledger, facts, identities):
-    for i, row in enumerate(ledger.rows[: len(facts)]):
-        if row["fact_sha256"] != identities[i]:
-            raise ValueError(
-                f"edit {i + 1} of the ledger at {ledger.folder} is case {row['case_id']}, not case "
-                f"{facts[i].case_id} as in this sequence; choose another out folder"
-            )
+    for what, rows in (("edit", ledger.rows), ("fact", ledger.unedited())):
+        for i, row in enumerate(rows[: len(facts)]):
+            if row.get("fact_sha256", identities[i]) != identities[i]:
+                raise ValueError(
+                    f"{what} {i + 1} of the ledger at {ledger.folder} is case {row['case_id']}, not case "
+                    f"{facts[i].case_id} as it is in this sequence; choose another out folder"
+                )
 
 
-def _score_unedited(lm, facts, ledger, batch_tokens):
+def _score_unedited(lm, facts, identities, ledger, batch_tokens):
     """Write the scores of the facts on the unedited model to the ledger."""
     from tqdm import tqdm
 
@@ -238,7 +252,8 @@ def _score_unedited(lm, facts, ledger, batch_tokens):
         for first in range(0, len(facts), size):
             part = facts[first : first + size]
             for fact, scores in zip(part, scoring.score_facts(lm, part, batch_tokens=batch_tokens), strict=True):
-                rows.append({"case_id": fact.case_id, **scoring.fact_scores(scores)})
+                identity = identities[len(rows)]
+                rows.append({"case_id": fact.case_id, "fact_sha256": identity, **scoring.fact_scores(scores)})
             bar.update(len(part))
     ledger.write_unedited(rows)
 

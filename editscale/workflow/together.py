@@ -61,9 +61,9 @@ def edit(given, runs, folders):
         seed=given["seed"],
     )
     editings = [replace(editing, method=method) for method in methods]
-    names = ["/".join(Path(folder).parts[-2:]) for folder in folders]
+    names, collapse = ["/".join(Path(folder).parts[-2:]) for folder in folders], given["on_collapse"]
     books = [
-        ledger.Ledger(folder, sequence.fingerprint(lm, of, names), sequence.weights_record(lm, of.layers))
+        ledger.Ledger(folder, sequence.fingerprint(lm, of, names, collapse), sequence.weights_record(lm, of.layers))
         for of, folder in zip(editings, folders, strict=True)
     ]
     options = {name: given[name] for name in ("on_collapse", "batch_tokens")}
