@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from editscale.files import sealed, sha256_file, write_json
+
 TASKS = {"sst2": 0.86, "mrpc": 0.40, "cola": 0.46, "rte": 0.62}  # F1 of the unedited model
 TASK_SPEED = {"sst2": 0.3, "mrpc": 0.1, "cola": 0.6, "rte": 2.0}  # lost by gradual hazard: rte first
 NEIGHBORHOOD, WEIGHT_NORM, JUMP = 0.8, 30.0, 20.0
@@ -81,7 +83,14 @@ def write(folder, *, seed=0, n_orders=10, n_edits=1000, longer=2000, n_few=3, ev
         path.parent.mkdir(parents=True, exist_ok=True)
         if name != "truth":
             pd.concat(tables, ignore_index=True).to_parquet(path, index=False)
+    vouch(folder)
     return pd.concat(parts["truth"], ignore_index=True)
+
+
+def vouch(folder, name="record.json"):
+    """Write the record that names the tables in a folder, as they now are."""
+    files = {path.relative_to(folder).as_posix(): sha256_file(path) for path in Path(folder).rglob("*.parquet")}
+    write_json(Path(folder) / name, sealed({"files": files}))
 
 
 def _run(course, cases, bad, bend, rng, every, rare, n_singular):

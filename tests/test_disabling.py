@@ -337,5 +337,5 @@ def test_the_unedited_model_is_measured_on_the_facts_as_edited_ones_are():
 
 
 def test_a_missing_table_of_single_edits_says_what_writes_it(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no table of single edits at .*; run notebook 05a"):
+    with pytest.raises(FileNotFoundError, match="no single.parquet in .*; run notebook 05a"):
         disabling.read_single(tmp_path / "single.parquet")

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from tools import costs, full_cost
 
+from editscale.files import sealed, sha256_file, write_json, write_whole
 from editscale.workflow import cli
 
 ROOT = Path(__file__).parents[1]
@@ -38,9 +39,10 @@ def leave(folder, times, *, start=0, gpu="NVIDIA H100", peak=10.0):
     folder.mkdir(parents=True, exist_ok=True)
     ends = [f"2026-01-01T10:{minute:02d}:00+00:00" for minute in (start, start + 2)]
     done = {"gpu": gpu, "cpu": "a CPU", "gpu_peak_gb": peak, "started": ends[0], "finished": ends[1]}
-    (folder / "done.json").write_text(json.dumps(done))
     if times:
-        (folder / "timing.jsonl").write_text("".join(json.dumps(row) + "\n" for row in times))
+        path = write_whole(folder / "timing.jsonl", "".join(json.dumps(row) + "\n" for row in times).encode())
+        done["files"] = {path.as_posix(): sha256_file(path)}
+    write_json(folder / "done.json", sealed(done))
 
 
 @pytest.fixture

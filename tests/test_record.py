@@ -9,7 +9,7 @@ import pytest
 from tools import record, recorded
 
 from editscale.analysis import tables
-from editscale.files import sha256_file
+from editscale.files import sealed, sha256_file, write_json
 from editscale.workflow import cli
 
 GRID = """\
@@ -17,6 +17,12 @@ runs:
   - {method: rome, hparams: params/rome/tiny-gpt2.yaml, order: 0, reverse: false}
   - {method: rome, hparams: params/rome/tiny-gpt2.yaml, order: 1, reverse: false}
 """
+
+
+def finish(folder, **made):
+    """Write the done.json of what is in a folder."""
+    files = {path.as_posix(): sha256_file(path) for path in folder.iterdir() if path.suffix in (".parquet", ".jsonl")}
+    write_json(folder / "done.json", sealed({**made, "files": files}))
 
 
 @pytest.fixture
@@ -34,7 +40,7 @@ def study(tmp_path, monkeypatch):
             for name in names:
                 row = {"method": "rome", "order": order, "reversed": False, "edits": 1, "efficacy": 1 / 3}
                 pd.DataFrame([row]).to_parquet(run / part / f"{name}.parquet")
-            (run / part / "done.json").write_text(json.dumps({"parameters": {"part": part}, "files": {"a": "b"}}))
+            finish(run / part, parameters={"part": part})
         (run / "ledger.json").write_text(json.dumps({"fingerprint": {"device": "cuda"}}))
     return tmp_path
 
@@ -68,6 +74,7 @@ def test_a_whole_study_needs_every_part(study):
     for name, folder in recorded.BESIDE.items():
         (study / f"runs/tiny/{folder}").mkdir()
         pd.DataFrame({"case_id": [7]}).to_parquet(study / f"runs/tiny/{folder}/{name}.parquet")
+        finish(study / f"runs/tiny/{folder}")
     assert len(record.record("tiny")) == 11
     assert pd.read_parquet(study / "figures/tiny/tables/single.parquet")["case_id"].item() == 7
 
@@ -97,7 +104,7 @@ def make(order, part="", finished="", **values):
     for name in recorded.PARTS[part]:
         row = {"method": "rome", "order": order, "reversed": False, "edits": 1, "efficacy": 1 / 3, **values}
         pd.DataFrame([row]).to_parquet(run / part / f"{name}.parquet")
-    (run / part / "done.json").write_text(json.dumps({"finished": finished, "files": {}}))
+    finish(run / part, finished=finished)
 
 
 def test_what_is_recorded_stays_when_its_runs_are_gone(study):
@@ -188,6 +195,7 @@ def test_tables_keep_their_types_where_a_run_knows_no_value_of_a_column(study):
     about["files"] = {name: sha256 for name, sha256 in about["files"].items() if not name.startswith("recall")}
     for run in about["runs"].values():
         del run["recall"]
+    del about["sha256"]
     (TABLES / "record.json").write_text(json.dumps(about))
     record.record("tiny", partly=True)
     edits = pd.read_parquet(TABLES / "edits.parquet")
@@ -203,6 +211,7 @@ def test_tables_keep_their_types_where_a_run_knows_no_value_of_a_column(study):
 def test_tables_beside_the_runs_stay(study):
     (study / "runs/tiny/single").mkdir()
     pd.DataFrame({"case_id": [7]}).to_parquet(study / "runs/tiny/single/single.parquet")
+    finish(study / "runs/tiny/single")
     record.record("tiny", partly=True)
     shutil.rmtree("runs/tiny/single")
     record.record("tiny", partly=True)
@@ -234,6 +243,7 @@ def test_recorded_tables_that_are_not_those_of_their_record_are_refused(study, c
     record.record("tiny", partly=True)
     about = json.loads((TABLES / "record.json").read_text())
     change(about)
+    del about["sha256"]
     (TABLES / "record.json").write_text(json.dumps(about))
     before = {path: path.read_bytes() for path in TABLES.rglob("*") if path.is_file()}
     if message:
@@ -247,6 +257,7 @@ def test_recorded_tables_that_are_not_those_of_their_record_are_refused(study, c
 def test_seconds_of_each_edit_come_from_the_ledgers_and_stay(study):
     ledger = study / "runs/tiny/rome/order-1/timing.jsonl"
     ledger.write_text('{"edit": 1, "seconds": 0.5}\n{"edit": 3, "seconds": 0.25}\n{"edit": 4, "sec')
+    finish(ledger.parent)
     written = record.record("tiny", partly=True)
     assert TABLES / "timing.parquet" in written
     times = pd.read_parquet(TABLES / "timing.parquet")
@@ -258,6 +269,7 @@ def test_seconds_of_each_edit_come_from_the_ledgers_and_stay(study):
         "seconds": [0.5, 0.25],
     }
     ledger.unlink()  # the run is still there, its times are not
+    finish(ledger.parent)
     record.record("tiny", partly=True)
     assert pd.read_parquet(TABLES / "timing.parquet").equals(times)
 
@@ -265,5 +277,6 @@ def test_seconds_of_each_edit_come_from_the_ledgers_and_stay(study):
 def test_runs_recorded_without_times_have_no_rows(study):
     assert TABLES / "timing.parquet" not in record.record("tiny", partly=True)
     (study / "runs/tiny/rome/order-1/timing.jsonl").write_text('{"edit": 1, "seconds": 2}\n')
+    finish(study / "runs/tiny/rome/order-1")
     record.record("tiny", partly=True)
     assert list(pd.read_parquet(TABLES / "timing.parquet")["order"]) == [1]

@@ -75,6 +75,7 @@ def test_a_task_of_ones_own_is_drawn_beside_the_others_without_a_change_of_code(
     tasks = pd.read_parquet(path)
     own = tasks[tasks["task"] == "sst2"].assign(task="origins", n_examples=700, f1_chance=1 / 3, f1_constant=1 / 6)
     pd.concat([tasks, own], ignore_index=True).to_parquet(path, index=False)
+    synthetic.vouch(tmp_path / "tables")
     for name in ("04b_downstream_performance", "07_findings"):
         notebook, values = ROOT / f"notebooks/{name}.ipynb", ROOT / f"params/smollm2/{name}.yaml"
         given = {

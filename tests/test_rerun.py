@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 from tools import recorded, rerun
 
+from editscale.files import sha256_file
 from editscale.workflow import cli
 
 GRID = """\
@@ -119,7 +120,7 @@ def write(results, folder):
         path = Path(folder) / f"{name}.parquet"
         path.parent.mkdir(parents=True, exist_ok=True)
         table.to_parquet(path)
-        files[f"{name}.parquet"] = recorded.sha256_file(path)
+        files[f"{name}.parquet"] = sha256_file(path)
     about = {"scale": "tiny", "files": files, "runs": results.made}
     (Path(folder) / "record.json").write_text(json.dumps(about))
 

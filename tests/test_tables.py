@@ -2,6 +2,7 @@
 
 import pandas as pd
 import pytest
+import synthetic
 
 from editscale.analysis import tables
 
@@ -64,6 +65,7 @@ def test_an_edit_is_named_alike_in_the_tables_that_a_notebook_gathers(tmp_path):
     pd.DataFrame([{**keys, "edits": n, "case_id": 10 + n} for n in (1, 2)]).to_parquet(tmp_path / "edits.parquet")
     history = [{**keys, "edits": 2, "edit": n, "efficacy": float(n == 1)} for n in (1, 2)]
     pd.DataFrame(history).to_parquet(tmp_path / "recall/history.parquet")
+    synthetic.vouch(tmp_path)
     both = tables.gather([tmp_path], "edits").merge(
         tables.gather([tmp_path], "recall/history"), on=[*tables.RUN, "edit"], suffixes=("", "_later")
     )

@@ -4,6 +4,7 @@ import math
 
 import pandas as pd
 import pytest
+import synthetic
 import yaml
 
 from editscale import columns
@@ -105,11 +106,12 @@ def test_no_name_of_a_metric_is_taken_for_a_missing_value(tmp_path):
 def test_a_table_is_read_back_as_it_was_and_another_file_is_named(tmp_path):
     table = pd.DataFrame([row("ES", 1 / 3), row("distance", 1e-7, layer=3)])[list(columns.ACCEPTANCE)]
     table.to_parquet(tmp_path / "acceptance.parquet", index=False)
-    pd.testing.assert_frame_equal(targets.read_measured(tmp_path / "acceptance.parquet"), table, check_exact=True)
     pd.DataFrame({"value": [1.0]}).to_parquet(tmp_path / "other.parquet")
-    with pytest.raises(ValueError, match="lacks the columns model, part"):
+    synthetic.vouch(tmp_path, "done.json")
+    pd.testing.assert_frame_equal(targets.read_measured(tmp_path / "acceptance.parquet"), table, check_exact=True)
+    with pytest.raises(ValueError, match="other.parquet holds no table of results .it lacks the columns model, part"):
         targets.read_measured(tmp_path / "other.parquet")
-    with pytest.raises(FileNotFoundError, match="no table of measurements at none.parquet; run notebook 06a"):
+    with pytest.raises(FileNotFoundError, match="no none.parquet in .*; run notebook 06a"):
         targets.read_measured("none.parquet")
 
 

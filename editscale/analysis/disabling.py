@@ -7,11 +7,10 @@ single edits). Here `detect` finds jumps by a stated rule and `effects` puts bes
 makes the edits of facts alone on the unedited model.
 """
 
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 
+from editscale.analysis import tables
 from editscale.analysis.rows import groups, require, rows_of
 from editscale.columns import RUN
 
@@ -201,7 +200,5 @@ def with_ordinary(facts, flagged, n_ordinary, chosen=None):
 
 
 def read_single(path):
-    """The table of notebook 05a. Raises FileNotFoundError that says what writes it."""
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"no table of single edits at {path}; run notebook 05a, or give the path of its table")
-    return pd.read_parquet(path)
+    """The table of notebook 05a. Raises as `tables.read`."""
+    return tables.read(path, "run notebook 05a, or give the path of its table")

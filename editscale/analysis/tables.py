@@ -5,11 +5,13 @@ and `drift.parquet`, written from its ledger by notebook 02a; `recall/` and `dow
 and 04a measured along the run. The other notebooks read only these.
 """
 
+import io
 from pathlib import Path
 
 import pandas as pd
 
 from editscale.columns import COLUMNS, KINDS, PORTABILITY, RUN, harmonic_score, method_label
+from editscale.files import vouched
 from editscale.metrics import drift
 
 NOTEBOOKS = {".": "02a", "recall": "03a", "downstream": "04a"}  # what writes each folder of a run
@@ -39,7 +41,13 @@ def edits_table(ledger, method, order, reverse):
 def unedited_table(ledger, method, order, reverse):
     """One row per fact of the sequence: its scores on the unedited model, in the order of the edits."""
     rows = [
-        {"method": method_label(method), "order": order, "reversed": reverse, "edits": i, **row}
+        {
+            "method": method_label(method),
+            "order": order,
+            "reversed": reverse,
+            "edits": i,
+            **{k: v for k, v in row.items() if k not in _HIDDEN},
+        }
         for i, row in enumerate(ledger.unedited(), start=1)
     ]
     return numeric(pd.DataFrame(rows))
@@ -103,19 +111,34 @@ def gather(folders, name):
 def joined(folders, name):
     """The table `name` of several runs, one below the other: "edits", "recall/history", "downstream/generation", ….
 
-    Raises FileNotFoundError that names the run that is missing, ValueError if there are no folders.
+    Raises FileNotFoundError that names the run that is missing, ValueError if there are no folders, or as `read` does.
     """
     if not folders:
         raise ValueError("no runs given; parameter 'runs' lists the folders that notebook 02a wrote")
     tables = []
     for folder in folders:
         path = Path(folder) / f"{name}.parquet"
-        if not path.is_file():
-            notebook, out = NOTEBOOKS[str(Path(name).parent)], path.parent
-            raise FileNotFoundError(f"no {path.name} in {out}; run notebook {notebook} with out={out} first")
-        tables.append(pd.read_parquet(path))
+        tables.append(read(path, f"run notebook {NOTEBOOKS[str(Path(name).parent)]} with out={path.parent} first"))
     gathered = pd.concat(tables, ignore_index=True)
     return gathered.astype({name: "float64" for name in gathered.select_dtypes("float32")})  # recorded ones
+
+
+def read(path, remedy, checked=numeric):
+    """A table that a notebook wrote, as its done.json or record.json names it (`files.vouched`).
+
+    Args:
+        checked: table ↦ table, raises ValueError for one that is not of the kind.
+
+    Raises FileNotFoundError without file or record, ValueError for another file, or one that holds no such table; both
+    name it and end in `remedy`.
+    """
+    from pyarrow import ArrowException
+
+    content = vouched(path, remedy)
+    try:
+        return checked(pd.read_parquet(io.BytesIO(content)))
+    except (ArrowException, OSError, ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{path} holds no table of results ({' '.join(str(error).split())}); {remedy}") from error
 
 
 def check_same_facts(edits):

@@ -3,11 +3,10 @@
 What was measured is a table of `acceptance.measure`. No torch.
 """
 
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 
+from editscale.analysis import tables
 from editscale.columns import ACCEPTANCE, harmonic_half_width
 from editscale.columns import ACCEPTANCE_KEY as KEY
 from editscale.files import bundled
@@ -53,13 +52,15 @@ def _tolerance(entry, metric, value):
 
 
 def read_measured(path):
-    """The table of notebook 06a. Raises FileNotFoundError that says what writes it, ValueError if it lacks a column."""
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"no table of measurements at {path}; run notebook 06a, or give the path of its table")
-    table = pd.read_parquet(path)
+    """The table of notebook 06a. Raises as `tables.read`."""
+    return tables.read(path, "run notebook 06a, or give the path of its table", _measured)
+
+
+def _measured(table):
     if missing := [name for name in ACCEPTANCE if name not in table]:
-        raise ValueError(f"{path} lacks the columns {', '.join(missing)}; it is no table of notebook 06a")
-    return table
+        raise ValueError(f"it lacks the columns {', '.join(missing)}")
+    text = ("model", "part", "method", "metric")
+    return table.assign(**{name: pd.to_numeric(table[name]) for name in ACCEPTANCE if name not in text})
 
 
 def judge(table, targets):

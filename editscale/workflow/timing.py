@@ -9,7 +9,7 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
-from editscale.files import write_whole
+from editscale.files import vouched, write_whole
 
 NAME = "timing.jsonl"
 
@@ -31,13 +31,11 @@ class Timing:
         self.add(part, n, time.perf_counter() - began)
 
     def save(self, out):
-        """Write the rows to `out/timing.jsonl`."""
-        write_whole(Path(out) / NAME, "".join(json.dumps(row) + "\n" for row in self.rows).encode())
+        """Write the rows to `out/timing.jsonl`, its path."""
+        return write_whole(Path(out) / NAME, "".join(json.dumps(row) + "\n" for row in self.rows).encode())
 
 
 def read(folder):
-    """The rows in a folder. FileNotFoundError if it has none."""
-    path = Path(folder) / NAME
-    if not path.is_file():
-        raise FileNotFoundError(f"no {path}; run the notebook that writes into {folder} again")
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    """The rows in a folder. Raises as `files.vouched`."""
+    content = vouched(Path(folder) / NAME, f"run the notebook that writes into {folder} again")
+    return [json.loads(line) for line in content.splitlines()]

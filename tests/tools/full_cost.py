@@ -35,7 +35,7 @@ from pathlib import Path
 
 import click
 
-from editscale.files import read_json, write_whole
+from editscale.files import read_record, write_whole
 from editscale.sequences.ledger import read_timing
 from editscale.workflow import timing
 from editscale.workflow.parameters import checked_scale, notebook_parameters, read_grid, read_parameters
@@ -71,7 +71,7 @@ def executed(scale):
     for name, method, folder in jobs:
         if not (folder / "done.json").is_file():
             raise FileNotFoundError(f"no {folder / 'done.json'}; run the graph of scale {scale} to its end")
-        done = read_json(folder / "done.json", f"run notebook {name} again")
+        done = read_record(folder / "done.json", f"run notebook {name} again")
         started, ended = (datetime.fromisoformat(done[end]).timestamp() for end in ("started", "finished"))
         rows.append(
             {

@@ -18,7 +18,7 @@ from pathlib import Path
 import click
 import pandas as pd
 
-from editscale.files import sha256_file, write_json
+from editscale.files import sealed, sha256_file, write_json
 from editscale.workflow.parameters import checked_scale
 from tools import light, recorded
 from tools.recorded import BESIDE, PARTS, RECORD, TIMING, name_of
@@ -53,7 +53,7 @@ def record(scale, *, partly=False, others=()):
     for path in set(out.rglob("*.parquet")) - set(written):
         path.unlink()
     about = {"scale": scale, "files": {path.relative_to(out).as_posix(): sha256_file(path) for path in written}}
-    write_json(out / RECORD, about | {"runs": whole.made})
+    write_json(out / RECORD, sealed(about | {"runs": whole.made}))
     return [*written, out / RECORD]
 
 

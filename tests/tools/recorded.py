@@ -5,14 +5,13 @@ one run's and holds the rows of all runs: edits.parquet, …, recall/history.par
 record.json, which names each file's sha256 and what made each run's parts. Floats are float32, as they are recorded.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
 from editscale.analysis import tables
-from editscale.files import read_json, sha256_file
+from editscale.files import check_files, read_json, read_record, unsealed, vouched
 from editscale.sequences.ledger import read_timing
 from editscale.workflow.parameters import read_grid
 
@@ -77,11 +76,11 @@ def in_runs(scale):
             made.setdefault(folder, {})[part or "edits"] = _made_by(Path(folder) / part)
         for name in (name_of(part, table) for table in names if folders):
             found[name] = as_recorded(tables.joined(folders, name))
-    times = [tables.timing_table(read_timing(folder), *grid[folder]) for folder in made]
+    times = [tables.timing_table(_timing(folder), *grid[folder]) for folder in made]
     if any(len(table) for table in times):
         found[TIMING] = as_recorded(pd.concat([table for table in times if len(table)], ignore_index=True))
     paths = {name: Path("runs") / scale / folder / f"{name}.parquet" for name, folder in BESIDE.items()}
-    return Results(made, found, {name: pd.read_parquet(path) for name, path in paths.items() if path.is_file()})
+    return Results(made, found, {name: _as_it_is(path) for name, path in paths.items() if path.is_file()})
 
 
 def read(folder, scale):
@@ -93,8 +92,8 @@ def read(folder, scale):
     folder = Path(folder)
     if not (folder / RECORD).is_file():
         raise FileNotFoundError(f"no {RECORD} in {folder}; give a folder that `editscale record` wrote")
-    about = read_json(folder / RECORD, "restore it from a copy, or record the scale again")
-    files, made = about.get("files", {}), about.get("runs", {})
+    about = read_record(folder / RECORD, "restore it from a copy, or record the scale again")
+    files, made = about["files"], about.get("runs", {})
     if about.get("scale") != scale:
         raise ValueError(f"{folder} holds tables of scale {about.get('scale')}, not of {scale}")
     grid = grid_of(scale)
@@ -106,11 +105,8 @@ def read(folder, scale):
     known = {f"{name}.parquet": name for name in (*NAMES, *BESIDE)}
     if unknown := [name for name in files if name not in known]:
         raise ValueError(f"{folder}/{RECORD} lists {', '.join(unknown)}, no tables of a study; take a newer editscale")
-    for name, sha256 in files.items():
-        if not (folder / name).is_file() or sha256_file(folder / name) != sha256:
-            state = "is not the file that" if (folder / name).is_file() else "is missing, which"
-            raise ValueError(f"{folder / name} {state} {RECORD} names; restore both from one copy")
-    found = {known[name]: pd.read_parquet(folder / name) for name in files}
+    check_files(about, folder, RECORD, "restore both from one copy")
+    found = {known[name]: _as_it_is(folder / name) for name in files}
     beside = {name: found.pop(name) for name in BESIDE if name in found}
     return Results(made, found, beside)
 
@@ -123,7 +119,23 @@ def as_recorded(table):
 
 def _made_by(folder):
     """What a notebook recorded of a part, and, of a run itself, what its ledger was made under."""
-    done = json.loads((folder / "done.json").read_text(encoding="utf-8"))
+    done = read_record(folder / "done.json", "run that notebook again")
     made = {name: value for name, value in done.items() if name != "files"}
     head = folder / "ledger.json"
-    return made | ({"fingerprint": json.loads(head.read_text())["fingerprint"]} if head.is_file() else {})
+    if not head.is_file():
+        return made
+    contents = unsealed(read_json(head, "restore it from a copy"), head, "restore it from a copy")
+    return made | {"fingerprint": contents["fingerprint"]}
+
+
+def _timing(folder):
+    """Rows of a run's timing.jsonl, which earlier versions did not list in done.json."""
+    path, remedy = Path(folder) / "timing.jsonl", "run notebook 02a again with the same parameters"
+    listed = read_record(path.with_name("done.json"), remedy)["files"]
+    if path.name in {Path(name).name for name in listed}:
+        vouched(path, remedy)
+    return read_timing(folder)
+
+
+def _as_it_is(path):
+    return tables.read(path, "restore it from a copy", lambda table: table)
