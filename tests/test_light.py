@@ -9,6 +9,7 @@ import pytest
 from tools import light, record
 
 from editscale.workflow import cli
+from editscale.workflow.parameters import seal
 
 ROOT = Path(__file__).parents[1]
 COPIES = sorted((ROOT / "figures").glob("*/notebooks/*.ipynb"))
@@ -96,6 +97,11 @@ def test_what_a_light_copy_cannot_show_is_refused(tmp_path, monkeypatch):
     notebook.cells[2].outputs = [nbformat.v4.new_output("error", ename="ValueError", evalue="", traceback=[])]
     nbformat.write(notebook, path)
     with pytest.raises(ValueError, match="09_title.ipynb failed"):
+        light.write("tiny")
+    notebook.cells[2].outputs = []
+    nbformat.write(seal(notebook), path)
+    path.write_text(path.read_text().replace("09_title", "09_tutle"))
+    with pytest.raises(ValueError, match="09_title.ipynb was altered since it was executed"):
         light.write("tiny")
     assert not (tmp_path / "figures").exists()
 

@@ -130,9 +130,7 @@ def test_a_notebook_that_is_started_below_the_root_goes_there_and_says_so(here, 
     assert capsys.readouterr().out.startswith(f"Paths begin in {here}, the root of the repository")
 
 
-def test_a_notebook_that_is_started_elsewhere_goes_to_the_checkout_of_the_package(
-    here, tmp_path_factory, monkeypatch
-):
+def test_a_notebook_that_is_started_elsewhere_goes_to_the_checkout_of_the_package(here, tmp_path_factory, monkeypatch):
     monkeypatch.setattr(dependencies, "PACKAGE", here / "editscale")
     monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
     started()
@@ -258,7 +256,12 @@ def test_a_figure_that_is_drawn_otherwise_is_written_anew(here, change):
     change(figure)
     started().figure(figure, "fig1_x", DATA, found="Recall falls.")
     second = bytes_of("runs/rome")
-    assert [kind for kind in KINDS if first[f"fig1_x.{kind}"] != second[f"fig1_x.{kind}"]] == ["svg", "pdf", "png"]
+    assert [kind for kind in KINDS if first[f"fig1_x.{kind}"] != second[f"fig1_x.{kind}"]] == [
+        "svg",
+        "pdf",
+        "png",
+        "json",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -291,7 +294,25 @@ def test_pictures_are_written_together_where_a_pixel_changed_or_one_is_gone(here
     assert bytes_of("runs/rome") == first
     started().figure(drawn([1, 2, 4]), "fig1_x", DATA, found="Recall falls.")
     second = bytes_of("runs/rome")
-    assert [kind for kind in KINDS if first[f"fig1_x.{kind}"] != second[f"fig1_x.{kind}"]] == ["svg", "pdf", "png"]
+    assert [kind for kind in KINDS if first[f"fig1_x.{kind}"] != second[f"fig1_x.{kind}"]] == [
+        "svg",
+        "pdf",
+        "png",
+        "json",
+    ]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_file_of_a_figure_that_is_not_what_was_written_is_named_and_written_anew(here, kind):
+    started().figure(drawn(), "fig1_x", DATA, found="Recall falls.", beside={"orders": DATA})
+    first, path = bytes_of("runs/rome"), Path(f"runs/rome/fig1_x.{kind}")
+    assert pv.read_figure("runs/rome/fig1_x.json")["found"] == "Recall falls."
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b"Title", b"Tutle", 1) if b"Title" in content else content.replace(b"e", b"d", 1))
+    with pytest.raises(ValueError, match=f"fig1_x.{kind} .*; draw that figure again"):
+        pv.read_figure("runs/rome/fig1_x.json")
+    started().figure(drawn(), "fig1_x", DATA, found="Recall falls.", beside={"orders": DATA})
+    assert bytes_of("runs/rome") == first
 
 
 def test_a_figure_without_plotted_numbers_is_refused(here):
@@ -341,7 +362,8 @@ def test_a_record_lists_all_that_was_written_by_path_from_the_working_directory(
     done = record.out / "done.json"
     content = json.loads(done.read_text())
     assert done == Path("runs/rome/done.json")
-    names = ["edits.parquet", "claims.csv", "extra.txt", "fig1_x.orders.csv", *(f"fig1_x.{kind}" for kind in KINDS)]
+    names = ["edits.parquet", "claims.csv", "extra.txt", "timing.jsonl", "fig1_x.orders.csv"]
+    names += [f"fig1_x.{kind}" for kind in KINDS]
     assert content["files"] == {
         f"runs/rome/{name}": hashlib.sha256(Path(f"runs/rome/{name}").read_bytes()).hexdigest() for name in names
     }

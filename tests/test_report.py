@@ -14,7 +14,7 @@ import pytest
 from bs4 import BeautifulSoup
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from editscale.workflow import cli, report
+from editscale.workflow import cli, parameters, report
 from editscale.workflow.provenance import finish, made_with
 
 HOSTILE = "<script>alert(1)</script> & <img src='https://example.org/x.png' onerror='alert(1)'>"
@@ -242,6 +242,16 @@ def test_failed_and_unfinished_notebooks_are_named_in_the_index_and_on_their_pag
     assert "order 12" in failed.select_one(".failure").get_text()
     assert "order 12" in failed.select_one(".output_error").get_text()
     assert not made["01_keys.html"].select(".failure")
+
+
+def test_a_notebook_altered_since_it_was_executed_is_named(study):
+    path = Path("runs/test/notebooks/01_keys.ipynb")
+    nbformat.write(parameters.seal(parameters.read_notebook(path)), path)
+    assert "altered" not in report.write_report("test").read_text()
+    path.write_text(path.read_text().replace("x = 1", "x = 2"))
+    named = pages(report.write_report("test"))
+    assert "It was altered since it was executed" in named["index.html"].get_text()
+    assert "It was altered since it was executed" in named["01_keys.html"].select_one(".failure").get_text()
 
 
 def test_figures_are_copied_with_their_files(index, made):

@@ -15,6 +15,8 @@ import json
 import re
 from pathlib import Path
 
+from editscale.files import read_record
+
 # The columns that name a row of our tables. Rows that share them are counted in their order.
 KEYS = ("method", "order", "reversed", "layer", "task", "metric", "edits", "edit", "case_id", "n_tokens", "rank")
 TABLES = (".parquet", ".csv", ".jsonl")
@@ -236,7 +238,7 @@ def _compare_records(a: Path, b: Path) -> tuple[list[str], bool]:
 
 def _flat_record(path: Path) -> dict[str, str]:
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = read_record(path, "run that notebook again")
         nested = {kind: dict(record[kind]) for kind in ("parameters", "packages")}
         flat = {name: record[name] for name in MADE_WITH if name not in nested}
         flat["code_sha256"] = flat["code_sha256"][:12]

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from editscale.files import sha256_file, write_whole
 from editscale.workflow import gpus
-from editscale.workflow.parameters import read_notebook
+from editscale.workflow.parameters import read_notebook, seal
 
 
 class RunFailed(RuntimeError):
@@ -204,7 +204,7 @@ def _name_executed(part, notebook, place):
     content = read_notebook(part)
     content.metadata.papermill.update(input_path=str(notebook), output_path=str(place))
     try:
-        write_whole(place, nbformat.writes(content).encode())
+        write_whole(place, nbformat.writes(seal(content)).encode())
         part.unlink()
     except OSError:  # a full disk holds one of the two
         os.replace(part, place)

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from editscale.columns import method_label
+from editscale.files import SEAL, sealed
 
+SEALED = "editscale_sha256"  # entry of the metadata of executed notebooks
 TYPES = {"str": str, "int": int, "float": float, "bool": bool, "list": list, "dict": dict}
 
 
@@ -243,6 +245,20 @@ def read_notebook(path: str | Path):
         reason = str(error).strip().splitlines()[0] if says else repr(error)
         raise ValueError(f"{path} is not a notebook: {reason}") from error
     return notebook
+
+
+def seal(notebook):
+    """Put into an executed notebook's metadata the sha256 of all else that it holds; the notebook."""
+    notebook.metadata.pop(SEALED, None)
+    notebook.metadata[SEALED] = sealed(json.loads(json.dumps(notebook)))[SEAL]
+    return notebook
+
+
+def altered(notebook) -> bool:
+    """Whether a notebook, as `read_notebook` gives it, was sealed and holds something else by now."""
+    content = json.loads(json.dumps(notebook))
+    recorded = content["metadata"].pop(SEALED, None)
+    return recorded is not None and recorded != sealed(content)[SEAL]
 
 
 def _filled_in(content):

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from editscale import dependencies
 from editscale.editing.modules import used_by
-from editscale.files import sha256_file, whole_file, write_json, write_whole
+from editscale.files import check_files, read_record, sealed, sha256_file, whole_file, write_json, write_whole
 from editscale.workflow.parameters import notebook_parameters
 from editscale.workflow.timing import Timing
 
@@ -139,15 +139,19 @@ class Record:
         folder = Path(parameters.get("figures_folder") or self.out)
         caption = " ".join(filter(None, [found, note, parameters.get("about", "")]))
         self._take_over()
-        changed = _pictures(fig, folder / name)
+        there = _there(folder / f"{name}.json")
         tables = {f"{name}.csv": drawn} | {f"{name}.{of}.csv": table for of, table in (beside or {}).items()}
-        changed += [file for file, table in tables.items() if _csv(folder / file, table)]
+        pictures = [folder / f"{name}.{kind}" for kind in PICTURES]
+        whole = {folder / file for file, sha256 in there["files"].items() if _is(folder / file, sha256)}
+        changed = _pictures(fig, pictures, whole)
+        changed += [file for file, table in tables.items() if _csv(folder / file, table, whole)]
         says = {"figure": name, "found": found, "caption": caption, "parameters": parameters}
-        if changed or not _says(folder / f"{name}.json", says):
+        written = [*pictures, *(folder / file for file in tables)]
+        if changed or any(there.get(entry) != value for entry, value in json.loads(json.dumps(says)).items()):
             origin = {name: self.made[name] for name in ("code_sha256", "packages")}
-            write_json(folder / f"{name}.json", {**says, **origin})
-        self.files += [folder / f"{name}.{kind}" for kind in PICTURES] + [folder / file for file in tables]
-        self.files.append(folder / f"{name}.json")
+            files = {path.name: sha256_file(path) for path in written}
+            write_json(folder / f"{name}.json", sealed({**says, **origin, "files": files}))
+        self.files += [*written, folder / f"{name}.json"]
         display(Markdown(f"**Found.** {caption}"), metadata={"figure": (folder / f"{name}.png").as_posix()})
 
     def parquet(self, **tables):
@@ -176,9 +180,8 @@ class Record:
         """
         for name, table in tables.items():
             self._write(self.out / f"{name}.csv", lambda part, table=table: part.write_bytes(_csv_bytes(table)))
-        if self.times.rows:
-            self.times.save(self.out)
-        finish(self.out, [*self.files, *files], self.made)
+        times = [self.times.save(self.out)] if self.times.rows else []
+        finish(self.out, [*self.files, *files, *times], self.made)
 
 
 def check_found(text):
@@ -193,24 +196,24 @@ def check_found(text):
         raise ValueError(f"a finding says what was found, and 'nan' was not: {text!r}")
 
 
-def _pictures(fig, stem):
-    """Write the pictures of a figure, all of them, where one is missing or the svg would draw something else: the paths
-    written."""
+def _pictures(fig, paths, whole):
+    """Write the pictures of a figure, all of them, where one is not among the files that are there as they were
+    written, or the svg would draw something else: the paths written."""
     from matplotlib import rc_context
 
-    paths = {kind: stem.with_name(f"{stem.name}.{kind}") for kind in PICTURES}
-    facts = {"svg": {"Title": stem.name, "Date": None}, "pdf": {"Title": stem.name, "CreationDate": None}}
+    name, paths = paths[0].stem, dict(zip(PICTURES, paths, strict=True))
+    facts = {"svg": {"Title": name, "Date": None}, "pdf": {"Title": name, "CreationDate": None}}
     with rc_context({"svg.hashsalt": "editscale", "pdf.fonttype": 42}):
         fig.savefig(io.BytesIO(), format="png")  # the layout settles
         fig.savefig(drawn := io.BytesIO(), format="svg", metadata=facts["svg"])
-        if all(path.is_file() for path in paths.values()):
+        if whole.issuperset(paths.values()):
             texts = paths["svg"].read_text(encoding="utf-8", errors="replace"), drawn.getvalue().decode()
             if same_but_for_rounding(*map(_drawing, texts), absolute=1e-3):
                 return []
         write_whole(paths["svg"], drawn.getvalue())
         for kind in ("pdf", "png"):
             with whole_file(paths[kind]) as part:
-                fig.savefig(part, format=kind, metadata=facts.get(kind, {"Title": stem.name}))
+                fig.savefig(part, format=kind, metadata=facts.get(kind, {"Title": name}))
     return list(paths.values())
 
 
@@ -221,10 +224,10 @@ def _drawing(svg):
     return re.sub(r"\b[a-z][0-9a-f]{10}\b", lambda found: f"id{numbers.setdefault(found[0], len(numbers))}", text)
 
 
-def _csv(path, table):
-    """Write a table, unless the file says the same; whether it was written."""
+def _csv(path, table, whole):
+    """Write a table, unless the file is there as it was written and says the same; whether it was written."""
     content = _csv_bytes(table)
-    if path.is_file() and same_but_for_rounding(path.read_text(encoding="utf-8", errors="replace"), content.decode()):
+    if path in whole and same_but_for_rounding(path.read_text(encoding="utf-8", errors="replace"), content.decode()):
         return False
     write_whole(path, content)
     return True
@@ -234,13 +237,26 @@ def _csv_bytes(table):
     return table.to_csv(index=False, lineterminator="\n").encode()
 
 
-def _says(path, content):
-    """Whether a figure's json is there and says this."""
+def _there(path):
+    """What a figure's json says; of one that is missing or damaged, nothing, so that the figure is drawn anew."""
     try:
-        there = json.loads(path.read_bytes())
-        return all(there[name] == value for name, value in json.loads(json.dumps(content)).items())
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
+        return read_record(path, "")
+    except (OSError, ValueError):
+        return {"files": {}}
+
+
+def _is(path, sha256):
+    return path.is_file() and sha256_file(path) == sha256
+
+
+def read_figure(path):
+    """The json of a figure, whose files are checked to be those that were written with it.
+
+    Raises FileNotFoundError, or ValueError that names the file which is damaged or missing.
+    """
+    about = read_record(path, remedy := "draw that figure again, or restore its files from one copy")
+    check_files(about, Path(path).parent, path, remedy)
+    return about
 
 
 def same_but_for_rounding(one, two, *, absolute=1e-12):
@@ -285,7 +301,7 @@ def finish(out, files, made):
     hashes = {_from_here(file): sha256_file(file) for file in sorted(files)}
     peak = _gpu_peak_gb()
     machine = {"gpu": made["gpu"] if peak is None else _gpu_name(), "gpu_peak_gb": peak, "gpu_uuid": _gpu_uuid()}
-    return write_json(Path(out) / "done.json", {**made, **machine, "finished": _now(), "files": hashes})
+    return write_json(Path(out) / "done.json", sealed({**made, **machine, "finished": _now(), "files": hashes}))
 
 
 def package_versions():

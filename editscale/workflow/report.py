@@ -15,8 +15,9 @@ from itertools import groupby
 from pathlib import Path
 from urllib.parse import quote, unquote, urldefrag
 
-from editscale.files import read_json, sha256_file, whole_folder
-from editscale.workflow.parameters import checked_scale, read_notebook
+from editscale.files import read_record, sha256_file, whole_folder
+from editscale.workflow.parameters import altered, checked_scale, read_notebook
+from editscale.workflow.provenance import read_figure
 
 TEMPLATES = Path(__file__).parents[1] / "templates"
 # What may stay of the HTML in Markdown and outputs; of other elements only their text stays.
@@ -36,7 +37,7 @@ class Page:
     notebook: str  # name of the notebook that was executed
     run: str  # which of its runs, "" if there is one for all
     title: str
-    failure: str  # why it did not finish, in a sentence; "" if it did
+    failure: str  # why it is no result, in a sentence; "" if it is one
     out: str  # the folder it wrote into, "" if it has no such parameter
 
     @property
@@ -125,7 +126,9 @@ def _failure(notebook):
             return f"{output.ename}: {output.evalue.strip() or 'no message'}".splitlines()[0]
     # papermill notes what became of each cell; a notebook executed by hand has no such notes.
     waiting = [cell for cell in code if cell.metadata.get("papermill", {}).get("status", "completed") != "completed"]
-    return f"{len(waiting)} of its {len(code)} code cells were not executed to their end." if waiting else ""
+    if waiting:
+        return f"{len(waiting)} of its {len(code)} code cells were not executed to their end."
+    return "It was altered since it was executed." if altered(notebook) else ""
 
 
 def _body(notebook, page, pages, folder):
@@ -193,7 +196,7 @@ def _clean(html):
 
 def _figure(path):
     """What the index shows of the figure whose origin is in the .json `path`."""
-    caption = read_json(path, "draw that figure again, or delete it").get("caption")
+    caption = read_figure(path).get("caption")
     files = [file for kind in ("svg", "png", "pdf", "csv", "json") if (file := path.with_suffix(f".{kind}")).is_file()]
     if files[0].suffix not in (".svg", ".png") or not isinstance(caption, str):
         raise ValueError(f"{path} has no caption, or no .svg or .png beside it; draw that figure again, or delete it")
@@ -202,7 +205,7 @@ def _figure(path):
 
 def _record(path, runs, root):
     """What the index shows of one done.json."""
-    done = read_json(path, "run that notebook again")
+    done = read_record(path, "run that notebook again")
     try:
         git, parameters, gpu = done["git"], done["parameters"], done["gpu"]
         chip = gpu if gpu and parameters.get("device") != "cpu" else done["cpu"]

@@ -4,7 +4,6 @@ figures/README.md shows the recorded study, figures/<scale>/README.md another sc
 figure was drawn, what the paper shows is in data/paper.yaml.
 """
 
-import json
 import os
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import pandas as pd
 from editscale.analysis import claims
 from editscale.analysis.rows import rows_of
 from editscale.files import write_whole
+from editscale.workflow.provenance import read_figure
 
 SCALES = ("smollm2", "twenty-counterfact", "laptop")  # those with committed figures; the first is the recorded study
 # Figure ↦ notebook that draws it, and what to say of the paper where it has no such figure.
@@ -54,7 +54,7 @@ def paper_shows(name):
 def comparison(folder, scale):
     """The paper's ROME and MEMIT beside the first forward runs, in Markdown, from the plotted numbers; "" where several
     orders are drawn, which claims are made of."""
-    plotted = {path.stem: pd.read_csv(path) for path in sorted((Path(folder) / scale).glob("*.csv"))}
+    plotted = {name: pd.read_csv(Path(folder) / scale / f"{name}.csv") for name in drawn(folder, scale)}
     if "layer" not in plotted["fig4_weight_drift"]:
         return ""
     table = {"": [claims.PAPER[f"rome-{name}"]["what"] for name in COMPARED]}
@@ -115,8 +115,9 @@ def place(folder, scale):
 
 
 def page(folder, scale):
-    """The page of a scale as text, from what is in `folder`. Raises FileNotFoundError as `drawn`."""
+    """The page of a scale as text, from what is in `folder`. Raises as `drawn` and `provenance.read_figure`."""
     here, names = place(folder, scale).parent, drawn(folder, scale)
+    figures = {name: read_figure(Path(folder) / scale / f"{name}.json") for name in names}
 
     def link(text, path):
         return f"[{text}]({Path(os.path.relpath(Path(folder) / path, here)).as_posix()})"
@@ -136,7 +137,7 @@ def page(folder, scale):
     parts += [f"## The methods\n\n{table}"] if (table := methods_table(folder, scale)) else []
     for name in names:
         notebook = f"{FIGURES[name][0]}.ipynb"
-        about = json.loads((Path(folder) / scale / f"{name}.json").read_text(encoding="utf-8"))
+        about = figures[name]
         made = [link("notebook", f"../notebooks/{notebook}")]
         executed = Path(scale) / "notebooks" / notebook
         made += [link("executed", executed)] if (Path(folder) / executed).is_file() else []

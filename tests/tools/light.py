@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 
 from editscale.files import write_whole
-from editscale.workflow.parameters import checked_scale, read_notebook
+from editscale.workflow.parameters import altered, checked_scale, read_notebook, seal
 
 SHOWN = (
     "text/html",
@@ -41,12 +41,14 @@ def executed(scale):
 def light(path, folder, copied):
     """The bytes of the light copy of an executed notebook, to be put into `folder` beside those of the names `copied`.
 
-    Raises ValueError if the notebook did not run to its end, shows pictures that it did not save, or names a path of
-    this machine.
+    Raises ValueError if the notebook did not run to its end, was altered since, shows pictures that it did not save, or
+    names a path of this machine.
     """
     import nbformat
 
     notebook, cells, shown, saved = read_notebook(path), [], 0, 0
+    if altered(notebook):
+        raise ValueError(f"{path} was altered since it was executed; run it again before it is recorded")
     for number, cell in enumerate(notebook.cells):
         injected = "injected-parameters" in cell.metadata.get("tags", [])
         if cell.cell_type != "code":
@@ -70,7 +72,8 @@ def light(path, folder, copied):
         raise ValueError(
             f"{path} shows {shown} pictures and saved {saved} of them by record.figure; save each it shows"
         )
-    text = nbformat.writes(nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": notebook.metadata.kernelspec}))
+    copy = nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": notebook.metadata.kernelspec})
+    text = nbformat.writes(seal(copy))
     if (here := Path.cwd().as_posix()) in text:
         raise ValueError(f"{path} holds {here}, a path of this machine; name files from the repository's root")
     return (text + "\n").encode()
