@@ -85,6 +85,8 @@ WRITE = """\
 import json
 from pathlib import Path
 from editscale.workflow.provenance import finish, made_with
+if n_edits == 99:
+    raise ValueError("refused")
 Path(out, "given.json").write_text(json.dumps({"n_edits": n_edits, "hparams": hparams, "reverse": reverse}))
 finish(out, [f"{out}/given.json"], made_with({}, ""))"""
 LOOK = """\
@@ -255,6 +257,33 @@ def test_a_method_is_run_again_when_its_own_module_or_its_hyper_parameters_chang
     assert answers("editscale/editing/rome.py", "CHANGED = 1") == {"sequential_editing": 2, "acceptance_measures": 1}
     assert answers("editscale/editing/memit.py", "CHANGED = 2") == {}
     assert answers("params/rome/tiny.yaml", "# changed") == {"sequential_editing": 2, "acceptance_measures": 1}
+
+
+def test_a_run_that_is_refused_keeps_what_it_had_and_is_asked_for_again(study):
+    values, run = study / "params/tiny/02a_sequential_editing.yaml", study / "runs/tiny/rome/order-0"
+    executed = study / "runs/tiny/notebooks/02a_sequential_editing/rome-order-0.ipynb"
+    kept = {path: path.read_bytes() for path in (run / "done.json", run / "given.json", executed)}
+    before = values.read_text()
+    values.write_text(before.replace("n_edits: 3", "n_edits: 99"))
+    try:
+        refused = snakemake(study, "--cores", "2", "runs/tiny/rome/order-0/.finished")
+        assert refused.returncode and "ValueError: refused; see" in refused.stderr
+    finally:
+        values.write_text(before)
+    assert {path: path.read_bytes() for path in kept} == kept and executed.with_suffix(".failed.ipynb").is_file()
+    assert jobs(study)["sequential_editing"] == 1
+    assert snakemake(study, "--cores", "2").returncode == 0 and jobs(study) == {}
+
+
+def test_what_lost_its_record_runs_again(study):
+    record = study / "runs/tiny/single/done.json"
+    content = record.read_bytes()
+    record.unlink()
+    assert jobs(study) == {"single_edits": 1, "disabling_edits": 1}
+    record.write_bytes(content)
+    record.with_name(".finished").touch()
+    assert jobs(study) == {"disabling_edits": 1}
+    assert snakemake(study, "--cores", "2").returncode == 0
 
 
 def test_the_papers_scale_is_every_method_on_ten_orders_looked_at_twice_and_gathered_once():
@@ -436,7 +465,8 @@ def fake_slurm(study, tmp_path, monkeypatch):
         with (study / f"params/gpu/{name}.yaml").open("a") as file:
             file.write("device: cuda\n")
     (study / "runs/gpu/moments").mkdir(parents=True)
-    (study / "runs/gpu/moments/done.json").write_text("{}")
+    for name in ("done.json", ".finished"):
+        (study / "runs/gpu/moments" / name).write_text("{}")
 
     def start(min_job_age):
         monkeypatch.setenv("AGE", str(min_job_age))
