@@ -17,7 +17,7 @@ from editscale.plots import style
 from editscale.sequences import sequence
 from editscale.workflow.parameters import read_grid
 
-SOURCE = '''
+SOURCE = """
 from dataclasses import replace
 
 import scales_of_mine
@@ -31,7 +31,7 @@ def half_rome(lm, facts, params: rome.RomeParams, contexts, factors):
 
 def not_a_method(a, b):
     return a
-'''
+"""
 
 
 @pytest.fixture
@@ -73,6 +73,18 @@ def test_code_of_ones_own_is_in_the_fingerprint_and_voids_its_own_runs_only(mine
         now = {name: code(name) for name in before}
         assert [name for name in before if now[name] != before[name]] == ["mine:half_rome"]
         before = now
+
+
+def test_code_that_changed_after_it_was_loaded_is_refused_until_it_is_loaded_again(mine):
+    for name in ("mine:half_rome", "rome", "mine:half_rome"):
+        editors.check_loaded(name)
+    (mine / "mine.py").write_text(SOURCE + "\n# a comment\n")
+    editors.check_loaded("mine:half_rome")
+    (mine / "scales_of_mine.py").write_text("HALF = 0.25\n")
+    with pytest.raises(ValueError, match="mine.py, or what it imports, changed after it was loaded; restart the"):
+        editors.check_loaded("mine:half_rome")
+    del sys.modules["mine"]
+    editors.check_loaded("mine:half_rome")
 
 
 def test_a_function_of_a_notebook_edits_once_it_is_registered(monkeypatch):

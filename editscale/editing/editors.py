@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from functools import partial
 from pathlib import Path
 
+from editscale import dependencies
 from editscale.editing import context_sampling, modules, moments, updates
 from editscale.editing.method import Method
 from editscale.models import stacks
@@ -43,6 +44,21 @@ def method(name):
     if not hasattr(home, function):
         raise ValueError(f"method {name!r}: {home.__file__} has no {function}")
     return as_method(getattr(home, function))
+
+
+def check_loaded(name):
+    """Raise ValueError if the code of a method of one's own, or what it imports, changed since this process loaded it.
+
+    What is recorded of code is what its files say. What was loaded is noted in the module, the first time it is asked.
+    """
+    module, function = ("", "") if name in modules.REGISTERED else modules.located(name) or ("", "")
+    if function:
+        home, now = importlib.import_module(module), dependencies.of_modules(module)
+        if vars(home).setdefault("__code_sha256__", now) != now:
+            raise ValueError(
+                f"method {name!r}: {home.__file__}, or what it imports, changed after it was loaded; restart the "
+                "kernel, so that what edits is what the record names"
+            )
 
 
 def as_method(function):
@@ -136,9 +152,10 @@ def prepare(lm, name, hparams, moments_path, *, factors=None, **sampling):
         factors: factors made before, of the same model and file: taken where they are, added to where they are not.
         sampling: see `sample_contexts`.
 
-    Raises what `read_params` and `moments.load` raise, before anything is sampled.
+    Raises what `read_params`, `check_loaded` and `moments.load` raise, before anything is sampled.
     """
     params, factors = read_params(name, hparams), {} if factors is None else factors
+    check_loaded(name)
     layers = moment_layers(name, params)
     second_moments = moments.load(moments_path, lm, layers)
     missing = {layer: moment for layer, moment in second_moments.moments.items() if layer not in factors}
