@@ -1,6 +1,7 @@
 """The notebooks run through the strict runner at the smallest scale, and what they write and plot is right."""
 
 import json
+import random
 import re
 import shutil
 import textwrap
@@ -12,7 +13,7 @@ import pandas as pd
 import pytest
 from bs4 import BeautifulSoup
 from test_ledger import cut
-from tools import gallery
+from tools import flips, gallery
 
 from editscale.analysis import tables
 from editscale.columns import COLUMNS, KINDS
@@ -388,3 +389,20 @@ def test_a_notebook_that_is_run_by_hand_writes_over_no_results_of_a_scale(path):
     written = [defaults[name] for name in ("out", "figures_folder") if name in defaults]
     assert written and all(folder.startswith("runs/by-hand/") for folder in written)
     assert not (ROOT / "params/by-hand").exists()  # no scale has that name
+
+
+def test_a_flipped_bit_in_what_is_read_of_a_run_or_a_figure_is_named_or_has_no_effect(study):
+    rng, measured = random.Random(0), study / "06a_acceptance_measures"
+    figures = [path for folder in ("rome", "figures") for path in (study / folder).glob("*.*") if drawn(path)]
+    of_run = [path for path in sorted((study / "rome").rglob("[!.]*.*")) if path not in figures]
+    moments = study / "01_covariance_stats/second_moments.safetensors"
+    counts, failures = flips.flipped([*of_run, moments], lambda _: flips.read_run(study / "rome"), rng, n=2)
+    assert failures == [] and len(of_run) == 17 and counts["named"].sum() > 25
+    beside = [*figures, *study.glob("*.ipynb"), *(study / "05a_single_edits").glob("*.*"), *measured.glob("*.*")]
+    counts, failures = flips.flipped(beside, flips.read_beside, rng, n=1)
+    assert failures == [] and len(beside) > 70 and counts["named"].sum() > len(beside) / 2
+
+
+def drawn(path):
+    """Whether a file is one of a figure."""
+    return path.with_name(f"{path.name.split('.')[0]}.svg").is_file()
