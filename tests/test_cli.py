@@ -1,6 +1,7 @@
 """Every command answers bad input with one line on stderr and status 2; a command imports only what it needs."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -76,7 +77,8 @@ def test_bad_input_is_one_line_on_stderr(command, message, monkeypatch, capsys):
         (FileNotFoundError("no"), 2),
         (execute.RunFailed("no"), 1),
         (stopping.Stopped("no"), 1),
-        (stopping.Interrupted("no"), 1),
+        (stopping.Interrupted("no"), 130),
+        (stopping.Interrupted("no", signal.SIGTERM), 143),
     ],
 )
 def test_the_status_says_whether_the_command_began(error, status, monkeypatch, capsys):

@@ -283,7 +283,7 @@ def test_the_record_of_an_earlier_run_is_no_success_of_a_later_one(root, capfd):
     assert f"left no {root / 'runs/test/done.json'}" in line and "out.failed.ipynb" in line
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_run_that_is_stopped_names_its_cell_and_says_how_to_go_on(root, number):
     wait = "Path(out, 'started').touch()\nimport time\ntime.sleep(60)"
     notebook = write_notebook(root / "a.ipynb", PARAMETERS, f"from pathlib import Path\n{wait}", FINISH)
@@ -297,7 +297,7 @@ def test_a_run_that_is_stopped_names_its_cell_and_says_how_to_go_on(root, number
             time.sleep(0.05)
         process.send_signal(number)
         line = process.stderr.read().splitlines()[-1]
-    assert process.returncode == 1 and f"a.ipynb was stopped by {number.name} in code cell 2 of 3" in line
+    assert process.returncode == 128 + number and f"a.ipynb was stopped by {number.name} in code cell 2 of 3" in line
     assert "run the same command again" in line and (root / "out.ipynb").is_file()
 
 

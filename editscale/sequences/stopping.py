@@ -1,14 +1,24 @@
-"""What stops a sequence of edits from outside says what is kept and how to continue.
+"""What stops a command from outside says what is kept and how to continue.
 
-Ctrl-C, a scheduler's SIGTERM, a full disk, too little memory, a lost GPU: none is a result, so none is recorded.
-The edits before it are in the ledger, and the same command continues after them.
+Ctrl-C, a scheduler's SIGTERM, a closed terminal, a full disk, too little memory, a lost GPU: none is a result, so none
+is recorded. The edits before it are in the ledger, and the same command continues after them.
 """
 
+import errno
+import re
 import signal
 import threading
+import time
 from contextlib import contextmanager
 
-from editscale.models.hidden_states import is_out_of_memory
+AGAIN = "run the same command again"
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # how users, schedulers and terminals stop a command
+SEE_TO_IT = "see to that, then "
+MEMORY = "give it more memory (smaller batch_tokens, fewer orders together, nothing else on the device), then "
+# Errors of the system that say nothing about what a command was given.
+MACHINE = {
+    getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EFBIG", "EIO", "EMFILE", "ENFILE", "ENOMEM", "EAGAIN")
+}
 
 
 class Stopped(RuntimeError):
@@ -18,59 +28,101 @@ class Stopped(RuntimeError):
 
 
 class Interrupted(KeyboardInterrupt):
-    """Somebody stopped a sequence: Ctrl-C or SIGTERM."""
+    """Somebody stopped a sequence: Ctrl-C, SIGTERM or SIGHUP."""
 
-    exit_status = 1  # of a command that ends so
+    def __init__(self, message, number=signal.SIGINT):
+        super().__init__(message)
+        self.exit_status = status(number)
+
+
+def status(number):
+    """Exit status of a command that a signal ended: what a shell, and a scheduler, gives one without a handler."""
+    return 128 + number
+
+
+def signal_of(text):
+    """The signal that the text of a KeyboardInterrupt names; one that names none came from Ctrl-C."""
+    named = re.search(r"\bSIG[A-Z]+\b", text)
+    return signal.Signals[named[0]] if named else signal.SIGINT
+
+
+def remedy(name, text):
+    """What to do about an error of the machine, by the name of its type and its text; None for any other error."""
+    if "MemoryError" in name or "can't allocate memory" in text or "bad_alloc" in text:
+        return MEMORY
+    number = re.search(r"\[Errno (\d+)\]|\(os error (\d+)\)", text)  # as Python and as Rust say it
+    if name == "AcceleratorError" or (number and int(number[1] or number[2]) in MACHINE):
+        return SEE_TO_IT
+    return None
+
+
+def how_to_go_on(ledgers, n_edits, remedy=""):
+    """What is kept of a run of `n_edits` edits in these ledgers, maybe none, and how to continue: the end of a message.
+
+    The command line writes that command after it.
+    """
+    if not ledgers:
+        return f"{remedy}{AGAIN}"
+    kept = sorted({len(ledger) for ledger in ledgers})
+    n_kept = f"{kept[0]} to {kept[-1]}" if len(kept) > 1 else f"{kept[0]}"
+    folders = ", ".join(str(ledger.folder) for ledger in ledgers)
+    return f"{n_kept} of {n_edits} edits are kept in {folders}; {remedy}{AGAIN}, and it continues after them"
 
 
 @contextmanager
 def says_how_to_go_on(ledgers, n_edits):
     """While edits go into ledgers: whatever stops them is raised as `Stopped` or `Interrupted`, with what is kept.
 
-    SIGTERM ends the block like Ctrl-C, where Python may handle signals (in the main thread); other errors pass as they
-    are.
+    SIGTERM and SIGHUP end the block like Ctrl-C (`signals_raise`); other errors pass as they are.
     """
-    import torch
-
     try:
-        with _sigterm_raises():
+        with signals_raise():
             yield
     except KeyboardInterrupt as error:
-        raise Interrupted(_message(error, "", ledgers, n_edits)) from error
+        reason = str(error) or "Ctrl-C"
+        raise Interrupted(_message(error, reason, how_to_go_on(ledgers, n_edits)), signal_of(reason)) from error
     except (OSError, RuntimeError, MemoryError) as error:
-        if is_out_of_memory(error):
-            remedy = (
-                "give it more memory (smaller batch_tokens, fewer orders together, nothing else on the device), then "
-            )
-        elif isinstance(error, (OSError, torch.AcceleratorError)):
-            remedy = "see to that, then "
-        else:
+        what_to_do = remedy(type(error).__name__, str(error)) or (SEE_TO_IT if isinstance(error, OSError) else None)
+        if what_to_do is None:
             raise
-        raise Stopped(_message(error, remedy, ledgers, n_edits)) from error
+        reason = str(error).strip().split("\n")[0] or "no memory left"
+        raise Stopped(_message(error, reason, how_to_go_on(ledgers, n_edits, what_to_do))) from error
 
 
-def _message(error, remedy, ledgers, n_edits):
-    reason = str(error).strip().split("\n")[0] or "Ctrl-C"
-    kept = sorted({len(ledger) for ledger in ledgers})
-    n_kept = f"{kept[0]} to {kept[-1]}" if len(kept) > 1 else f"{kept[0]}"
-    folders = ", ".join(str(ledger.folder) for ledger in ledgers)
-    return (
-        f"stopped by {type(error).__name__} ({reason}): {n_kept} of {n_edits} edits are kept in {folders}; "
-        f"{remedy}run the same command again, and it continues after them"
-    )
+def _message(error, reason, rest):
+    return f"stopped by {type(error).__name__} ({reason}): {rest}"
 
 
 @contextmanager
-def _sigterm_raises():
-    if threading.current_thread() is not threading.main_thread():
+def signals_raise():
+    """While open, SIGTERM and SIGHUP raise KeyboardInterrupt with their name, and Ctrl-C as it always does.
+
+    Those that follow within a second do not: schedulers and hasty fingers send several, and the first is on its way.
+    """
+    raised = [float("-inf")]
+
+    def interrupt(number, _):
+        if time.monotonic() - raised[0] > 1:
+            raised[0] = time.monotonic()
+            raise KeyboardInterrupt(*([] if number == signal.SIGINT else [signal.Signals(number).name]))
+
+    with handled(interrupt):
         yield
-        return
 
-    def interrupt(*_):
-        raise KeyboardInterrupt("SIGTERM")
 
-    before = signal.signal(signal.SIGTERM, interrupt)
+@contextmanager
+def handled(handler):
+    """While open, `handler` is called for a signal of `STOPS`.
+
+    One that is ignored stays so (nohup). Nothing changes outside the main thread, where Python takes no handlers.
+    """
+    in_main = threading.current_thread() is threading.main_thread()
+    before = {number: signal.getsignal(number) for number in STOPS if in_main}
     try:
+        for number, one in before.items():
+            if one != signal.SIG_IGN:
+                signal.signal(number, handler)
         yield
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
+        for number, one in before.items():
+            signal.signal(number, signal.SIG_DFL if one is None else one)

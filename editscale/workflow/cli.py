@@ -2,13 +2,16 @@
 
 import importlib
 import os
+import shlex
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import click
 
 from editscale import __version__
+from editscale.sequences import stopping
 
 # Commands that come with the repository, each `main` of a module in tests/tools.
 TOOLS = {
@@ -35,7 +38,8 @@ class Commands(click.Group):
     """The commands, which return their exit status or None for 0.
 
     ValueError and OSError, which say what to mend, become one line and status 2; an error with an `exit_status` of its
-    own becomes one line and that status. Others are bugs and keep their traceback.
+    own becomes one line and that status; so does what stops a command from outside (`stopping`), with the command that
+    goes on. Others are bugs and keep their traceback.
     """
 
     def get_command(self, ctx, name):
@@ -48,12 +52,16 @@ class Commands(click.Group):
 
     def invoke(self, ctx):
         try:
-            status = super().invoke(ctx)
+            with stopping.signals_raise():
+                status = super().invoke(ctx)
         except (Exception, KeyboardInterrupt) as error:
-            status = getattr(error, "exit_status", 2 if isinstance(error, (ValueError, OSError)) else None)
+            status, text = _status_and_text(error)
             if status is None:
                 raise
-            print(f"editscale {ctx.invoked_subcommand}: {error}", file=sys.stderr)
+            if stopping.AGAIN in text:
+                text += f": {shlex.join([sys.executable, '-m', 'editscale', *ctx.obj])}"
+            with suppress(OSError):  # a terminal that was closed
+                print(f"editscale {ctx.invoked_subcommand}: {text}", file=sys.stderr, flush=True)
         ctx.exit(status or 0)
 
     def format_commands(self, ctx, formatter):
@@ -61,6 +69,19 @@ class Commands(click.Group):
         for title, names in SECTIONS.items():
             with formatter.section(title):
                 formatter.write_dl([(name, texts[name]) for name in names])
+
+
+def _status_and_text(error):
+    """Exit status of a command that an error ends, None for a bug, and what is said of it."""
+    if hasattr(error, "exit_status"):
+        return error.exit_status, str(error)
+    if isinstance(error, KeyboardInterrupt):
+        number = stopping.signal_of(str(error))
+        return stopping.status(number), f"stopped by {number.name}; {stopping.AGAIN}"
+    remedy = stopping.remedy(type(error).__name__, str(error))
+    if remedy is not None:
+        return 1, f"stopped by {type(error).__name__} ({error}); {remedy}{stopping.AGAIN}"
+    return 2 if isinstance(error, (ValueError, OSError)) else None, str(error)
 
 
 def _tool(ctx, name):
@@ -88,7 +109,7 @@ def main(arguments: list[str]) -> int:
     for stream in (sys.stdout, sys.stderr):  # what a terminal cannot show is shown by its number
         stream.reconfigure(errors="backslashreplace")
     try:
-        app(arguments, prog_name="editscale")
+        app(arguments, prog_name="editscale", obj=arguments)
     except SystemExit as end:
         return end.code
 

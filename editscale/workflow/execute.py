@@ -4,28 +4,31 @@
 
 papermill executes the notebook. It takes `sys.exit()` in a cell for success (nteract/papermill#330); here a
 run has succeeded when its last cell wrote `done.json` (provenance.Record.finish) into the folder `out`, with files
-that match it. A run that fails before it writes a result leaves those of an earlier one as they were."""
+that match it. A run that fails before it writes a result leaves those of an earlier one as they were.
+What stops a run from outside is in `endings`."""
 
 import json
+import logging
 import os
 import secrets
-import signal
 import socket
 import sys
 import tempfile
-import threading
 from contextlib import contextmanager
 from pathlib import Path
 
 from editscale.files import sha256_file, write_whole
-from editscale.workflow import gpus
+from editscale.sequences import stopping
+from editscale.workflow import endings, gpus
 from editscale.workflow.parameters import read_notebook, seal
 
 
 class RunFailed(RuntimeError):
     """The notebook was executed, and it failed or did not leave the results that it declares."""
 
-    exit_status = 1  # of a command that ends so
+    def __init__(self, message, number=None):
+        super().__init__(message)
+        self.exit_status = stopping.status(number) if number else 1  # of a command that ends so
 
 
 def repository_root(notebook: str | Path) -> Path:
@@ -56,43 +59,50 @@ def run_notebook(notebook: str | Path, executed: str | Path, parameters: dict, *
         _check_writable(folder)
     _check_kernel()
     part = executed.with_name(f".{secrets.token_hex(4)}.part.ipynb")
-    place, before = _place_of_failed(executed), _version(done)
-    try:
-        with _kernel_environment(threads), gpus.lease(parameters.get("device"), root / gpus.LEASES):
-            failure, signals = _execute(content, notebook, part, parameters, root)
-        if not part.is_file():
-            raise RunFailed(f"{notebook.name} was not executed: {_one_line(failure)}") from failure
+    place, before, ending = _place_of_failed(executed), _version(done), endings.Ending()
+    with endings.signals_end(ending):
         try:
-            made = read_notebook(part)
-        except ValueError as error:  # cut off
-            part.unlink()
-            raise RunFailed(f"{executed} could not be written: {_one_line(failure or error)}") from failure
-        cell = _stopped_at(made, raised=failure is not None)
-        if cell:
-            what = f"was stopped by {signals[0]}" if signals else "failed"
-            reason = "it left through sys.exit()" if failure is None else _one_line(failure)
-            if signals and not getattr(failure, "evalue", ""):
-                reason = "run the same command again"
-            raise RunFailed(f"{notebook.name} {what} in {cell}: {reason}; see {place}") from failure
-        record = _checked_results(done, before, root, notebook, place)
-        place = executed
-    finally:
-        if part.is_file():
-            _name_executed(part, notebook, place)
+            with _kernel_environment(threads), gpus.lease(parameters.get("device"), root / gpus.LEASES):
+                _execute(content, notebook, part, parameters, root, ending)
+            if failed := _where_it_failed(part, notebook.name, executed, ending):
+                see, known = place if part.is_file() else "", endings.ledgers_of(done.parent, notebook, parameters)
+                raise RunFailed(*endings.described(ending, notebook.name, *failed, see, *known)) from ending.error
+            record = _checked_results(done, before, root, notebook, place)
+            place = executed
+        finally:
+            if part.is_file():
+                _name_executed(part, notebook, place)
     if (failed := _failed(executed)).is_file():
         failed.unlink()
     return record
 
 
-def _execute(content, notebook, part, parameters, root):
-    """Execute a notebook into the file `part`: the error that stopped it, or None, and the signals that came."""
+def _execute(content, notebook, part, parameters, root, ending):
+    """Execute a notebook into the file `part`, and note how that ended."""
     import nbformat
     import papermill
+    from jupyter_client import AsyncKernelManager
     from traitlets.config import Config
 
-    with _sockets() as folder, _signals() as (signals, options):
-        given = Path(folder, notebook.name)
+    def begin(**_):  # a kernel between two cells takes no notice of a signal
+        ending.begun = True
+        if ending.signals:
+            raise RuntimeError("stopped between two cells")
+
+    def note(execute_reply, **_):
+        ending.raised = "{ename}: {evalue}".format(**execute_reply["content"])
+
+    with _sockets() as folder, _quiet(papermill.log.logger):
+        given, stderr = Path(folder, notebook.name), Path(folder, "stderr")
         given.write_text(nbformat.writes(content), encoding="utf-8")
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder  # torch makes it on import, and leaves it
+
+        class Kernel(AsyncKernelManager):
+            async def start_kernel(self, **options):
+                ending.kernel = self
+                with open(stderr, "wb") as file:
+                    await super().start_kernel(stderr=file, **options)
+
         try:
             papermill.execute_notebook(
                 _as_it_is(given),
@@ -106,50 +116,28 @@ def _execute(content, notebook, part, parameters, root):
                 start_timeout=300,  # a busy machine is slow, not broken
                 iopub_timeout=120,
                 config=Config(KernelManager={"transport": "ipc", "connection_file": f"{folder}/kernel.json"}),
-                **options,
+                kernel_manager_class=Kernel,
+                on_cell_start=begin,
+                on_cell_error=note,
             )
-        except Exception as error:  # a failed cell, a dead kernel, a kernel that did not start
-            return error, signals
-        except KeyboardInterrupt as error:
-            if not signals:
-                raise
-            return error, signals
-    return None, signals
+        except (Exception, KeyboardInterrupt) as error:  # a failed cell, a dead kernel, one that did not start
+            ending.error = error
+        if ending.kernel and ending.kernel.has_kernel:  # one that was shut down has no process any more
+            ending.status = ending.kernel.provisioner.process.poll()
+            ending.stderr = (stderr.read_text(errors="replace").strip().splitlines() or [""])[-1][:200]
 
 
-@contextmanager
-def _signals():
-    """While open, Ctrl-C and SIGTERM interrupt the kernel, so that the cell it is in can say what is kept.
-
-    Yields the names of the signals that came, and options for papermill. A second signal is not waited for."""
-    from jupyter_client import AsyncKernelManager
-
-    signals, kernels = [], []
-
-    class Kernel(AsyncKernelManager):
-        def __init__(self, **options):
-            super().__init__(**options)
-            kernels.append(self)
-
-    def stop(number, _):
-        signals.append(signal.Signals(number).name)
-        if len(signals) > 1 or not (kernels and kernels[-1].has_kernel):
-            raise KeyboardInterrupt
-        os.kill(kernels[-1].provisioner.pid, signal.SIGINT)
-
-    def check(**_):  # a kernel between two cells takes no notice of a signal
-        if signals:
-            raise KeyboardInterrupt
-
-    numbers = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
-    before = {number: signal.getsignal(number) for number in numbers}
+def _where_it_failed(part, name, executed, ending):
+    """Where an execution stopped, in words, and what failed by that; None if it ran to its end. A torn `part` goes."""
     try:
-        for number in (number for number, handler in before.items() if handler != signal.SIG_IGN):
-            signal.signal(number, stop)
-        yield signals, {"kernel_manager_class": Kernel, "on_cell_start": check}
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        cell = _stopped_at(read_notebook(part), raised=ending.error is not None)
+    except OSError:
+        return "before its first cell", f"{name} was not executed"
+    except ValueError as error:  # cut off
+        part.unlink()
+        ending.error = ending.error or error
+        return "before all of it was written", f"{executed} could not be written"
+    return cell and (cell, f"{name} failed {cell}")
 
 
 def _as_it_is(path):
@@ -257,7 +245,7 @@ def _kernel_environment(threads: int):
 
 
 def _stopped_at(notebook, raised: bool) -> str | None:
-    """The code cell at which an executed notebook stopped, in words; None when it ran to its end.
+    """Where an executed notebook stopped, such as "in code cell 2 of 3 (…)"; None when it ran to its end.
 
     papermill notes in a cell's metadata that it was started and that it failed; a dead kernel leaves the
     former only. The cell that papermill adds for the given parameters is not counted."""
@@ -267,14 +255,22 @@ def _stopped_at(notebook, raised: bool) -> str | None:
     started = [cell for cell in cells if cell.metadata.get("papermill", {}).get("start_time")]
     if not failed and not raised and len(started) == len(cells):
         return None
-    cell = (failed or started[-1:] or cells)[0]
+    if not failed and not started:
+        return "before its first cell"
+    cell = (failed or started[-1:])[0]
     first_line = next((line for line in cell.source.splitlines() if line.split("#")[0].strip()), cell.source)
-    return f"code cell {cells.index(cell) + 1} of {len(cells)} ({first_line.strip()[:60]})"
+    return f"in code cell {cells.index(cell) + 1} of {len(cells)} ({first_line.strip()[:60]})"
 
 
-def _one_line(error: Exception) -> str:
-    name, text = getattr(error, "ename", type(error).__name__), getattr(error, "evalue", str(error))
-    return f"{name}: {text}".strip().splitlines()[0]
+@contextmanager
+def _quiet(logger):
+    """While open, what a logger without handlers says is not printed: here it ends in the one message."""
+    nothing = logging.NullHandler()
+    logger.addHandler(nothing)
+    try:
+        yield
+    finally:
+        logger.removeHandler(nothing)
 
 
 def _checked_results(done: Path, before, root: Path, notebook: Path, executed: Path) -> dict:
