@@ -1,31 +1,42 @@
-"""Kill a sequence of edits again and again, and see that nothing is lost: `make crashtest N=100`.
+"""Stop sequences of edits, and a study, again and again, and see that nothing is lost: `make crashtest N=100`.
 
-A sequence of the smoke scale (tiny GPT-2, invented facts; ROME, MEMIT or FT-C) runs in a process of its own, which is
-killed (SIGKILL) at a random moment, or inside a write to its ledger: after a random number of bytes, when the disk
-is full, when fsync fails, with a system that writes a few bytes at a time. Some logs then lose bytes of their last
-edit, or have a bit flipped there. The sequence is started again, until it ends; its ledger and tables must then be
-those of the sequence that was never stopped, byte for byte.
+A sequence of the smoke scale (tiny GPT-2, invented facts; a method of `CONTEXTS`) runs in a process of its own, which
+is stopped (SIGKILL, SIGTERM, SIGINT) at a random moment, or killed inside a write to its ledger: after a random number
+of bytes, when the disk is full, when fsync fails, with a system that writes a few bytes at a time. Some logs then lose
+bytes of their last edit, or have a bit flipped there. The sequence is started again, until it ends; its ledger and
+tables must then be those of the sequence that was never stopped, byte for byte.
 
-Counted for each kill: *identical* if what it left was the beginning of the uninterrupted log and the files were right
-in the end; *lost* are edits whose `append` had returned and that the ledger did not have afterwards.
+Then `make figures SCALE=smoke` runs in a copy of the checkout, is stopped as a whole, each time by another signal,
+and started again until it ends. Its ledgers, tables and second moments must be those of a copy in which nothing was
+stopped.
+
+Counted for each stop: *identical* if what it left was the beginning of the uninterrupted log and the files were right
+in the end; *lost* are edits whose `append` had returned and that the ledger did not have afterwards; *said* if a
+message named how many edits are kept, which SIGKILL leaves no time for. The exit status is 1 if anything was lost or
+differs, or a message was wrong.
 """
 
 import argparse
 import errno
 import os
 import random
+import re
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
 import warnings
+from collections import Counter
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import numpy as np
+import pandas as pd
+import psutil
 import torch
 
 from editscale import files as editscale_files
@@ -34,11 +45,13 @@ from editscale.data import facts
 from editscale.data.orders import in_order
 from editscale.editing import editors
 from editscale.models import loading
-from editscale.sequences import frames, ledger, sequence
+from editscale.sequences import frames, ledger, sequence, stopping
 
 ROOT = Path(__file__).parents[2]
 N_EDITS = 6
 SAMPLED = ["The river. {}", "One day. {}"]
+STOPS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
+GRACE = 10  # seconds that kernels have to notice that what started them is gone
 CONTEXTS = {"rome": ["{}", *SAMPLED], "memit": [["{}"], SAMPLED], "ft-c": ["{}"]}
 
 
@@ -111,12 +124,13 @@ def die():
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def in_a_process(function, folder, fault=None, seconds=None):
-    """Run `function(folder)` in a forked process: whether it ended by itself, and how many appends had returned.
+def in_a_process(function, folder, fault=None, seconds=None, number=signal.SIGKILL):
+    """Run `function(folder)` in a forked process: whether it ended by itself, how many appends had returned, and how
+    many edits it said are kept when it was stopped, None if it said nothing.
 
     Args:
         fault: a `FaultyFiles` for what it writes. An error ends in a kill, as that of a machine that goes down.
-        seconds: when to kill it, or None.
+        seconds: when to send it the signal `number`, or None.
     """
     reading, writing = os.pipe()
     pid = os.fork()
@@ -135,15 +149,19 @@ def in_a_process(function, folder, fault=None, seconds=None):
             ledger.Ledger.append = acknowledged
             function(folder)
             os._exit(0)
+        except (stopping.Stopped, stopping.Interrupted) as stop:
+            os.write(writing, str(stop).encode())
         finally:
             die()
     os.close(writing)
     if seconds is not None:
         time.sleep(seconds)
-        os.kill(pid, signal.SIGKILL)
+        os.kill(pid, number)
     _, status = os.waitpid(pid, 0)
     with open(reading, "rb") as file:
-        return status == 0, len(file.read())
+        written = file.read().decode()
+    said = re.search(r"(\d+) of \d+ edits are kept", written)
+    return status == 0, len(written) - len(written.lstrip(".")), int(said[1]) if said else None
 
 
 def files(folder):
@@ -153,17 +171,21 @@ def files(folder):
 
 
 def draw_fault(chance, n_bytes, seconds):
-    """What goes wrong next: its name, a `FaultyFiles` or None, seconds until a kill or None."""
+    """What goes wrong next: its name, and the options of `in_a_process` that let it happen."""
     place, at_most = chance.randrange(n_bytes), chance.choice((2**30, chance.randrange(50, 5000)))
-    kind = chance.choice(("moment", "moment", "write", "write", "full disk", "fsync"))
-    if kind == "moment":
-        return kind, FaultyFiles(at_most), chance.uniform(0, seconds)
+    kind = chance.choice(("SIGKILL", "SIGTERM", "SIGINT", "write", "write", "full disk", "fsync"))
+    if kind.startswith("SIG"):
+        return kind, {
+            "fault": FaultyFiles(at_most),
+            "seconds": chance.uniform(0, seconds),
+            "number": signal.Signals[kind],
+        }
     options = {
         "write": {"kill_after": place},
         "full disk": {"full_after": place},
         "fsync": {"failing_fsync": chance.randrange(1, N_EDITS + 6)},
     }
-    return kind, FaultyFiles(at_most, **options[kind]), None
+    return kind, {"fault": FaultyFiles(at_most, **options[kind])}
 
 
 def damage(chance, folder):
@@ -197,62 +219,163 @@ def survived(folder):
 
 
 def crash(sequence_of, whole, folder, seconds, chance, at_most):
-    """Run one sequence to its end through up to `at_most` kills: numbers of kills, of identical ones, of lost edits."""
-    n_kills = n_identical = n_lost = 0
+    """Run one sequence to its end through up to `at_most` stops: a Counter of (kind of stop, what came of it)."""
+    found, stops = Counter(), []
     while True:
-        kind = fault = moment = None
-        if n_kills < at_most and (n_kills == 0 or chance.random() < 0.6):
-            kind, fault, moment = draw_fault(chance, len(whole["edits.log"]), seconds)
+        kind, options = None, {}
+        if len(stops) < at_most and (not stops or chance.random() < 0.6):
+            kind, options = draw_fault(chance, len(whole["edits.log"]), seconds)
         before = survived(folder)
-        ended, n_acknowledged = in_a_process(sequence_of.run, folder, fault, moment)
+        ended, n_acknowledged, said = in_a_process(sequence_of.run, folder, **options)
         if ended:
             break
         if kind is None:
             raise RuntimeError(
                 f"the sequence in {folder} died of itself when it was started again; run it there to see why"
             )
-        n_kills += 1
         log = Path(folder) / "edits.log"
         left, n_left = (log.read_bytes() if log.exists() else b""), survived(folder)
         if n_left < before + n_acknowledged:
-            n_lost += before + n_acknowledged - n_left
+            found[kind, "lost"] += before + n_acknowledged - n_left
             print(f"{folder}: {before} + {n_acknowledged} edits were recorded, {n_left} are left ({kind})")
-        n_identical += whole["edits.log"].startswith(left)
+        if said not in (None, n_left):
+            found[kind, "wrong"] += 1
+            print(f"{folder}: {said} edits were said to be kept, {n_left} are ({kind})")
+        found[kind, "said"] += said is not None
+        stops.append((kind, whole["edits.log"].startswith(left)))
         damage(chance, folder)
-    if files(folder) != whole:
+    same = files(folder) == whole
+    if not same:
         different = sorted(name for name in {**files(folder), **whole} if files(folder).get(name) != whole.get(name))
         print(f"{folder}: {', '.join(different)} differ from the uninterrupted run's")
-        n_identical = 0
-    return n_kills, n_identical, n_lost
+    for kind, identical in stops:
+        found[kind, "stops"] += 1
+        found[kind, "identical"] += identical and same
+    return found
+
+
+class Study:
+    """`make figures SCALE=smoke` in a copy of the checkout, with its environment.
+
+    Args:
+        target: what to make, "" for all.
+    """
+
+    LEFT_OUT = (".git", ".venv", "runs", ".snakemake", "__pycache__", ".pytest_cache", ".ruff_cache")
+    COMPARED = (".parquet", ".log", ".jsonl", ".csv", ".safetensors")
+
+    def __init__(self, folder, target=""):
+        self.folder, self.target = folder, target
+        shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(*self.LEFT_OUT))
+        (folder / ".venv").symlink_to(Path(sys.prefix))
+
+    def make(self, seconds=None, number=signal.SIGKILL):
+        """Exit status of make, after it ended or, some seconds on, got a signal with all of its processes."""
+        own = {"PYTHONPATH": str(self.folder), "TMPDIR": str(self.folder / "tmp")}
+        (self.folder / "tmp").mkdir(exist_ok=True)
+        command = ["make", "-o", ".venv/.installed", "figures", "SCALE=smoke", f"ARGS={self.target}"]
+        with open(self.folder / "make.log", "ab") as log:
+            make = subprocess.Popen(
+                command, cwd=self.folder, env=os.environ | own, stdout=log, stderr=log, start_new_session=True
+            )
+            try:
+                return make.wait(seconds)
+            except subprocess.TimeoutExpired:
+                os.killpg(make.pid, number)
+                return make.wait()
+
+    def kernels(self):
+        """Kernels of this study that still run."""
+        return [
+            process.pid
+            for process in psutil.process_iter(["cmdline"])
+            if any(str(self.folder) in word for word in process.info["cmdline"] or ())
+        ]
+
+    def results(self):
+        """Bytes of ledgers, tables and second moments by path; times differ."""
+        runs = self.folder / "runs/smoke"
+        kept = [path for path in runs.rglob("*") if path.suffix in self.COMPARED and path.name != "timing.jsonl"]
+        return {path.relative_to(runs).as_posix(): path.read_bytes() for path in kept}
+
+
+def stop_study(top, n_stops, chance, target=""):
+    """Stop `make figures` as a whole n_stops times, and let it end: a Counter as that of `crash`."""
+    found, whole, study = Counter(), Study(top / "whole", target), Study(top / "stopped", target)
+    began = time.monotonic()
+    if whole.make() != 0:
+        raise RuntimeError(f"make figures failed; see {whole.folder / 'make.log'}")
+    seconds = time.monotonic() - began
+    stops = []
+    while len(stops) < n_stops:
+        number = STOPS[len(stops) % len(STOPS)]
+        status = study.make(chance.uniform(0.1, 0.9) * seconds / max(1, n_stops - 1), number)
+        if status == 0:
+            break
+        stops.append(number)
+        time.sleep(GRACE)
+        if study.kernels():
+            found[f"make, {number.name}", "kernels left"] += 1
+            print(f"{study.folder}: a kernel is left after {number.name}")
+    same = study.make() == 0 and study.results() == whole.results()
+    if not same:
+        here, there = study.results(), whole.results()
+        print(
+            f"{study.folder}: {', '.join(sorted(k for k in {**here, **there} if here.get(k) != there.get(k)))} differ"
+        )
+    for number in stops:
+        found[f"make, {number.name}", "stops"] += 1
+        found[f"make, {number.name}", "identical"] += same
+    return found
+
+
+def table(found):
+    """Kinds of stop and what came of them, as text."""
+    rows = [
+        {"stop": kind, **{name: found[kind, name] for name in ("stops", "identical", "lost", "said")}}
+        for kind in sorted({kind for kind, _ in found})
+    ]
+    return pd.DataFrame(rows).to_string(index=False)
 
 
 def main(arguments):
-    """Exit status: 0 if every kill left what it should."""
-    parser = argparse.ArgumentParser(description="Kill sequences of edits and compare what comes of them.")
-    parser.add_argument("n", type=int, metavar="N", help="how many kills")
+    """Exit status: 0 if every stop left what it should."""
+    parser = argparse.ArgumentParser(description="Stop sequences of edits and compare what comes of them.")
+    parser.add_argument("n", type=int, metavar="N", help="how many stops of sequences")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--methods", nargs="+", default=list(CONTEXTS), choices=list(CONTEXTS))
+    parser.add_argument("--studies", type=int, default=3, metavar="N", help="how many stops of make figures")
+    parser.add_argument("--target", default="", help="what make figures makes, all if not given")
     given = parser.parse_args(arguments)
     torch.set_num_threads(1)
     chance, lm = random.Random(given.seed), loading.load(ROOT / "tests/golden/tiny_gpt2")
-    totals = [0, 0, 0]
+    found = Counter()
     with tempfile.TemporaryDirectory(prefix="editscale-crash-") as top:
         wholes = {}
-        for method in CONTEXTS:
+        for method in given.methods:
             sequence_of, folder, began = Sequence(lm, method), Path(top) / method, time.monotonic()
-            ended, n = in_a_process(sequence_of.run, folder)
+            ended, n, _ = in_a_process(sequence_of.run, folder)
             if not ended or n != N_EDITS:
                 print(f"the uninterrupted sequence with {method} did not end")
                 return 1
             wholes[method] = sequence_of, files(folder), time.monotonic() - began
-        while totals[0] < given.n:
-            sequence_of, whole, seconds = wholes[chance.choice(list(CONTEXTS))]
+        while (left := given.n - sum(n for (_, what), n in found.items() if what == "stops")) > 0:
+            sequence_of, whole, seconds = wholes[chance.choice(given.methods)]
             folder = tempfile.mkdtemp(prefix="crash-", dir=top)
-            found = crash(sequence_of, whole, folder, seconds, chance, given.n - totals[0])
+            found += crash(sequence_of, whole, folder, seconds, chance, left)
             shutil.rmtree(folder)
-            totals = [total + part for total, part in zip(totals, found, strict=True)]
-    n_kills, n_identical, n_lost = totals
-    print(f"{n_kills} kills, {n_identical} identical, {n_lost} lost")
-    return 0 if n_kills == n_identical and not n_lost else 1
+        if given.studies:
+            found += stop_study(Path(top), given.studies, chance, given.target)
+    print(table(found))
+    totals = Counter()
+    for (_, what), n in found.items():
+        totals[what] += n
+    print(f"{totals['stops']} kills, {totals['identical']} identical, {totals['lost']} lost")
+    return (
+        0
+        if totals["stops"] == totals["identical"] and not (totals["lost"] or totals["wrong"] or totals["kernels left"])
+        else 1
+    )
 
 
 if __name__ == "__main__":
