@@ -389,7 +389,7 @@ def test_what_is_no_notebook_or_of_another_version_is_named(root, capfd, no_kern
     assert "the parameters cell of" in (line := stopped(capfd, magic, root / "out.ipynb")) and "is not Python" in line
 
 
-@pytest.mark.parametrize("name", ["with space", "{braces}", "it's \"quoted\" 100% $HOME", "größe-данные-数", "n" * 200])
+@pytest.mark.parametrize("name", ["with space", "{braces}", 'it\'s "quoted" 100% $HOME', "größe-данные-数", "n" * 200])
 def test_a_run_works_in_a_folder_of_any_name(tmp_path, name):
     root = tmp_path / name
     notebook = write_notebook(root / "notebooks" / f"{name[:100]}.ipynb", PARAMETERS, WRITE, FINISH)

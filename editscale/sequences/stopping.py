@@ -98,6 +98,7 @@ def signals_raise():
     """While open, SIGTERM and SIGHUP raise KeyboardInterrupt with their name, and Ctrl-C as it always does.
 
     Those that follow within a second do not: schedulers and hasty fingers send several, and the first is on its way.
+    What somebody else does about a signal stays, be it this function further out.
     """
     raised = [float("-inf")]
 
@@ -106,13 +107,13 @@ def signals_raise():
             raised[0] = time.monotonic()
             raise KeyboardInterrupt(*([] if number == signal.SIGINT else [signal.Signals(number).name]))
 
-    with handled(interrupt):
+    with handled(interrupt, (signal.SIG_DFL, signal.default_int_handler, None)):
         yield
 
 
 @contextmanager
-def handled(handler):
-    """While open, `handler` is called for a signal of `STOPS`.
+def handled(handler, replacing=None):
+    """While open, `handler` is called for a signal of `STOPS`, in the place of any handler or of those in `replacing`.
 
     One that is ignored stays so (nohup). Nothing changes outside the main thread, where Python takes no handlers.
     """
@@ -120,7 +121,7 @@ def handled(handler):
     before = {number: signal.getsignal(number) for number in STOPS if in_main}
     try:
         for number, one in before.items():
-            if one != signal.SIG_IGN:
+            if one in replacing if replacing else one != signal.SIG_IGN:
                 signal.signal(number, handler)
         yield
     finally:

@@ -10,6 +10,7 @@ What stops a run from outside is in `endings`."""
 import json
 import logging
 import os
+import resource
 import secrets
 import socket
 import sys
@@ -21,6 +22,10 @@ from editscale.files import sha256_file, write_whole
 from editscale.sequences import stopping
 from editscale.workflow import endings, gpus
 from editscale.workflow.parameters import read_notebook, seal
+
+# A kernel looks after the process that started it, unless that was gone before the kernel first looked.
+ORPHAN = "if __import__('os').getppid() != {}: __import__('os')._exit(1)"
+OPEN_FILES = 128  # a notebook and its kernel have up to 96 open each
 
 
 class RunFailed(RuntimeError):
@@ -57,6 +62,7 @@ def run_notebook(notebook: str | Path, executed: str | Path, parameters: dict, *
     done = root / parameters["out"] / "done.json"
     for folder in (executed.parent, done.parent):
         _check_writable(folder)
+    _check_open_files()
     _check_kernel()
     part = executed.with_name(f".{secrets.token_hex(4)}.part.ipynb")
     place, before, ending = _place_of_failed(executed), _version(done), endings.Ending()
@@ -117,6 +123,7 @@ def _execute(content, notebook, part, parameters, root, ending):
                 iopub_timeout=120,
                 config=Config(KernelManager={"transport": "ipc", "connection_file": f"{folder}/kernel.json"}),
                 kernel_manager_class=Kernel,
+                extra_arguments=[f"--IPKernelApp.exec_lines={ORPHAN.format(os.getpid())}"],
                 on_cell_start=begin,
                 on_cell_error=note,
             )
@@ -214,6 +221,13 @@ def _check_writable(folder: Path) -> None:
             pass
     except OSError as error:
         raise OSError(f"cannot write to the output folder {folder}: {error.strerror}") from error
+
+
+def _check_open_files() -> None:
+    """A kernel's sockets end a process that has too few files without a word."""
+    allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if allowed < OPEN_FILES:
+        raise OSError(f"this process may open {allowed} files, and needs {OPEN_FILES}: raise that (ulimit -n 1024)")
 
 
 def _check_kernel() -> None:
