@@ -90,7 +90,7 @@ def _stopped_by(ending):
         return ending.signals[0], "", ""
     if ending.error is None:
         return None, "it left through sys.exit()", None
-    reason = (ending.raised or f"{type(ending.error).__name__}: {ending.error}").strip().splitlines()[0]
+    reason = (ending.raised or f"{type(ending.error).__name__}: {ending.error}").splitlines()[0].rstrip(": ")
     name, _, text = reason.partition(": ")
     if ending.status is not None:
         return _of_dead_kernel(ending.status, reason, ending.stderr)

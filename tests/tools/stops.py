@@ -87,7 +87,7 @@ def _signals(command, **options):
 def _in_place(command):
     """The rows of a command that runs without a kernel and keeps nothing."""
     rows = [row for seconds in (1.5, 6) for row in _signals(command, when=("start", seconds), kept=False)]
-    return [*rows, Stop(command, "file size 20000" if command == "replay" else "memory 1500000000", 1, kept=False)]
+    return [*rows, Stop(command, "file size 20000" if command == "replay" else "memory 1000000000", 1, kept=False)]
 
 
 def _of_notebook(command, kept=True, when=("edits", 3)):
