@@ -39,6 +39,7 @@ def test_a_stopped_run_says_why_what_is_kept_and_how_to_go_on(name, top, tmp_pat
         ("_ArrayMemoryError", "Unable to allocate 1. GiB", stopping.MEMORY),
         ("RuntimeError", "DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes", stopping.MEMORY),
         ("", "  what():  std::bad_alloc", stopping.MEMORY),
+        ("ImportError", "\nlibtorch.so: failed to map segment from shared object", stopping.MEMORY),
         ("OSError", "[Errno 24] Too many open files: 'x'", stopping.SEE_TO_IT),
         ("SafetensorError", "I/O error: No space left on device (os error 28)", stopping.SEE_TO_IT),
         ("FileNotFoundError", "[Errno 2] No such file or directory: 'x'", None),

@@ -15,6 +15,8 @@ AGAIN = "run the same command again"
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # how users, schedulers and terminals stop a command
 SEE_TO_IT = "see to that, then "
 MEMORY = "give it more memory (smaller batch_tokens, fewer orders together, nothing else on the device), then "
+# As torch, C++, Python and the linker say it.
+NO_MEMORY = ("can't allocate memory", "bad_alloc", "can't start new thread", "failed to map segment")
 # Errors of the system that say nothing about what a command was given.
 MACHINE = {
     getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EFBIG", "EIO", "EMFILE", "ENFILE", "ENOMEM", "EAGAIN")
@@ -48,7 +50,7 @@ def signal_of(text):
 
 def remedy(name, text):
     """What to do about an error of the machine, by the name of its type and its text; None for any other error."""
-    if "MemoryError" in name or "can't allocate memory" in text or "bad_alloc" in text:
+    if "MemoryError" in name or any(words in text for words in NO_MEMORY):
         return MEMORY
     number = re.search(r"\[Errno (\d+)\]|\(os error (\d+)\)", text)  # as Python and as Rust say it
     if name == "AcceleratorError" or (number and int(number[1] or number[2]) in MACHINE):

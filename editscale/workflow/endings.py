@@ -90,8 +90,8 @@ def _stopped_by(ending):
         return ending.signals[0], "", ""
     if ending.error is None:
         return None, "it left through sys.exit()", None
-    reason = (ending.raised or f"{type(ending.error).__name__}: {ending.error}").splitlines()[0].rstrip(": ")
-    name, _, text = reason.partition(": ")
+    name, _, text = (ending.raised or f"{type(ending.error).__name__}: {ending.error}").partition(": ")
+    reason = ": ".join([name, *text.strip().splitlines()[:1]])
     if ending.status is not None:
         return _of_dead_kernel(ending.status, reason, ending.stderr)
     if name in ("Interrupted", "KeyboardInterrupt"):  # the kernel alone was sent a signal
