@@ -39,13 +39,26 @@ def sha256_json(value):
 def read_json(path, remedy):
     """The JSON object in a file. ValueError that names the file and ends in `remedy` if it holds none."""
     try:
-        content = json.loads(Path(path).read_bytes())
+        content = json_of(Path(path).read_bytes())
         if type(content) is dict:
             return content
         error = f"it holds a {type(content).__name__}"
     except (ValueError, RecursionError) as problem:
         error = str(problem)
     raise ValueError(f"{path} is not the JSON object it should be ({error}); {remedy}")
+
+
+def json_of(data):
+    """The JSON value in bytes. ValueError if they hold none, or an object in them states a name twice."""
+
+    def unique(pairs):
+        content = dict(pairs)
+        if len(content) < len(pairs):
+            names = [name for name, _ in pairs]
+            raise ValueError(f"it states {next(name for name in names if names.count(name) > 1)!r} twice")
+        return content
+
+    return json.loads(data, object_pairs_hook=unique)
 
 
 def write_json(path, content):
