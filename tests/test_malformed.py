@@ -1,6 +1,7 @@
 """Files that are truncated, oversized or hostile give one clear error, quickly and without much memory."""
 
 import json
+import math
 import resource
 import shutil
 import struct
@@ -12,7 +13,7 @@ import tiny
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from editscale import files
 from editscale.__main__ import main
@@ -66,6 +67,7 @@ HEADERS = {
     "a shape that overflows": (header({"a": {**ONE, "shape": [2**40, 2**40]}}, b"\0" * 8), "overflow"),
     "a shape larger than its data": (header({"a": {**ONE, "shape": [2**50]}}, b"\0" * 8), "invalid shape"),
     "a negative shape": (header({"a": {**ONE, "shape": [-2]}}, b"\0" * 8), "invalid JSON in header"),
+    "a tensor named twice": (header(b'{"a":%b,"a":%b}' % ((json.dumps(ONE).encode(),) * 2), b"\0" * 8), "'a' twice"),
     "tensors over each other": (header({"a": ONE, "b": ONE}, b"\0" * 8), "invalid offset"),
     "bytes of no tensor": (header({"a": ONE}, b"\0" * 80), "not fully covered"),
 }
@@ -130,16 +132,148 @@ def test_an_index_names_safetensors_files_beside_it_and_nothing_else(folder, lis
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"n_layer": 10**9}, "states 1000000000 layers, its weights are"),
-        ({"n_layer": "many"}, "states 'many' layers"),
+        ({"n_layer": 10**6}, "states 1000000 layers, its weights are"),
+        ({"n_layer": "many"}, "has n_layer 'many'; expected a whole number from 1"),
         ({"vocab_size": "large"}, "has vocab_size 'large'"),
         ({"model_type": ["gpt2"]}, "gpt2"),
         ({"model_type": "../gpt2"}, "gpt2"),
+        ({"n_embd": 10**6}, r"missing or of another shape .*\(192,\) instead of \(3000000,\)"),
+        ({"n_head": 3}, "cannot make a model of the config in .*n_head|num_heads"),
+        ({"n_head": -1}, "has n_head -1; expected a whole number from 1"),
+        ({"n_positions": 2**63}, "has n_positions 9223372036854775808; expected a whole number from 1"),
+        ({"layer_norm_epsilon": math.nan}, "has layer_norm_epsilon nan; expected a number from 0 to 1"),
+        ({"layer_norm_epsilon": "1e-5"}, "has layer_norm_epsilon '1e-5'; expected a number from 0 to 1"),
+        ({"activation_function": "new"}, "has activation_function 'new'; expected the name of an activation"),
+        ({"tie_word_embeddings": 1}, "has tie_word_embeddings 1; expected true or false"),
+        ({"pad_token_id": 640}, "has pad_token_id 640, but embeddings of 640 tokens only"),
+        ({"add_cross_attention": True}, "has add_cross_attention True; expected false"),
     ],
 )
 def test_a_config_that_its_weights_do_not_bear_out_is_refused(folder, change, message):
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(ValueError, match=message):
+        loading.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"n_positions": 10**7}, "so many positions that what is kept of them takes 1 GB, more than the weights"),
+        ({"rotary_dim": 3}, "has rotary_dim 3; expected an even number up to 8"),
+        ({"rotary_dim": 10}, "has rotary_dim 10; expected an even number up to 8"),
+    ],
+)
+def test_rotary_positions_that_do_not_fit_the_model_are_refused(tmp_path, change, message):
+    lm = tiny.tiny_model("gptj")
+    lm.model.save_pretrained(tmp_path)
+    lm.tokenizer.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(ValueError, match=message):
+        loading.load(tmp_path)
+
+
+@pytest.mark.parametrize("file", ["config.json", "generation_config.json", "tokenizer_config.json", "tokenizer.json"])
+def test_a_field_that_a_file_states_twice_is_named(folder, file):
+    text = (folder / file).read_text().rstrip()
+    name = next(iter(json.loads(text)))
+    (folder / file).write_text(f'{text[:-1]}, "{name}": 1}}')
+    with pytest.raises(ValueError, match=f"{file}.*it states '{name}' twice.*; get it again"):
+        loading.load(folder)
+
+
+def shards(folder):
+    """The weights of a folder in two files with an index: what is in each of them, and the index."""
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    names = sorted(tensors)
+    parts = {f"model-{i}.safetensors": {name: tensors[name] for name in names[i::2]} for i in range(2)}
+    return parts, {name: file for file, of in parts.items() for name in of}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda parts, index: parts["model-0.safetensors"].update(x=torch.ones(1)), "model-0.* holds x, .* in None"),
+        (
+            lambda parts, index: index.update(x="model-1.safetensors"),
+            "model-1.* lacks x, which .* has in model-1",
+        ),
+        (
+            lambda parts, index: parts["model-1.safetensors"].update(parts["model-0.safetensors"]),
+            "model-1.safetensors holds transformer.*, which .*index.json has in model-0.safetensors; get both again",
+        ),
+    ],
+)
+def test_an_index_and_its_files_name_the_same_tensors(folder, change, message):
+    parts, index = shards(folder)
+    change(parts, index)
+    for file, tensors in parts.items():
+        save_file(tensors, folder / file)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    with pytest.raises(ValueError, match=message):
+        loading.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda x: {**x, "wte.weight": x["transformer.wte.weight"] + 1},
+            "holds transformer.wte.weight of .* twice: as",
+        ),
+        (
+            lambda x: {**x, "transformer.wpe.weight": x["transformer.wpe.weight"].int()},
+            "wpe.weight in I32; an edit needs",
+        ),
+        (
+            lambda x: {**x, "transformer.ln_f.bias": x["transformer.ln_f.bias"] / 0},
+            "ln_f.bias in .* holds NaN or infinity",
+        ),
+    ],
+)
+def test_tensors_that_no_model_can_have_are_refused_by_name(folder, change, message):
+    save_file(change(load_file(folder / "model.safetensors")), folder / "model.safetensors")
+    with pytest.raises(ValueError, match=message):
+        loading.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        ("tokenizer.json", {"pre_tokenizer": {"type": "New"}}, "tokenizer.json, pre_tokenizer: .*; get it again"),
+        ("tokenizer.json", {"added_tokens": [{"id": 0}]}, "tokenizer.json, added_tokens: .*; get it again"),
+        ("tokenizer_config.json", {"eos_token": "new"}, "has eos_token 'new', which tokenizer.json has not"),
+        ("tokenizer_config.json", {"unk_token": 3}, "tokenizer_config.json has unk_token 3; expected a token"),
+        (
+            "tokenizer_config.json",
+            {"added_tokens_decoder": {"3": {"content": "<|endoftext|>"}}},
+            "as number 3, .* as 0;",
+        ),
+        ("tokenizer_config.json", {"split_special_tokens": "no"}, "has split_special_tokens 'no'; expected true"),
+        ("added_tokens.json", {"<new>": 7}, "the token '<new>' as number 7, tokenizer.json has it not"),
+    ],
+)
+def test_tokenizer_files_that_are_damaged_or_contradict_each_other_are_refused(folder, file, change, message):
+    content = json.loads((folder / file).read_text()) if (folder / file).exists() else {}
+    (folder / file).write_text(json.dumps(content | change))
+    with pytest.raises(ValueError, match=message):
+        loading.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"dropout": 0.5}, "model: dropout 0.5 makes it split texts at random"),
+        ({"vocab": {"a": 0, "b": 0}, "merges": []}, "model: its vocab has two tokens of one number"),
+        ({"continuing_subword_prefix": "x" * 90}, "tokenizer.json, model: PanicException"),
+    ],
+)
+def test_a_vocabulary_that_cannot_be_used_is_refused(folder, change, message):
+    content = json.loads((folder / "tokenizer.json").read_text())
+    content["model"] |= change
+    (folder / "tokenizer.json").write_text(json.dumps(content))
     with pytest.raises(ValueError, match=message):
         loading.load(folder)
 

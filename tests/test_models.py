@@ -399,6 +399,9 @@ def test_of_a_model_for_texts_and_images_the_part_for_texts_is_loaded(layout, tm
         {"dtype": "torch.bfloat16"},
         {"torch_dtype": "float16", "drop": ["dtype"]},
         {"final_logit_softcapping": 3.0, "sliding_window": 4},  # of other families
+        {"return_dict": False, "output_attentions": True, "is_encoder_decoder": True, "chunk_size_feed_forward": 1},
+        {"file": "generation_config.json", "cache_implementation": "new", "max_length": "long"},
+        {"file": "tokenizer_config.json", "add_eos_token": True, "tokenizer_class": "New", "vocab_file": "/no"},
         {"drop": ["bos_token_id", "eos_token_id", "pad_token_id", "architectures", "transformers_version"]},
     ],
 )
@@ -412,14 +415,28 @@ def test_fields_that_mean_nothing_here_change_nothing(change, tmp_path):
 @pytest.mark.parametrize(
     ("file", "change", "message"),
     [
-        ("config.json", {"hidden_act": "new"}, "cannot make a model of the config in .*'new'.*; get it again"),
-        ("config.json", {"num_attention_heads": 0}, "cannot make a model of the config in .*; get it again"),
-        ("config.json", {"hidden_size": "32"}, "cannot make a model of the config in .*hidden_size"),
-        ("config.json", {"drop": ["vocab_size"]}, "instead of .32000, 32.*What config.json leaves out"),
+        ("config.json", {"hidden_act": "new"}, "config.json has hidden_act 'new'; expected the name of an activation"),
+        ("config.json", {"num_attention_heads": 0}, "config.json has num_attention_heads 0; expected a whole number"),
+        ("config.json", {"num_attention_heads": 5}, "cannot make a model of the config in .*heads.*; get it again"),
+        ("config.json", {"hidden_size": "32"}, "config.json has hidden_size '32'; expected a whole number"),
+        ("config.json", {"rope_theta": None}, "config.json has rope_theta None; expected a number above 0"),
+        ("config.json", {"rope_scaling": {"rope_type": "new"}}, "has rope_type 'new'; expected the name of a kind"),
+        ("config.json", {"rope_scaling": {"factor": -2.0}}, "has factor -2.0; expected a number above 0"),
+        (
+            "config.json",
+            {"per_layer_config": {"1": {"hidden_act": "relu"}}},
+            "has per_layer_config: layers that differ",
+        ),
+        (
+            "config.json",
+            {"drop": ["vocab_size"]},
+            "instead of .32000, 32.*leaves out.*: vocab_size 32000, hidden",
+        ),
         ("config.json", {"num_hidden_layers": 2}, "which states 2 layers: there is model.layers.2."),
         ("config.json", {"text_config": {"model_type": "new"}}, "model type 'new' is not supported"),
         ("generation_config.json", {"eos_token_id": "</s>"}, "has eos_token_id '</s>'; expected a token's number"),
-        ("generation_config.json", {"cache_implementation": "new"}, "cache_implementation"),
+        ("generation_config.json", {"eos_token_id": [0, [1]]}, "has eos_token_id .*; expected a token's number, or"),
+        ("generation_config.json", {"eos_token_id": 340}, "has eos_token_id 340; expected a token's number, 0 to 339"),
     ],
 )
 def test_fields_that_no_model_can_be_made_of_are_refused(file, change, message, tmp_path):

@@ -1,12 +1,19 @@
 """No secret is committed, nothing here unpickles or runs what a file says, and what is downloaded is pinned."""
 
 import ast
+import json
+import pickle
 import re
+import shutil
+import socket
+import sys
 from pathlib import Path
 
 import pytest
+import torch
 from test_repository import committed_files
 
+from editscale.models import loading
 from editscale.workflow.parameters import read_notebook
 
 ROOT = Path(__file__).parents[1]
@@ -80,6 +87,48 @@ def test_nothing_unpickles_or_runs_what_a_file_says(name, source):
 @pytest.mark.parametrize("source", ("eval('1')", "import torch\ntorch.load(x)", "a.pickle.loads(b)", "os.system(x)"))
 def test_a_call_that_would_is_noticed(source):
     assert [call for call, _ in calls(source) if re.fullmatch(FORBIDDEN, call)]
+
+
+def test_a_model_folder_has_nothing_fetched_imported_or_unpickled(tmp_path, monkeypatch):
+    def forbidden(*_, **__):
+        raise AssertionError("a model folder decided this")
+
+    folder = shutil.copytree(Path(__file__).parent / "golden" / "tiny_gpt2", tmp_path / "model")
+    expected = loading.load(folder)
+    repository, code = "kernels-community/flash-attn", "owner/name--evil.Evil"
+    fields = {
+        "config.json": {
+            **dict.fromkeys(("_attn_implementation", "attn_implementation", "experts_implementation"), repository),
+            "auto_map": {"AutoConfig": code, "AutoModelForCausalLM": code},
+            "custom_pipelines": {"text-generation": {"impl": code}},
+            "configuration_files": ["config.1.0.0.json"],
+            "transformers_weights": "../model.bin",
+            "fusion_config": {"patch_embeddings": True},
+            "use_kernels": True,
+            "kernel_config": {"GPT2MLP": repository},
+            "_name_or_path": "owner/name",
+        },
+        "generation_config.json": {"custom_generate": "owner/name", "assistant_model": "owner/name"},
+        "tokenizer_config.json": {
+            "auto_map": {"AutoTokenizer": [code, code]},
+            "fast_tokenizer_files": ["tokenizer.1.json"],
+            "tokenizer_file": "/etc/passwd",
+            "vocab_file": "/etc/passwd",
+            "name_or_path": "owner/name",
+        },
+    }
+    for file, stated in fields.items():
+        content = json.loads((folder / file).read_text())
+        (folder / file).write_text(json.dumps(content | stated))
+    for file in ("adapter_config.json", "custom_generate/generate.py", "evil.py", ".metadata", "model.distcp"):
+        (folder / file).parent.mkdir(exist_ok=True)
+        (folder / file).write_text("raise SystemExit")
+    for owner, name in ((socket.socket, "connect"), (socket, "getaddrinfo"), (pickle, "load"), (pickle, "Unpickler")):
+        monkeypatch.setattr(owner, name, forbidden)
+    loaded = loading.load(folder)
+    ids = loaded.tokenizer("The harp of Ada", return_tensors="pt")["input_ids"]
+    assert torch.equal(loaded.model(ids).logits, expected.model(ids).logits)
+    assert not [name for name in sys.modules if name.startswith("transformers_modules")]
 
 
 def test_every_download_is_over_tls_and_of_a_pinned_revision():
