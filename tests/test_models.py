@@ -1,5 +1,6 @@
 """Models come in from folders, hub snapshots and the wheel as they are, or with one clear error."""
 
+import hashlib
 import json
 import re
 import shutil
@@ -516,6 +517,25 @@ def test_cached_hub_model_loads_offline(offline_hub):
     loaded = loading.load("owner/Tiny-GPTJ", revision=COMMIT)
     assert loaded.name == "tiny-gptj" and loaded.identity["revision"] == COMMIT
     assert torch.equal(loaded.weight(3), lm.weight(3))
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "config.json", "tokenizer.json"])
+def test_a_file_in_the_hub_cache_that_is_not_what_its_name_says_is_named(offline_hub, file):
+    repository = offline_hub / "models--owner--tiny"
+    folder, blobs = saved(tiny_model("gpt2"), repository / "snapshots" / COMMIT), repository / "blobs"
+    blobs.mkdir()
+    for path in folder.iterdir():
+        data = path.read_bytes()
+        small = hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
+        blob = blobs / (sha256_file(path) if path.suffix == ".safetensors" else small)
+        path.rename(blob)
+        path.symlink_to(f"../../blobs/{blob.name}")
+    loading.load("owner/tiny", revision=COMMIT)
+    blob = (folder / file).resolve()
+    data = blob.read_bytes()
+    blob.write_bytes(data[:-1] + b" " if file == "model.safetensors" else data + b" ")
+    with pytest.raises(ValueError, match=f"{file} is not what the hub gave.*; delete .*{blob.name}, and it is down"):
+        loading.load("owner/tiny", revision=COMMIT)
 
 
 # The wheel

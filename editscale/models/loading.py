@@ -5,6 +5,7 @@ identified by the sha256 of its weight files, and by that of the files that say 
 """
 
 import hashlib
+import os
 import re
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -59,6 +60,7 @@ def load(source, *, revision="", device="cpu", dtype="float32", cache="runs/mode
     sha256 = _sha256_each([*headers, *stated])
     if source == smollm2.SOURCE:
         smollm2.check({file.name: found for file, found in sha256.items()}, folder)
+    _check_blobs(sha256)
     tokenizer = fast_tokenizer.load(folder)
     n_rows, known = config.vocab_size, tokenizer.get_vocab().items()
     if any(number >= n_rows and number not in tokenizer.added_tokens_decoder for _, number in known):
@@ -184,3 +186,21 @@ def _sha256_each(files):
 def _one_sha256(found):
     lines = "".join(f"{sha256}  {file.name}\n" for file, sha256 in sorted(found.items()))
     return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def _check_blobs(found):
+    """Raise ValueError if a file in the Hugging Face cache, given with its sha256, is not what its name there says: its
+    sha256 for a large file, for a small one the sha1 that git gives it."""
+    for file, sha256 in found.items():
+        blob = Path(os.readlink(file)) if file.is_symlink() else file
+        if blob.parent.name != "blobs" or not re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", blob.name):
+            continue
+        digest = sha256
+        if len(blob.name) == 40:
+            data = file.read_bytes()
+            digest = hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
+        if digest != blob.name:
+            raise ValueError(
+                f"{file} is not what the hub gave: it is kept as {blob.name}, the hash of its bytes is {digest}; "
+                f"delete {file.resolve()}, and it is downloaded again"
+            )
