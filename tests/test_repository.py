@@ -196,7 +196,7 @@ def test_constraints_are_exact_portable_and_within_the_ranges_of_pyproject():
     for name, version in CONSTRAINTS.items():
         assert str(Version(version)) == version and not Version(version).local, name
         assert not name.startswith(("nvidia", "cuda", "triton", "editscale")), name
-    for requirement in [*DEPENDENCIES, *EXTRAS["test"], *EXTRAS["workflow"], *EXTRAS["slurm"]]:
+    for requirement in [*DEPENDENCIES, *EXTRAS["test"], *EXTRAS["workflow"], *EXTRAS["slurm"], *EXTRAS["audit"]]:
         version = CONSTRAINTS[canonicalize_name(requirement.name)]
         assert requirement.specifier.contains(version), requirement.name
     assert CONSTRAINTS["torch"] == "2.13.0"  # the build that local wheel folders carry
@@ -288,7 +288,7 @@ def test_the_conda_environment_installs_what_make_installs():
     supported = Requirement("python" + PROJECT["requires-python"]).specifier
     assert supported.contains(python.removeprefix("python="))
     assert section["pip"] == ["-c .ci/constraints.txt", "-e .[test,workflow]"]
-    assert (ROOT / ".ci/constraints.txt").is_file() and {"test", "workflow", "slurm"} == set(EXTRAS)
+    assert (ROOT / ".ci/constraints.txt").is_file() and {"test", "workflow", "slurm", "audit"} == set(EXTRAS)
     makefile = (ROOT / "Makefile").read_text()
     assert "-c .ci/constraints.txt" in makefile and "-e '.[test,workflow]'" in makefile
 
