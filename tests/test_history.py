@@ -13,6 +13,7 @@ from editscale.data.orders import open_set
 from editscale.metrics import downstream, generation, scoring, written
 from editscale.models import hidden_states, loading
 from editscale.sequences import past_runs, sequence
+from editscale.sequences.ledger import Ledger
 
 INVENTED = Path(__file__).parents[1] / "params/smoke/invented_facts.json"
 
@@ -194,3 +195,14 @@ def test_facts_that_a_run_did_not_edit_come_from_its_fact_set(tmp_path):
     assert past_runs.with_facts(run, [every[6].case_id, every[0].case_id]) == [*every[:3], every[6]]
     with pytest.raises(ValueError, match="invented_facts.json, the fact set of .*, has no case 12345"):
         past_runs.with_facts(run, [12345])
+
+
+def test_a_fact_that_is_no_longer_what_another_run_edited_is_refused(tmp_path):
+    every = list(open_set(str(INVENTED)))
+    run = past_runs.PastRun(tmp_path, {"fact_set": str(INVENTED)}, None, every[:3], None)
+    for folder, identity in (("same", every[6].identity), ("changed", "0" * 64)):
+        book = Ledger(tmp_path / folder, {}, {})
+        book.append({"case_id": every[6].case_id, "fact_sha256": identity}, [], 0.1)
+    assert past_runs.with_facts(run, [every[6].case_id], [tmp_path / "same"]) == [*every[:3], every[6]]
+    with pytest.raises(ValueError, match="is another fact than the one that .*changed edited; restore that file"):
+        past_runs.with_facts(run, [every[6].case_id], [tmp_path / "same", tmp_path / "changed"])

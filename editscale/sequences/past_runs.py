@@ -252,11 +252,15 @@ def forward_runs(folders, methods=()):
     return {method: found[method][1] for method in methods or found}
 
 
-def with_facts(run, case_ids):
+def with_facts(run, case_ids, others=()):
     """The run's facts, then those of its fact set with these case ids that it did not edit.
 
-    Raises ValueError if the fact set lacks one.
+    Args:
+        others: folders of runs that edited them.
+
+    Raises ValueError if the fact set lacks one, or has another fact there than one of the others edited.
     """
+    from editscale.sequences import ledger
 
     missing = [case for case in case_ids if case not in {fact.case_id for fact in run.facts}]
     if not missing:
@@ -265,6 +269,13 @@ def with_facts(run, case_ids):
     for case in missing:
         if case not in of_set:
             raise ValueError(f"{run.parameters['fact_set']}, the fact set of {run.folder}, has no case {case}")
+    for folder in others if missing else ():
+        for row in ledger.Ledger(folder).rows:
+            if row["case_id"] in missing and row["fact_sha256"] != of_set[row["case_id"]].identity:
+                raise ValueError(
+                    f"case {row['case_id']} in {run.parameters['fact_set']} is another fact than the one that {folder} "
+                    "edited; restore that file"
+                )
     return [*run.facts, *(of_set[case] for case in missing)]
 
 
