@@ -393,7 +393,9 @@ def test_a_notebook_that_is_run_by_hand_writes_over_no_results_of_a_scale(path):
 
 def test_a_flipped_bit_in_what_is_read_of_a_run_or_a_figure_is_named_or_has_no_effect(study):
     rng, measured = random.Random(0), study / "06a_acceptance_measures"
-    figures = [path for folder in ("rome", "figures") for path in (study / folder).glob("*.*") if drawn(path)]
+    figures = [
+        path for folder in ("rome", "figures") for path in (study / folder).glob("*.*") if flips.is_of_figure(path)
+    ]
     of_run = [path for path in sorted((study / "rome").rglob("[!.]*.*")) if path not in figures]
     moments = study / "01_covariance_stats/second_moments.safetensors"
     counts, failures = flips.flipped([*of_run, moments], lambda _: flips.read_run(study / "rome"), rng, n=2)
@@ -401,8 +403,3 @@ def test_a_flipped_bit_in_what_is_read_of_a_run_or_a_figure_is_named_or_has_no_e
     beside = [*figures, *study.glob("*.ipynb"), *(study / "05a_single_edits").glob("*.*"), *measured.glob("*.*")]
     counts, failures = flips.flipped(beside, flips.read_beside, rng, n=1)
     assert failures == [] and len(beside) > 70 and counts["named"].sum() > len(beside) / 2
-
-
-def drawn(path):
-    """Whether a file is one of a figure."""
-    return path.with_name(f"{path.name.split('.')[0]}.svg").is_file()

@@ -7,12 +7,13 @@ bytes of their last edit, or have a bit flipped there. The sequence is started a
 tables must then be those of the sequence that was never stopped, byte for byte.
 
 Then `make figures SCALE=smoke` runs in a copy of the checkout, is stopped as a whole, each time by another signal,
-and started again until it ends. Its ledgers and tables must be those of a copy in which nothing was stopped.
+and started again until it ends. Its ledgers and tables must be those of a copy in which nothing was stopped. At last
+bits are flipped there, N in what the study left and N in a recorded scale (`flips`).
 
 Counted for each stop: *identical* if what it left was the beginning of the uninterrupted log and the files were right
 in the end; *lost* are edits whose `append` had returned and that the ledger did not have afterwards; *said* if a
 message named how many edits are kept, which SIGKILL leaves no time for. The exit status is 1 if anything was lost or
-differs, or a message was wrong.
+differs, a message was wrong, or a flip was neither named nor without effect.
 """
 
 import argparse
@@ -45,6 +46,7 @@ from editscale.data.orders import in_order
 from editscale.editing import editors
 from editscale.models import loading
 from editscale.sequences import frames, ledger, sequence, stopping
+from tools import flips
 
 ROOT = Path(__file__).parents[2]
 N_EDITS = 6
@@ -342,7 +344,7 @@ def main(arguments):
     given = parser.parse_args(arguments)
     torch.set_num_threads(1)
     chance, lm = random.Random(given.seed), loading.load(ROOT / "tests/golden/tiny_gpt2")
-    found = Counter()
+    found, failures = Counter(), []
     with tempfile.TemporaryDirectory(prefix="editscale-crash-") as top:
         wholes = {}
         for method in given.methods:
@@ -359,12 +361,17 @@ def main(arguments):
             shutil.rmtree(folder)
         if given.studies:
             found += stop_study(Path(top), given.studies, chance, given.target)
+        if given.studies and not given.target:
+            os.chdir(Path(top) / "whole")
+            counts, failures = flips.flipped_study(chance, given.n)
+            print(counts.to_string(index=False), *failures, sep="\n")
+            os.chdir(ROOT)
     print(table(found))
     totals = Counter()
     for (_, what), n in found.items():
         totals[what] += n
     print(f"{totals['stops']} kills, {totals['identical']} identical, {totals['lost']} lost")
-    return 0 if totals["stops"] == totals["identical"] and not (totals["lost"] or totals["wrong"]) else 1
+    return 0 if totals["stops"] == totals["identical"] and not (totals["lost"] or totals["wrong"] or failures) else 1
 
 
 if __name__ == "__main__":

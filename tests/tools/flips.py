@@ -14,7 +14,7 @@ from pathlib import Path
 import pandas as pd
 
 from editscale.analysis import disabling, tables, targets
-from editscale.files import read_record
+from editscale.files import read_record, vouched
 from editscale.models import loading
 from editscale.sequences import past_runs
 from editscale.workflow import provenance
@@ -88,6 +88,11 @@ def read_run(folder):
     return total.hexdigest()
 
 
+def is_of_figure(path):
+    """Whether a file is one of those that a figure is written to."""
+    return path.with_name(f"{path.name.split('.')[0]}.svg").is_file()
+
+
 def read_beside(path):
     """Digest of what is read of one file beside runs: a table of its own, a figure, or an executed notebook."""
     if path.suffix == ".ipynb":
@@ -100,8 +105,9 @@ def read_beside(path):
         return of(path).to_csv()
     if path.name in ("done.json", "record.json"):
         return repr(read_record(path, ""))
-    figure = path.with_name(f"{path.name.split('.')[0]}.json")
-    return repr(provenance.read_figure(figure))
+    if is_of_figure(path):
+        return repr(provenance.read_figure(path.with_name(f"{path.name.split('.')[0]}.json")))
+    return vouched(path, "").decode()
 
 
 def read_recorded(tables_folder, path):
@@ -116,3 +122,26 @@ def read_recorded(tables_folder, path):
 
 def _timing(path):
     return tables.read(path, "").to_csv()
+
+
+def flipped_study(rng, n, runs=Path("runs/smoke"), scale=Path("figures/smollm2")):
+    """`flipped` of a finished study as a whole and of a recorded scale: n flips in each, at random files."""
+    finished = [path.parent for path in runs.glob("*/*/ledger.json")]
+
+    def read_study(path):
+        run = next((folder for folder in finished if folder in path.parents), None)
+        if path.suffix == ".safetensors":
+            return [read_run(folder) for folder in finished]
+        return read_beside(path) if run is None or is_of_figure(path) else read_run(run)
+
+    def read_scale(path):
+        return read_recorded(scale / "tables", path) if "tables" in path.parts else read_beside(path)
+
+    places = [runs.glob("**/*.*"), *(scale.glob(name) for name in ("fig*.*", "notebooks/*.ipynb", "tables/**/*.*"))]
+    files = [path for place in places for path in place if path.is_file() and path.name[0] != "."]
+    files = [path for path in sorted(files) if path.suffix != ".done" and not {"html", "models"} & {*path.parts}]
+    studied = [path for path in files if runs in path.parents]
+    recorded_ones = [path for path in files if scale in path.parents and path.name != "reruns.csv"]
+    counts, failures = flipped(studied, read_study, rng, n, every_file=False)
+    others, more = flipped(recorded_ones, read_scale, rng, n, every_file=False)
+    return pd.concat([counts, others]).groupby("file", as_index=False).sum(), failures + more
