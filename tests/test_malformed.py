@@ -239,10 +239,19 @@ def test_tensors_that_no_model_can_have_are_refused_by_name(folder, change, mess
         loading.load(folder)
 
 
+def puts(token, number):
+    """A post-processor that puts a token before a text, and knows the number of <s>."""
+    single = [{"SpecialToken": {"id": token, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
+    special = {"<s>": {"id": "<s>", "ids": [number], "tokens": ["<s>"]}}
+    return {"type": "TemplateProcessing", "single": single, "pair": [], "special_tokens": special}
+
+
 @pytest.mark.parametrize(
     ("file", "change", "message"),
     [
         ("tokenizer.json", {"pre_tokenizer": {"type": "New"}}, "tokenizer.json, pre_tokenizer: .*; get it again"),
+        ("tokenizer.json", {"post_processor": puts("<s>", 640)}, "tokenizer.json, post_processor: it adds tokens that"),
+        ("tokenizer.json", {"post_processor": puts("<t>", 0)}, "tokenizer.json, post_processor: PanicException"),
         ("tokenizer.json", {"added_tokens": [{"id": 0}]}, "tokenizer.json, added_tokens: .*; get it again"),
         ("tokenizer_config.json", {"eos_token": "new"}, "has eos_token 'new', which tokenizer.json has not"),
         ("tokenizer_config.json", {"unk_token": 3}, "tokenizer_config.json has unk_token 3; expected a token"),

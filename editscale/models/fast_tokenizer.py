@@ -49,13 +49,15 @@ def _backend(file):
         data = file.read_bytes()
         content = json_of(data)
         backend = Tokenizer.from_str(data.decode())
-        backend.encode("The 1st é")
+        encoding = backend.encode("The 1st é")
     except BaseException as error:  # the tokenizers library raises nothing more particular, and Rust's panics
         if isinstance(error, (KeyboardInterrupt, SystemExit)):
             raise
         fields = _odd_fields(content) if type(content) is dict else []
         reason = f"{type(error).__name__}: {str(error).strip()}".split("\n")[0]
         raise ValueError(f"{damaged}{', ' * bool(fields)}{', '.join(fields)}: {reason}); get it again") from error
+    if len(encoding.ids) != len(encoding.tokens) or None in map(backend.id_to_token, encoding.ids):
+        raise ValueError(f"{damaged}, post_processor: it adds tokens that are in no vocabulary); get it again")
     model = content["model"]
     numbers = list(model["vocab"].values()) if type(model.get("vocab")) is dict else []
     if len(set(numbers)) < len(numbers):
@@ -76,7 +78,7 @@ def _odd_fields(content):
     odd = []
     for name, value in content.items():
         try:
-            Tokenizer.from_str(json.dumps(_EMPTY | {name: value}))
+            Tokenizer.from_str(json.dumps(_EMPTY | {name: value})).encode("")
         except BaseException:  # as above
             odd.append(name)
     return odd

@@ -47,7 +47,8 @@ def headers(folder):
         if not file.is_file():
             raise FileNotFoundError(f"{folder} lacks {file.name}, one of {len(names)} shards in {index.name}")
         found[file] = tensors_in(file)
-        for name in sorted(found[file].keys() ^ {name for name, of in listed.items() if of == file.name}):
+        other = found[file].keys() ^ {name for name, of in listed.items() if of == file.name}
+        for name in sorted(other, key=lambda name: (name in found[file], name)):
             there = "holds" if name in found[file] else "lacks"
             raise ValueError(f"{file} {there} {name}, which {index.name} has in {listed.get(name)}; get both again")
     return found
