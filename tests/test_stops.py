@@ -59,7 +59,7 @@ def test_signals_on_the_heels_of_one_do_not_cut_off_what_is_said_of_it():
         finally:
             signal.raise_signal(signal.SIGINT)
             signal.raise_signal(signal.SIGHUP)
-    assert stopped.value.exit_status == 143
+    assert stopped.value.exit_status == 143 and isinstance(stopped.value.__cause__, stopping.Signal)
     assert [signal.getsignal(number) for number in stopping.STOPS] == before
 
 

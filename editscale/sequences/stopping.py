@@ -15,6 +15,7 @@ AGAIN = "run the same command again"
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # how users, schedulers and terminals stop a command
 SEE_TO_IT = "see to that, then "
 MEMORY = "give it more memory (smaller batch_tokens, fewer orders together, nothing else on the device), then "
+NO_WORDS = "no memory left"  # an error without any: MemoryError
 # As torch, C++, Python and the linker say it.
 NO_MEMORY = ("can't allocate memory", "bad_alloc", "can't start new thread", "failed to map segment")
 # Errors of the system that say nothing about what a command was given.
@@ -35,6 +36,11 @@ class Interrupted(KeyboardInterrupt):
     def __init__(self, message, number=signal.SIGINT):
         super().__init__(message)
         self.exit_status = status(number)
+
+
+class Signal(KeyboardInterrupt):
+    """A signal that came. A plain KeyboardInterrupt, once it went through code that C runs, as imports do, lets Python
+    end as by SIGINT whatever its exit status should be."""
 
 
 def status(number):
@@ -81,23 +87,20 @@ def says_how_to_go_on(ledgers, n_edits):
         with signals_raise():
             yield
     except KeyboardInterrupt as error:
-        reason = str(error) or "Ctrl-C"
-        raise Interrupted(_message(error, reason, how_to_go_on(ledgers, n_edits)), signal_of(reason)) from error
+        reason, go_on = str(error) or "Ctrl-C", how_to_go_on(ledgers, n_edits)
+        raise Interrupted(f"stopped by KeyboardInterrupt ({reason}): {go_on}", signal_of(reason)) from error
     except (OSError, RuntimeError, MemoryError) as error:
-        what_to_do = remedy(type(error).__name__, str(error)) or (SEE_TO_IT if isinstance(error, OSError) else None)
+        name, text = type(error).__name__, str(error)
+        what_to_do = remedy(name, text) or (SEE_TO_IT if isinstance(error, OSError) else None)
         if what_to_do is None:
             raise
-        reason = str(error).strip().split("\n")[0] or "no memory left"
-        raise Stopped(_message(error, reason, how_to_go_on(ledgers, n_edits, what_to_do))) from error
-
-
-def _message(error, reason, rest):
-    return f"stopped by {type(error).__name__} ({reason}): {rest}"
+        reason, go_on = text.strip().split("\n")[0] or NO_WORDS, how_to_go_on(ledgers, n_edits, what_to_do)
+        raise Stopped(f"stopped by {name} ({reason}): {go_on}") from error
 
 
 @contextmanager
 def signals_raise():
-    """While open, SIGTERM and SIGHUP raise KeyboardInterrupt with their name, and Ctrl-C as it always does.
+    """While open, signals raise `Signal`: SIGTERM and SIGHUP with their name, Ctrl-C without.
 
     Those that follow within a second do not: schedulers and hasty fingers send several, and the first is on its way.
     What somebody else does about a signal stays, be it this function further out.
@@ -107,7 +110,7 @@ def signals_raise():
     def interrupt(number, _):
         if time.monotonic() - raised[0] > 1:
             raised[0] = time.monotonic()
-            raise KeyboardInterrupt(*([] if number == signal.SIGINT else [signal.Signals(number).name]))
+            raise Signal(*([] if number == signal.SIGINT else [signal.Signals(number).name]))
 
     with handled(interrupt, (signal.SIG_DFL, signal.default_int_handler, None)):
         yield

@@ -80,7 +80,7 @@ def _status_and_text(error):
         return stopping.status(number), f"stopped by {number.name}; {stopping.AGAIN}"
     remedy = stopping.remedy(type(error).__name__, str(error))
     if remedy is not None:
-        return 1, f"stopped by {type(error).__name__} ({str(error) or 'no memory left'}); {remedy}{stopping.AGAIN}"
+        return 1, f"stopped by {type(error).__name__} ({str(error) or stopping.NO_WORDS}); {remedy}{stopping.AGAIN}"
     return 2 if isinstance(error, (ValueError, OSError)) else None, str(error)
 
 

@@ -44,7 +44,7 @@ def signals_end(ending):
     def stop(number, _):
         ending.signals.append(signal.Signals(number))
         if ending.kernel is None:
-            raise KeyboardInterrupt(ending.signals[0].name)
+            raise stopping.Signal(ending.signals[0].name)
         if len(ending.signals) > 1 or not ending.begun:
             send(signal.SIGKILL)
         else:
@@ -94,7 +94,7 @@ def _stopped_by(ending):
     reason = ": ".join([name, *text.strip().splitlines()[:1]])
     if ending.status is not None:
         return _of_dead_kernel(ending.status, reason, ending.stderr)
-    if name in ("Interrupted", "KeyboardInterrupt"):  # the kernel alone was sent a signal
+    if name in ("Interrupted", "Signal", "KeyboardInterrupt"):  # the kernel alone was sent a signal
         return stopping.signal_of(text), "", ""
     return None, reason, stopping.SEE_TO_IT if name == "Stopped" else stopping.remedy(name, text)
 

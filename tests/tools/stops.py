@@ -163,7 +163,7 @@ def outcome(stop, top, folder):
         process = subprocess.Popen(
             command, cwd=top, env=environment, stderr=stderr, stdout=stderr, preexec_fn=begin, start_new_session=True
         )
-    kernel = _send(stop, process, top if stop.command == "together" else folder)
+    kernel = _send(stop, process, top / "runs/smoke/r-rome" if stop.command == "together" else folder)
     began = time.monotonic()
     status = process.wait(300)
     seconds, said = time.monotonic() - began, (folder / "stderr").read_text(errors="replace")
