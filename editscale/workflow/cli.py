@@ -52,8 +52,7 @@ class Commands(click.Group):
 
     def invoke(self, ctx):
         try:
-            with stopping.signals_raise():
-                status = super().invoke(ctx)
+            status = super().invoke(ctx)
         except (Exception, KeyboardInterrupt) as error:
             status, text = _status_and_text(error)
             if status is None:

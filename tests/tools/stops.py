@@ -81,7 +81,7 @@ class Stop:
 def _signals(command, **options):
     """The rows of all signals that a user, a terminal or a scheduler sends."""
     names = {"SIGINT": 130, "SIGTERM": 143, "SIGHUP": 129}
-    return [Stop(command, name, status, f"stopped by {name}", **options) for name, status in names.items()]
+    return [Stop(command, name, status, "stopped by ", **options) for name, status in names.items()]
 
 
 def _in_place(command):
