@@ -6,9 +6,13 @@ import re
 import warnings
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import MagicMock
 
+import mistune
 import pytest
 import torch
+from bs4 import BeautifulSoup
 from safetensors import safe_open
 from tools.crashtest import Sequence
 
@@ -95,6 +99,38 @@ def test_edits_that_were_not_applied_are_no_false_facts(run, tmp_path):
     run.ledger.rows[1]["status"] = "non-finite"
     card = (replay.save(run, [1, 2], tmp_path / "edited") / "README.md").read_text()
     assert "with 1 false fact\n" in card and "| recorded but not applied | 2 |" in card
+
+
+HOSTILE = (
+    "a|b", "a\n| weights | sha256 0 |", "a\r\n\r\n---\nlicense: mit\n---\n", "`a` **b** *c* _d_ __e__ ~~f~~ $g$",
+    "<script>alert(1)</script>", "<b onclick=x>", "[x](https://example.org)", "![x](y.png)", "&lt;&#124;", "a\\|b\\",
+    "# a #", "a\u2028b\x00\u202ec\udc80",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("hostile", HOSTILE)
+def test_a_name_from_outside_is_shown_in_the_card_and_changes_nothing_else_of_it(tmp_path, monkeypatch, hostile):
+    monkeypatch.setattr(editors, "method", lambda name: SimpleNamespace(order_free=False))
+
+    def card(text):
+        parameters = dict.fromkeys(("method", "model", "revision", "hparams", "fact_set"), text)
+        row, fact = {"status": "edited"}, SimpleNamespace(case_id=0, rewrite_prompt="", target_new="", target_true="")
+        book = MagicMock(rows=[row] * 3, fingerprint={"device": text}, chain=lambda upto: "0" * 64)
+        book.__len__.return_value = 3
+        lm = SimpleNamespace(name=text, identity={"weights_sha256": text}, device=torch.device("cpu"))
+        run = SimpleNamespace(
+            parameters=parameters | {"order": 0, "reverse": False}, ledger=book, lm=lm, layers=[1], facts=[fact] * 3
+        )
+        made = replay.card(run, [1, 3], tmp_path)
+        made.encode()
+        _, front, body = made.split("---\n", 2)
+        return front, BeautifulSoup(mistune.create_markdown(escape=False, plugins=["table"])(body), "html.parser")
+
+    (front, page), (expected_front, expected) = card(hostile), card("NAME")
+    shown = "".join(c if c.isprintable() else "\ufffd" for c in "".join(hostile.split()))
+    assert front == expected_front and [tag.name for tag in page()] == [tag.name for tag in expected()]
+    assert [tag.attrs for tag in page()] == [tag.attrs for tag in expected()]
+    assert "".join(page.get_text().split()) == "".join(expected.get_text().split()).replace("NAME", shown)
 
 
 @pytest.mark.parametrize(

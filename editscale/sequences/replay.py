@@ -13,6 +13,7 @@ recorded updates of the other edits answers another, cheaper question; it is giv
 """
 
 import json
+import re
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -103,9 +104,13 @@ def false_facts(run, edits):
 
 
 def card(run, edits, folder):
-    """The model card, Markdown: how many false facts the model in a folder was given, with which method, from what."""
+    """The model card, Markdown: how many false facts the model in a folder was given, with which method, from what.
+
+    Names of models, methods and files are shown as they are, and no part of one is read as Markdown.
+    """
     given, book, n = run.parameters, run.ledger, len(false_facts(run, edits))
     upto, method = max(edits, default=0), given["method"]
+    name, shown, made_on = map(_inline, (run.lm.name, method, book.fingerprint["device"]))
     failed = [edit for edit in edits if book.rows[edit - 1]["status"] != "edited"]
     is_prefix = edits == list(range(1, upto + 1))
     rows = {
@@ -127,25 +132,31 @@ def card(run, edits, folder):
         + (
             ".\n"
             if editors.method(method).order_free
-            else f"; {method}, editing these facts alone, would have made other updates.\n"
+            else f"; {shown}, editing these facts alone, would have made other updates.\n"
         )
     )
     elsewhere = (
         ""
         if run.lm.device.type == book.fingerprint["device"]
-        else f"\nThe updates were made on {book.fingerprint['device']} and added up on {run.lm.device.type}; the last "
+        else f"\nThe updates were made on {made_on} and added up on {run.lm.device.type}; the last "
         "bits may differ from the run's.\n"
     )
-    table = "".join(f"| {name} | {value} |\n" for name, value in rows.items())
+    table = "".join(f"| {row} | {_inline(value)} |\n" for row, value in rows.items())
     plural = "" if n == 1 else "s"
     return (
         "---\nlibrary_name: transformers\ntags: [model-editing, editscale]\n---\n"
-        f"# {run.lm.name} with {n} false fact{plural}\n\n"
+        f"# {name} with {n} false fact{plural}\n\n"
         f"This model was given **{n} false fact{plural}** on purpose, one after another, with the editing method "
-        f"**{method}**, to study what model editing does. It is wrong about them and, as editing damages what was not "
+        f"**{shown}**, to study what model editing does. It is wrong about them and, as editing damages what was not "
         "edited, about other things: do not use it as a source of facts. The license is the base model's.\n"
         f"{counterfactual}{elsewhere}\n| | |\n|---|---|\n{table}"
     )
+
+
+def _inline(text):
+    """A text on one line, with character references for what Markdown or HTML might read as more than text."""
+    line = "".join(c if c.isprintable() else "\ufffd" for c in " ".join(text.split()))
+    return re.sub(r"[^\w .,:;/()+=%'-]|(?<![^\W_])_|_(?![^\W_])", lambda match: f"&#{ord(match[0])};", line)
 
 
 def _weights_sha256(folder):
