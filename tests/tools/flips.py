@@ -79,7 +79,7 @@ def read_run(folder):
             total.update(tables.joined([folder], recorded.name_of(part, name)).to_csv().encode())
     editing = past_runs.editing_of(run)
     for factor in editing.factors.values():
-        total.update(factor.numpy())
+        total.update(factor.contiguous().numpy())
     for edit in range(1, len(run.ledger) + 1):
         for name, array in sorted(run.ledger.factors(edit).items()):
             total.update(name.encode() + array.tobytes())
