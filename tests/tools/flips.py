@@ -17,6 +17,7 @@ from editscale.analysis import disabling, tables, targets
 from editscale.files import read_record, vouched
 from editscale.models import loading
 from editscale.sequences import past_runs
+from editscale.sequences.ledger import Ledger
 from editscale.workflow import provenance
 from editscale.workflow.parameters import altered, read_notebook
 from tools import recorded
@@ -80,11 +81,18 @@ def read_run(folder):
     editing = past_runs.editing_of(run)
     for factor in editing.factors.values():
         total.update(factor.contiguous().numpy())
-    for edit in range(1, len(run.ledger) + 1):
-        for name, array in sorted(run.ledger.factors(edit).items()):
+    said = run.key, editing.params, editing.contexts, recorded._timing(folder), read_ledger(folder)
+    total.update(repr(said).encode())
+    return total.hexdigest()
+
+
+def read_ledger(folder):
+    """Digest of all that a ledger holds but its times."""
+    book, total = Ledger(folder), hashlib.sha256()
+    for edit in range(1, len(book) + 1):
+        for name, array in sorted(book.factors(edit).items()):
             total.update(name.encode() + array.tobytes())
-    said = run.key, run.ledger.rows, run.ledger.unedited(), run.ledger.weights, recorded._timing(folder)
-    total.update(repr((said, editing.params, editing.contexts)).encode())
+    total.update(repr((book.fingerprint, book.weights, book.rows, book.unedited())).encode())
     return total.hexdigest()
 
 
@@ -126,13 +134,16 @@ def _timing(path):
 
 def flipped_study(rng, n, runs=Path("runs/smoke"), scale=Path("figures/smollm2")):
     """`flipped` of a finished study as a whole and of a recorded scale: n flips in each, at random files."""
-    finished = [path.parent for path in runs.glob("*/*/ledger.json")]
+    ledgers = [path.parent for path in runs.glob("*/*/ledger.json")]
+    finished = [folder for folder in ledgers if (folder / "done.json").is_file()]
 
     def read_study(path):
-        run = next((folder for folder in finished if folder in path.parents), None)
+        book = next((folder for folder in ledgers if folder in path.parents), None)
         if path.suffix == ".safetensors":
             return [read_run(folder) for folder in finished]
-        return read_beside(path) if run is None or is_of_figure(path) else read_run(run)
+        if book is None or is_of_figure(path):
+            return read_beside(path)
+        return read_run(book) if book in finished else read_ledger(book)
 
     def read_scale(path):
         return read_recorded(scale / "tables", path) if "tables" in path.parts else read_beside(path)
