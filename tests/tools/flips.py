@@ -18,7 +18,7 @@ from editscale.files import read_record, vouched
 from editscale.models import loading
 from editscale.sequences import past_runs
 from editscale.sequences.ledger import Ledger
-from editscale.workflow import provenance
+from editscale.workflow import provenance, timing
 from editscale.workflow.parameters import altered, read_notebook
 from tools import recorded
 
@@ -76,6 +76,8 @@ def read_run(folder):
     for part, names in recorded.PARTS.items():
         record = read_record(folder / part / "done.json", "")
         total.update(repr(record).encode())
+        if part:
+            total.update(repr(timing.read(folder / part)).encode())
         for name in names:
             total.update(tables.joined([folder], recorded.name_of(part, name)).to_csv().encode())
     editing = past_runs.editing_of(run)
