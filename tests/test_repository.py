@@ -41,7 +41,7 @@ DEPENDENCIES = [Requirement(line) for line in PROJECT["dependencies"]]
 EXTRAS = {name: list(map(Requirement, extra)) for name, extra in PROJECT["optional-dependencies"].items()}
 # Modules of packages that a dependency brings ↦ that dependency; triton comes with builds of torch for GPUs.
 BROUGHT = {
-    **dict.fromkeys(("IPython", "jupyter_client", "psutil", "traitlets"), "ipykernel"),
+    **dict.fromkeys(("IPython", "jupyter_client", "traitlets"), "ipykernel"),
     "tokenizers": "transformers",
     "triton": "torch",
 }

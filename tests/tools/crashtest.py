@@ -37,7 +37,6 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # where `tools` is, for `mak
 
 import numpy as np
 import pandas as pd
-import psutil
 import torch
 
 from editscale import files as editscale_files
@@ -287,8 +286,9 @@ class Study:
                 return make.wait()
 
     def processes(self):
-        """Processes in this copy that still run: kernels are in no group of make's."""
-        return [p.pid for p in psutil.process_iter(["cwd"]) if p.info["cwd"] == str(self.folder.resolve())]
+        """Processes of this copy's interpreter that still run: kernels are in no group of make's."""
+        found = subprocess.run(["pgrep", "-f", str(self.folder)], capture_output=True, text=True)
+        return found.stdout.split()
 
     def results(self):
         """Bytes of ledgers and tables by path; times differ."""

@@ -20,7 +20,6 @@ from pathlib import Path
 
 import nbformat
 import pandas as pd
-import psutil
 
 ROOT = Path(__file__).parents[2]
 SMALL = (
@@ -175,7 +174,7 @@ def outcome(stop, top, folder):
         "goes on": last.endswith(shlex.join(command)) and "run the same command again" in last,
         "traceback": "Traceback" in said,
         "left": ", ".join(path.name for path in (folder / "tmp").glob("editscale-*")),
-        "kernel left": kernel is not None and kernel.is_running() and kernel.status() != psutil.STATUS_ZOMBIE,
+        "kernel left": kernel is not None and _asked("ps", "-o", "stat=", "-p", kernel).strip("Z+sl \n") != "",
         "said": last,
     }
 
@@ -191,7 +190,7 @@ def _send(stop, process, folder):
         waited = time.monotonic() - began if kernel or kind == "start" else -1
         if numbers and (n_edits if kind == "edits" else waited) >= n:
             for name in numbers:
-                to = {"process": process.pid, "group": -process.pid, "kernel": kernel and kernel.pid}[stop.to]
+                to = {"process": process.pid, "group": -process.pid, "kernel": int(kernel or 0)}[stop.to]
                 os.kill(to, signal.Signals[name])
                 time.sleep(0.02)
             break
@@ -200,11 +199,12 @@ def _send(stop, process, folder):
 
 
 def _kernel(pid):
-    try:
-        children = psutil.Process(pid).children()
-        return next((child for child in children if "ipykernel_launcher" in child.cmdline()), None)
-    except psutil.Error:
-        return None
+    """The kernel that a process has started, as text; None if there is none."""
+    return _asked("pgrep", "-P", str(pid), "-f", "ipykernel_launcher").strip() or None
+
+
+def _asked(*command):
+    return subprocess.run(command, capture_output=True, text=True).stdout
 
 
 def right(stop, found):
