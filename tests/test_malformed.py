@@ -458,8 +458,8 @@ def test_a_scale_that_would_leave_its_folders_is_refused(command, scale, capsys)
     [
         (b"{", "done.json is not the JSON object it should be .*; run notebook 02a again"),
         (b"[]", "it holds a list"),
-        (b"{}", "done.json lacks parameters or files; run notebook 02a again"),
-        (b'{"parameters": {}, "files": []}', "lacks parameters or files"),
+        (b"{}", "done.json: parameter method is missing, not a str; run notebook 02a again"),
+        (b'{"parameters": {}, "files": []}', "done.json lists no files with their sha256; run notebook 02a again"),
     ],
 )
 def test_a_damaged_record_of_a_run_is_named(tmp_path, content, message):

@@ -178,7 +178,7 @@ def test_an_altered_matrix_or_identity_is_refused_and_another_one_has_another_id
     lm, result, path = stored
     content = path.read_bytes()
     header = int.from_bytes(content[:8], "little")
-    places = {"layer.1 is not what": 8 + header + 80, "does not hold": content.index(b"n_documents") + 16}
+    places = {"layer.1 is not what": 8 + header + 80, "does not hold": content.index(b'"n_documents":"') + 15}
     for message, place in places.items():
         damaged = tmp_path / "damaged.safetensors"
         damaged.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])

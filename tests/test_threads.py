@@ -33,4 +33,4 @@ def test_one_thread_is_taken_unless_one_is_told_how_many(code, told, threads):
 def test_no_command_has_another_way_to_a_model_than_the_function_that_sets_threads():
     """Those that need a run's files, together and replay, are not started above."""
     package = {path: path.read_text() for path in (ROOT / "editscale").rglob("*.py")}
-    assert [path.name for path, text in package.items() if "CausalLM.from_pretrained" in text] == ["loading.py"]
+    assert [path.name for path, text in package.items() if "CausalLM.from_config" in text] == ["loading.py"]

@@ -2,6 +2,7 @@
 
 import pytest
 
+from editscale.files import sealed, sha256_file, write_json
 from editscale.workflow import timing
 
 
@@ -14,7 +15,8 @@ def test_parts_are_timed_in_their_order(tmp_path, monkeypatch):
     with times.of("spectra"):
         pass
     times.add("texts", 7, 2)
-    times.save(tmp_path)
+    path = times.save(tmp_path)
+    write_json(tmp_path / "done.json", sealed({"files": {path.name: sha256_file(path)}}))
     assert timing.read(tmp_path) == [
         {"part": "recall", "n": 20, "seconds": 1.5},
         {"part": "spectra", "n": 1, "seconds": 0.25},
@@ -23,5 +25,5 @@ def test_parts_are_timed_in_their_order(tmp_path, monkeypatch):
 
 
 def test_a_folder_without_times_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=f"no {tmp_path}/timing.jsonl; run the notebook"):
+    with pytest.raises(FileNotFoundError, match=f"no timing.jsonl in {tmp_path}; run the notebook"):
         timing.read(tmp_path)

@@ -54,7 +54,7 @@ def paper_shows(name):
 def comparison(folder, scale):
     """The paper's ROME and MEMIT beside the first forward runs, in Markdown, from the plotted numbers; "" where several
     orders are drawn, which claims are made of."""
-    plotted = {name: pd.read_csv(Path(folder) / scale / f"{name}.csv") for name in drawn(folder, scale)}
+    plotted = {path.stem: pd.read_csv(path) for path in sorted((Path(folder) / scale).glob("*.csv"))}
     if "layer" not in plotted["fig4_weight_drift"]:
         return ""
     table = {"": [claims.PAPER[f"rome-{name}"]["what"] for name in COMPARED]}
