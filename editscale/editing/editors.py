@@ -2,7 +2,7 @@
 
 import importlib
 import typing
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -117,6 +117,7 @@ class Editing:
         contexts: context templates, in groups where the method wants groups.
         factors: layer ↦ lower Cholesky factor of the second moment of keys, (d_key, d_key) float64.
         moments: what the second moments were computed from, in strings; empty without any.
+        start: the state of a run before its first edit (`Method.start`), None for a method without one.
     """
 
     method: str
@@ -124,6 +125,7 @@ class Editing:
     contexts: list
     factors: dict
     moments: dict = field(default_factory=dict)
+    start: object = None
 
     @property
     def layers(self):
@@ -161,25 +163,44 @@ def prepare(lm, name, hparams, moments_path, *, factors=None, **sampling):
     missing = {layer: moment for layer, moment in second_moments.moments.items() if layer not in factors}
     factors |= cholesky_factors(missing, lm.device)
     own = {layer: factors[layer] for layer in layers}
-    return Editing(name, params, sample_contexts(lm, name, **sampling), own, second_moments.identity)
+    return begun(lm, Editing(name, params, sample_contexts(lm, name, **sampling), own, second_moments.identity))
 
 
-def edit_each(editing, lm, facts, *ahead):
+def begun(lm, editing):
+    """An `Editing` with the state of a run before its first edit, made from the unedited model."""
+    if (start := method(editing.method).start) is None:
+        return editing
+    return replace(editing, start=start(lm, editing.params, editing.contexts, editing.factors))
+
+
+def after(editing, state, updates):
+    """The state of a run after an edit that left these updates, none if it was not applied."""
+    return state if state is None else method(editing.method).after(state, updates)
+
+
+def edit_each(editing, lm, facts, *ahead, states=None):
     """`Method.edit` of some facts; an edit whose solve fails has no updates, and the reason in its trace ("failed").
 
     When one of several fails, each is made again alone, so that the others do not depend on it but for rounding.
+
+    Args:
+        states: of the run that each fact belongs to, for a method with states; None: all before their first edit.
     """
     import torch
 
+    states = states or [editing.start] * len(facts)
+    given = {} if editing.start is None else {"states": states}
     try:
-        return method(editing.method).edit(lm, facts, editing.params, editing.contexts, editing.factors, *ahead)
+        return method(editing.method).edit(
+            lm, facts, editing.params, editing.contexts, editing.factors, *ahead, **given
+        )
     except torch.linalg.LinAlgError as error:
         if len(facts) == 1:
             return [updates.Edit((), {"failed": str(error)})]
     return [
         edit
         for i, fact in enumerate(facts)
-        for edit in edit_each(editing, stacks.subset(lm, [i]), [fact], *([x[i]] for x in ahead))
+        for edit in edit_each(editing, stacks.subset(lm, [i]), [fact], *([x[i]] for x in ahead), states=[states[i]])
     ]
 
 

@@ -19,6 +19,10 @@ class Method:
         moments: whether it weighs its changes against second moments of keys.
         kind: methods of one kind differ only in what `ahead` gives, so a batch may hold facts of several of them.
         order_free: whether an update is the same whatever was edited before it.
+        start: (lm, params, contexts, factors) -> the state of a run before its first edit, made once from the unedited
+            model; None for a method without one. `edit` then takes `states`, one for each fact, by that name.
+        after: (state, updates) -> the state after an edit that left these updates, none if it was not applied. It reads
+            them as they are recorded, so that a run that is resumed or replayed has the same bits.
     """
 
     params: type
@@ -28,3 +32,5 @@ class Method:
     moments: bool = True
     kind: str = ""
     order_free: bool = False
+    start: object = None
+    after: object = None

@@ -5,7 +5,9 @@ changes have no low rank gives the whole matrix, and may change the projection's
 """
 
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+
+PARTS = ("left", "right", "bias", "mask")  # what changes a projection
 
 
 @dataclass(frozen=True)
@@ -17,31 +19,41 @@ class Update:
         left: (d_value, r), in the weight's dtype; ΔW itself, (d_value, d_key), where there is no `right`.
         right: (d_key, r), in the weight's dtype, or None.
         bias: change of the projection's bias, (d_value,), or None.
+        mask: which entries of left rightᵀ count, as `packed` gives it; None: all.
+        kept: name ↦ tensor, what the edit leaves to the state of its run (`method.Method.after`); no part of ΔW.
     """
 
     layer: int
     left: object
     right: object = None
     bias: object = None
+    mask: object = None
+    kept: dict = field(default_factory=dict)
+
+    def change(self):
+        """The tensors that ΔW and the bias' change consist of, by name; what is None is left out."""
+        named = {"left": self.left, "right": self.right, "bias": self.bias, "mask": self.mask}
+        return {name: tensor for name, tensor in named.items() if tensor is not None}
 
     def tensors(self):
-        """The tensors it consists of, by name; what is None is left out."""
-        named = {"left": self.left, "right": self.right, "bias": self.bias}
-        return {name: tensor for name, tensor in named.items() if tensor is not None}
+        """All tensors, by name: those of `change`, and what is kept."""
+        return self.change() | self.kept
 
     def to(self, device):
         """The same update with its tensors on another device."""
-        return replace(self, **{name: tensor.to(device) for name, tensor in self.tensors().items()})
+        kept = {name: tensor.to(device) for name, tensor in self.kept.items()}
+        return replace(self, **{name: tensor.to(device) for name, tensor in self.change().items()}, kept=kept)
 
     def matrix(self):
         """ΔW, (d_value, d_key)."""
-        return self.left if self.right is None else self.left @ self.right.T
+        whole = self.left if self.right is None else self.left @ self.right.T
+        return whole if self.mask is None else whole * unpacked(self.mask, whole.shape)
 
     def norm(self):
         """‖ΔW‖ (Frobenius; the bias is no part of it), a float, computed in float64."""
         left = self.left.double()
-        if self.right is None:
-            return left.norm().item()
+        if self.right is None or self.mask is not None:
+            return self.matrix().double().norm().item()
         right = self.right.double()
         return ((left.T @ left) * (right.T @ right)).sum().clamp(min=0).sqrt().item()
 
@@ -49,6 +61,22 @@ class Update:
         """Whether ΔW, in which the product of finite factors may overflow, and the bias hold no NaN or infinity."""
         changes = [self.matrix()] if self.bias is None else [self.matrix(), self.bias]
         return all(bool(change.isfinite().all()) for change in changes)
+
+
+def packed(mask):
+    """A mask (d_value, d_key) as bytes, eight entries in each, row by row, the first in the highest bit."""
+    import torch
+
+    flat = torch.nn.functional.pad(mask.flatten(), (0, -mask.numel() % 8)).view(-1, 8).to(torch.uint8)
+    return (flat << torch.arange(7, -1, -1, dtype=torch.uint8, device=mask.device)).sum(1, dtype=torch.uint8)
+
+
+def unpacked(mask, shape):
+    """The mask of this shape that `packed` gave, bool."""
+    import torch
+
+    bits = (mask[:, None] >> torch.arange(7, -1, -1, dtype=torch.uint8, device=mask.device)) & 1
+    return bits.flatten()[: shape.numel()].view(shape).bool()
 
 
 def factors(left, right, dtype):
@@ -89,12 +117,14 @@ def apply(lm, updates, copy=None):
 
 
 def _check_fits(lm, update, weight, bias):
-    given = {name: tuple(tensor.shape) for name, tensor in update.tensors().items()}
+    given = {name: tuple(tensor.shape) for name, tensor in update.change().items()}
     if update.right is None:
         wanted = {"left": tuple(weight.shape)}
     else:
         rank = given["left"][1] if update.left.ndim == 2 else 1
         wanted = {"left": (weight.shape[0], rank), "right": (weight.shape[1], rank)}
+    if update.mask is not None:
+        wanted["mask"] = (-(-weight.numel() // 8),)
     if update.bias is not None:
         wanted["bias"] = None if bias is None else tuple(bias.shape)
     if given != wanted:
@@ -156,7 +186,8 @@ def from_bytes(data):
     by_layer = {}
     for name, tensor in load(data).items():
         layer, part = name.split(".")
-        by_layer.setdefault(int(layer), {})[part] = tensor
+        of = by_layer.setdefault(int(layer), {"kept": {}})
+        (of if part in PARTS else of["kept"])[part] = tensor
     return [Update(layer, **by_layer[layer]) for layer in sorted(by_layer)]
 
 
@@ -165,7 +196,7 @@ def arrays(data):
     import numpy as np
     from safetensors import deserialize
 
-    kinds, found = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}, {}
+    kinds, found = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "U8": "u1"}, {}
     for name, stored in deserialize(data):
         values = np.frombuffer(stored["data"], dtype=kinds[stored["dtype"]])
         if stored["dtype"] == "BF16":

@@ -55,6 +55,15 @@ def of_matrices(matrices, shape):
     return np.array(alone), np.array(total)
 
 
+def _matrix(tensors, layer):
+    """ΔW of an edit that has no low rank, from its tensors; None if it changed nothing."""
+    left, right, mask = (tensors.get(f"{layer}.{name}") for name in ("left", "right", "mask"))
+    if left is None or right is None:
+        return left
+    whole = left @ right.T
+    return whole if mask is None else whole * np.unpackbits(mask, count=whole.size).reshape(whole.shape)
+
+
 def of_ledger(ledger):
     """Drift after each edit and at each edited layer: a list of dicts, ordered by layer and edit.
 
@@ -65,8 +74,8 @@ def of_ledger(ledger):
     for layer, weight in sorted(ledger.weights.items(), key=lambda item: int(item[0])):
         d_value, d_key = weight["shape"]
         left, right = f"{layer}.left", f"{layer}.right"
-        if left in applied and right not in applied:
-            found = of_matrices((ledger.factors(edit).get(left) for edit in edits), weight["shape"])
+        if left in applied and right not in applied or f"{layer}.mask" in applied:
+            found = of_matrices((_matrix(ledger.factors(edit), layer) for edit in edits), weight["shape"])
         else:
             low_rank = low_rank or [ledger.factors(edit) for edit in edits]
             lefts = [of.get(left, np.zeros((d_value, 0))) for of in low_rank]

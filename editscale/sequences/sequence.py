@@ -72,6 +72,14 @@ def replay(lm, ledger, upto=None, *, after=0, copy=None):
         _apply(lm, ledger.updates(edit), copy)
 
 
+def state_after(lm, editing, ledger, upto):
+    """The state of a run after its first `upto` edits, as these are recorded; None for a method without one."""
+    state = editing.start
+    for edit in range(1, upto + 1 if state is not None else 1):
+        state = editors.after(editing, state, [update.to(lm.device) for update in ledger.updates(edit)])
+    return state
+
+
 def _apply(lm, recorded, copy):
     updates.apply(lm, [update.to(lm.device) for update in recorded], copy)
 
@@ -172,8 +180,11 @@ def _run(lm, orders, editings, ledgers, on_collapse, batch_tokens, *, stack):
     batch = _going(start, orders, ledgers, on_collapse) or list(range(len(ledgers)))
     ahead = [_ahead(of, lm, facts, start, _at_once(batch_tokens)) for of, facts in zip(editings, orders, strict=True)]
     model = stacks.copies(lm, first.layers, len(batch)) if stack else lm
+    states = {}
     for row, i in enumerate(batch):
-        replay(model, ledgers[i], min(start, len(ledgers[i])), copy=row if stack else None)
+        done = min(start, len(ledgers[i]))
+        replay(model, ledgers[i], done, copy=row if stack else None)
+        states[i] = state_after(lm, first, ledgers[i], done)
 
     title = f"edit with {', '.join(dict.fromkeys(editing.method for editing in editings))}"
     for place in tqdm(range(start, n_facts), desc=title, unit="edit", total=n_facts, initial=start):
@@ -185,8 +196,10 @@ def _run(lm, orders, editings, ledgers, on_collapse, batch_tokens, *, stack):
             batch = staying
         facts = [orders[i][place] for i in batch]
         found = [ahead[i][place] for i in batch]
-        edits, seconds = _step(model, facts, first, found, [ledgers[i] for i in batch], place, stack)
-        for (edit, scores), fact, i in zip(edits, facts, batch, strict=True):
+        runs = [(ledgers[i], states[i]) for i in batch]
+        edits, seconds = _step(model, facts, first, found, runs, place, stack)
+        for (edit, made, scores), fact, i in zip(edits, facts, batch, strict=True):
+            states[i] = editors.after(first, states[i], made)
             if place == len(ledgers[i]):
                 _record(ledgers[i], fact, identities[i][place], edit, scores, seconds)
 
@@ -205,18 +218,24 @@ def _going(place, orders, ledgers, on_collapse):
     return [i for i, over in enumerate(ended) if not over and place < len(orders[i])]
 
 
-def _step(model, facts, editing, ahead, ledgers, place, stack):
-    """One edit of each fact, applied and scored: a list of (edit, scores), and seconds of each.
+def _step(model, facts, editing, ahead, runs, place, stack):
+    """One edit of each fact, applied and scored: a list of (edit, updates applied, scores), and seconds of each.
 
     An order that was ahead of the others when they were stopped keeps what it recorded.
+
+    Args:
+        runs: the ledger and the state of the run of each fact.
     """
     began = time.perf_counter()
-    edits = editors.edit_each(editing, model, facts, *([ahead] if editors.method(editing.method).ahead else []))
-    for row, (edit, ledger) in enumerate(zip(edits, ledgers, strict=True)):
+    given = [ahead] if editors.method(editing.method).ahead else []
+    edits, applied = editors.edit_each(editing, model, facts, *given, states=[state for _, state in runs]), []
+    for row, (edit, (ledger, _)) in enumerate(zip(edits, runs, strict=True)):
         made = edit.updates if editors.status(edit) == "edited" else []
-        _apply(model, ledger.updates(place + 1) if place < len(ledger) else made, row if stack else None)
+        made = [u.to(model.device) for u in ledger.updates(place + 1)] if place < len(ledger) else list(made)
+        _apply(model, made, row if stack else None)
+        applied.append(made)
     scores = scoring.score_each(model, facts)
-    return list(zip(edits, scores, strict=True)), (time.perf_counter() - began) / len(facts)
+    return list(zip(edits, applied, scores, strict=True)), (time.perf_counter() - began) / len(facts)
 
 
 def _record(ledger, fact, identity, edit, scores, seconds):
