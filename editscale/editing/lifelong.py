@@ -1,0 +1,276 @@
+"""Lifelong normalization: ridge regressions on gradients that are normalized by statistics of all edits so far.
+
+UltraEdit (arXiv:2505.14679) and StableEdit (arXiv:2605.11836), as released in XiaojieGu/UltraEdit and
+MINE-USTC/StableEdit (`editor/ultraedit.py`, `editor/stableedit.py`, `nets.py`), one fact at a time. No value is
+optimized, and no second moment needed: an edit is one forward and one backward of prompt and target. At each of the b
+tokens that predict the target, each edited layer has a key k, and g, the gradient of the loss at the output of its
+projection. With μ and s, mean and deviation of all x = [k, g] so far, those of this edit and of all layers among them:
+
+    k̂ = (k − μ_k) / (s_k + ε)        ĝ = (g − μ_g) / (s_g + ε)        ε = 2⁻⁵²
+    v = −η ‖k̂‖² ĝ                    the change of the output that is asked for
+    ΔW = V (KᵀK + αI)⁻¹ Kᵀ           ridge regression: K (d_key, b) and V (d_value, b), one column for each token
+
+StableEdit differs in the lines that end with "StableEdit". It whitens gradients, ĝ = Q (g − μ_g) with Q the inverse
+square root of their covariance, once there are more than d_value + 1 of them. And it edits facts first that are not
+part of a run: they warm up the statistics, and their change of the weights stays. Here that change is part of the first
+edit, so that a ledger holds all that was added to a model.
+
+Statistics and solves are in float64, where the released code takes float32.
+"""
+
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+
+from editscale.data import orders
+from editscale.editing import updates
+from editscale.editing.context_sampling import bare_context
+from editscale.editing.method import Method
+from editscale.editing.updates import Edit, Update
+from editscale.models import anatomy, tokens
+
+EPSILON = 2.0**-52  # ε of float64
+SMALLEST = 1e-6  # an eigenvalue of the gradients' covariance is at least this when they are whitened
+
+
+@dataclass(frozen=True)
+class UltraEditParams:
+    """Hyper-parameters; params/ultraedit/*.yaml says what each means."""
+
+    layers: list
+    eta: float
+    alpha: float
+    unbiased: bool
+
+
+@dataclass(frozen=True)
+class StableEditParams:
+    """Hyper-parameters; params/stableedit/*.yaml says what each means."""
+
+    layers: list
+    eta: float
+    alpha: float
+    warm_up: int  # StableEdit
+
+
+@dataclass(frozen=True)
+class State:
+    """Running statistics of x = [k, g] over the tokens of all edits so far, float64.
+
+    The projections of a model have one shape, and all edited layers share the statistics.
+
+    Attributes:
+        n: how many x: each token counts once for each edited layer.
+        mean: μ, (d_key + d_value,).
+        squares: sums of squared deviations from μ, (d_key + d_value,).
+        products: sums of products of the gradients' deviations, (d_value, d_value), or None: nothing is whitened.
+        unbiased: whether the deviations of b tokens from their own mean count b / (b − 1) times.
+        shift: the change by a warm-up that no recorded edit holds yet, an `Update` for each layer.
+    """
+
+    n: int
+    mean: object
+    squares: object
+    products: object = None  # StableEdit
+    unbiased: bool = False
+    shift: tuple = ()  # StableEdit
+
+
+def start_ultraedit(lm, params, contexts, factors):
+    """The `State` before the first edit: nothing was seen."""
+    return _nothing_seen(lm, unbiased=params.unbiased)
+
+
+def start_stableedit(lm, params, contexts, factors):
+    """The `State` after a warm-up with `params.warm_up` facts of AtlasFacts, taken evenly from all of them.
+
+    The model is left as it was. Raises ValueError unless there are so many.
+    """
+    facts = orders.open_set("atlas")
+    if not 0 <= params.warm_up <= len(facts):
+        raise ValueError(f"warm_up is {params.warm_up}; AtlasFacts has {len(facts)} facts, so give 0 to as many")
+    return warmed(lm, [facts[i * len(facts) // params.warm_up] for i in range(params.warm_up)], params)
+
+
+def warmed(lm, facts, params):
+    """The `State` after some facts, edited one after another without whitening. The model is left as it was."""
+    state, shift = _nothing_seen(lm), ()
+    state = replace(state, products=state.mean.new_zeros(lm.d_model, lm.d_model))
+    with updates.put_back(lm, params.layers):
+        for fact in facts:
+            (made,) = _edits(lm, [fact], params, [state], whiten=False)
+            updates.apply(lm, made.updates)
+            state, shift = after(state, made.updates), _joined(shift, made.updates)
+    return replace(state, shift=shift)
+
+
+def _nothing_seen(lm, **options):
+    import torch
+
+    zeros = torch.zeros(lm.d_key + lm.d_model, dtype=torch.float64, device=lm.device)
+    return State(0, zeros, zeros, **options)
+
+
+def after(state, updates):
+    """The `State` after an edit of which `updates` were recorded; unchanged if there are none."""
+    for update in updates:
+        gradients = update.kept["gradients"]
+        state = seen(state, update.right[:, -gradients.shape[1] :], gradients)
+    return replace(state, shift=()) if updates else state
+
+
+def seen(state, keys, gradients):
+    """The statistics with b more tokens.
+
+    Args:
+        keys, gradients: (d_key, b) and (d_value, b), in any dtype.
+
+    A single token has no deviation from its own mean. The released UltraEdit divides 0 by 0 there, and all its
+    statistics are NaN from then on.
+    """
+    import torch
+
+    x = torch.cat([keys, gradients]).to(state.mean)
+    b, mean = x.shape[1], x.mean(1)
+    n, inside, between = state.n + b, x - mean[:, None], mean - state.mean
+    weight = b / max(b - 1, 1) if state.unbiased else 1
+    squares = state.squares + weight * (inside**2).sum(1) + state.n * b / n * between**2
+    products = state.products
+    if products is not None:
+        inside, outside = inside[len(keys) :], between[len(keys) :]
+        products = products + inside @ inside.T + state.n * b / n * torch.outer(outside, outside)  # StableEdit
+    return replace(state, n=n, mean=state.mean + b / n * between, squares=squares, products=products)
+
+
+def asked(state, keys, gradients, eta, *, whiten=True):
+    """V, (d_value, b) float64: the change of the output that is asked for at each token.
+
+    Args:
+        state: statistics that these tokens are part of.
+        keys, gradients: (d_key, b) and (d_value, b).
+        whiten: whether to whiten gradients where the state can.
+    """
+    import torch
+
+    deviation = (state.squares / (state.n - 1 + EPSILON)).sqrt() + EPSILON
+    x = torch.cat([keys, gradients]).to(state.mean) - state.mean[:, None]
+    normalized, d = x / deviation[:, None], len(gradients)
+    direction = normalized[-d:]
+    if whiten and state.products is not None and state.n > d + 1:  # StableEdit
+        values, vectors = torch.linalg.eigh(state.products / (state.n - d - 1 + EPSILON))  # StableEdit
+        direction = vectors / values.clamp(min=SMALLEST).sqrt() @ vectors.T @ x[-d:]  # StableEdit
+    return -eta * (normalized[:-d] ** 2).sum(0) * direction
+
+
+def ridge(keys, values, alpha):
+    """V (KᵀK + αI)⁻¹, (d_value, b) float64: ΔW is this times Kᵀ, which equals V Kᵀ (K Kᵀ + αI)⁻¹.
+
+    Args:
+        keys: K, (d_key, b). values: V, (d_value, b).
+    """
+    import torch
+
+    keys = keys.double()
+    gram = keys.T @ keys + alpha * torch.eye(keys.shape[1], dtype=keys.dtype, device=keys.device)
+    return torch.linalg.solve(gram, values, left=False)
+
+
+def keys_and_gradients(lm, facts, layers):
+    """For each fact, on the model as it stands or on copy i of a stack: its loss, and layer ↦ (keys, gradients).
+
+    The loss is the mean of −log p over the b tokens of the target, each after the prompt and the tokens before it.
+    Keys, (d_key, b), and gradients, (d_value, b), are those where these tokens are predicted, in the weights' dtype.
+
+    Args:
+        layers: ascending.
+
+    Raises ValueError if the model cannot read a text, or a prompt shares a token with its target.
+    """
+    import torch
+
+    pairs = tokens.with_targets(lm.tokenizer, [f.rewrite_prompt for f in facts], [f.target_new for f in facts])
+    tokens.check(lm, [prompt + target for prompt, target in pairs])
+    trees = [tokens.tree([prompt + target[:-1]]) for prompt, target in pairs]
+    ids, positions, mask = tokens.tree_inputs(trees, lm.device, lm.dtype)
+    places = [slice(len(prompt) - 1, len(prompt) - 1 + len(target)) for prompt, target in pairs]
+    found = {}
+
+    def watched(layer):
+        def keep(keys, values):
+            found[layer] = keys.detach(), values if values.requires_grad else values.requires_grad_()
+
+        return anatomy.watching(lm.projection(layer), keep)
+
+    with torch.no_grad():
+        entering = anatomy.segment(lm, 0, layers[0])(ids, mask, positions) if layers[0] else ids
+    with torch.enable_grad(), ExitStack() as stack:
+        for layer in layers:
+            stack.enter_context(watched(layer))
+        final = anatomy.segment(lm, layers[0])(entering, mask, positions)
+        log_p = [lm.logits(row[at]).log_softmax(dim=-1) for row, at in zip(final, places, strict=True)]
+        targets = [torch.tensor(target, device=lm.device)[:, None] for _, target in pairs]
+        losses = torch.stack([-of.gather(1, target).mean() for of, target in zip(log_p, targets, strict=True)])
+        backward = torch.autograd.grad(losses.sum(), [values for _, values in found.values()])
+    both = {layer: (keys, of) for (layer, (keys, _)), of in zip(found.items(), backward, strict=True)}
+    return [
+        (loss, {layer: tuple(x[i, at].T.contiguous() for x in of) for layer, of in both.items()})
+        for i, (loss, at) in enumerate(zip(losses.detach(), places, strict=True))
+    ]
+
+
+def edit(lm, facts, params, contexts, factors, *, states):
+    """For each fact the change that makes the model, or copy i of a stack, say its new target: one `Edit` per fact.
+
+    The model is left as it was.
+
+    Args:
+        contexts, factors: not used; the bare prompt is read, and no second moment.
+        states: one `State` for each fact, before its edit. Facts that share a model share a warm-up too.
+
+    Returns:
+        An `Edit` with an `Update` per layer, of rank b, the tokens of the target: `right` holds the keys, and `kept`
+        the gradients. Where the state has a shift, its columns stand before those.
+
+    Raises ValueError unless α is positive, or as `keys_and_gradients` does.
+    """
+    return _edits(lm, facts, params, states, whiten=True)
+
+
+def _edits(lm, facts, params, states, *, whiten):
+    if not params.alpha > 0:
+        raise ValueError(f"alpha is {params.alpha}; a ridge regression needs a positive one")
+    layers, edits = sorted(params.layers), []
+    stacked = lm.weight(layers[0]).ndim == 3
+    with updates.put_back(lm, layers if any(state.shift for state in states) else ()):
+        for copy in range(len(lm.weight(layers[0])) if stacked else 1):
+            updates.apply(lm, states[copy].shift, copy if stacked else None)
+        found = keys_and_gradients(lm, facts, layers)
+    for (loss, of_layers), state in zip(found, states, strict=True):
+        now = state
+        for keys, gradient in of_layers.values():
+            now = seen(now, keys, gradient)
+        made = []
+        for layer, (keys, gradient) in of_layers.items():
+            values = asked(now, keys, gradient, params.eta, whiten=whiten)
+            left = ridge(keys, values, params.alpha).to(lm.dtype)
+            made.append(Update(layer, left, keys, kept={"gradients": gradient}))
+        edits.append(Edit(tuple(_joined(state.shift, made)), {"losses": loss[None, None]}))
+    return edits
+
+
+def _joined(first, second):
+    """Updates of the same layers as one, the columns of the first before those of the second."""
+    import torch
+
+    def both(name, a, b):
+        return torch.cat([getattr(a, name), getattr(b, name)], dim=1)
+
+    if not first:
+        return tuple(second)
+    pairs = zip(first, second, strict=True)
+    return tuple(replace(b, left=both("left", a, b), right=both("right", a, b)) for a, b in pairs)
+
+
+METHODS = {
+    "ultraedit": Method(UltraEditParams, edit, bare_context, moments=False, start=start_ultraedit, after=after),
+    "stableedit": Method(StableEditParams, edit, bare_context, moments=False, start=start_stableedit, after=after),
+}
