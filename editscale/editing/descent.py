@@ -76,16 +76,19 @@ class Descent(InPlace):
         init: m₀ or h₀, (facts, d_model); sets the scale of the decay term and the ball's radius.
         params: has v_num_grad_steps, v_lr, v_weight_decay, clamp_norm_factor, kl_factor.
         n_contexts, n_vocabulary: sizes of what `forward` returns.
+        n_targets: tokens of the new object, of each fact or of all.
 
     The loss is compared with 0.05 before an update, and no update follows the last forward: n steps are n forwards
     and at most n − 1 updates. The decay term is weight · ‖δ‖ / ‖init‖², the norm of δ not squared. The KL term is
     KL(now ‖ at δ = 0). Adam's moments are left alone by the projection. All of this is what the released code does.
     """
 
-    def __init__(self, init, params, n_contexts, n_vocabulary):
+    def __init__(self, init, params, n_contexts, n_vocabulary, n_targets=1):
         import torch
 
         n, steps = len(init), params.v_num_grad_steps
+        self.n_targets = torch.as_tensor(n_targets, device=init.device).expand(n).clone()
+        self.learned = torch.zeros_like(self.n_targets)
         self.params, self.init = params, init
         self.delta, self.mean, self.square = (torch.zeros_like(init) for _ in range(3))
         self.step = torch.zeros(1, dtype=torch.long, device=init.device)
@@ -105,14 +108,15 @@ class Descent(InPlace):
 
         Args:
             forward: δ (facts, d_model) ↦ (NLL per context (facts, contexts), log-probabilities of the next token at the
-                subject of the KL prompt (facts, vocabulary)).
+                subject of the KL prompt (facts, vocabulary), how many target tokens are the most probable ones per
+                context (facts, contexts)). The last is left out where the parameters have no `prob_cutoff`.
             update: False for the last forward.
         """
         import torch
 
         params, delta = self.params, self.delta.detach().clone().requires_grad_(update)
         with torch.set_grad_enabled(update):
-            nll, log_p = forward(delta)
+            nll, log_p, *n_first = forward(delta)
             self.reference.copy_(torch.where(self.step == 0, log_p.detach(), self.reference))
             init_norm = self.init.norm(dim=1)
             kl = params.kl_factor * (log_p.exp() * (log_p - self.reference)).sum(dim=1)
@@ -126,12 +130,31 @@ class Descent(InPlace):
             self.nlls.index_copy_(0, self.step, nll[None])
             self.forwards += self.active
             self.active &= ~(loss < 0.05)
+            if hasattr(params, "prob_cutoff"):
+                self.active &= ~self._is_learned(nll, *n_first)
             self.step += 1
             if update:
                 adam(self.delta, self.mean, self.square, gradient, self.step, params.v_lr)
                 norm, radius = self.delta.norm(dim=1), params.clamp_norm_factor * init_norm
                 projected = self.delta * torch.where(norm > radius, radius / norm, 1.0)[:, None]
                 self.delta.copy_(torch.where(self.active[:, None], projected, delta))
+
+    def _is_learned(self, nll, n_first):
+        """Whether ENCORE ends here: encore `encore/compute_z.py`; arXiv:2502.01636.
+
+        With a `prob_cutoff` of −c it ends at the c-th forward after which all target tokens are the most probable ones
+        in all contexts but the bare one. The released code counts forwards with five such tokens instead
+        (`stop_tokens: five`): all of them for its five contexts and a target of one token, and for longer targets often
+        those that follow from their first ones, while the fact is not learned. A positive cutoff is one of the mean
+        probability over all contexts.
+        """
+        cutoff = self.params.prob_cutoff
+        if cutoff > 0:
+            return (-nll).exp().mean(dim=1) > cutoff
+        found = n_first[:, 1:].sum(dim=1)
+        wanted = 5 if self.params.stop_tokens == "five" else (nll.shape[1] - 1) * self.n_targets
+        self.learned += found == wanted
+        return self.learned >= -cutoff
 
     def results(self):
         """For each fact: δ (d_model,), losses (steps, 5), NLL per context (steps, contexts)."""

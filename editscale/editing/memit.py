@@ -57,7 +57,7 @@ def mean_keys(keys, groups):
     return torch.stack([part.mean(0) for part in keys.split(groups)]).mean(0)
 
 
-def edit(lm, facts, params, contexts, factors, *, forward=None):
+def edit(lm, facts, params, contexts, factors, *, adjust=None, forward=None):
     """The updates of all edited layers that together make the model say the new targets of `facts`.
 
     The model is left as it was.
@@ -66,6 +66,7 @@ def edit(lm, facts, params, contexts, factors, *, forward=None):
         facts: one fact or more; they are edited together.
         contexts: groups of context templates, the first group the bare one: [["{}"], ["The river. {}", …]].
         factors: layer ↦ lower Cholesky factor of C of the unedited model.
+        adjust: `Optimized` ↦ `Optimized`, what becomes of each value before it is written; None: nothing.
         forward: way to optimize the values, see `values.optimize`.
 
     Returns:
@@ -74,22 +75,25 @@ def edit(lm, facts, params, contexts, factors, *, forward=None):
     Raises ValueError if there is a norm between the model's MLPs and the residual stream (Gemma 2 and later): there,
     a change of the residual stream is not a change of the projection's output.
     """
-    return _edits(lm, [facts], params, contexts, factors, forward)[0]
+    return _edits(lm, [facts], params, contexts, factors, adjust=adjust, forward=forward)[0]
 
 
-def edit_each(lm, facts, params, contexts, factors, *, forward=None):
+def edit_each(lm, facts, params, contexts, factors, *, adjust=None, forward=None):
     """For each fact the updates that make the model, or copy i of a stack, say its new target: one `Edit` per fact.
 
     The edits do not depend on each other. Arguments and errors as for `edit`.
     """
-    return _edits(lm, [[fact] for fact in facts], params, contexts, factors, forward)
+    return _edits(lm, [[fact] for fact in facts], params, contexts, factors, adjust=adjust, forward=forward)
 
 
-def _edits(lm, batches, params, contexts, factors, forward):
-    return spread(lm, batches, params, contexts, factors, partial(solve, weight=params.mom2_update_weight), forward)
+def _edits(lm, batches, params, contexts, factors, **options):
+    def of_layer(keys, layer, _):
+        return solve(keys, factors[layer], params.mom2_update_weight)
+
+    return spread(lm, batches, params, contexts, of_layer, **options)
 
 
-def spread(lm, batches, params, contexts, factors, solve, forward=None):
+def spread(lm, batches, params, contexts, solve, *, keep=False, adjust=None, forward=None):
     """One `Edit` for each batch of facts, all batches of the same size: the residual spread over `params.layers`.
 
     Each batch has its own copy of the model. Each layer, ascending and with the layers before it changed, takes an even
@@ -99,8 +103,9 @@ def spread(lm, batches, params, contexts, factors, solve, forward=None):
         batches: lists of facts; the facts of a batch are edited together.
         params: has `layers`, and what `descent.Descent` needs.
         contexts: groups of context templates, see `mean_keys`; the first of all is the bare one.
-        factors, forward: see `edit`.
-        solve: (keys (d_key, n), Cholesky factor of C) ↦ A (d_key, n); a layer's change is (its part) Aᵀ.
+        solve: (keys (d_key, n), layer, number of the batch) ↦ A (d_key, n); a layer's change is (its part) Aᵀ.
+        keep: whether an `Update` keeps the layer's "keys", (d_key, n) in the weight's dtype, for the run's state.
+        adjust, forward: see `edit`.
 
     Raises ValueError as `edit` does.
     """
@@ -115,6 +120,7 @@ def spread(lm, batches, params, contexts, factors, solve, forward=None):
     contexts = [context for group in contexts for context in group]
     facts, n_each = [fact for batch in batches for fact in batch], len(batches[0])
     found = values.optimize(lm, facts, contexts, layers[-1], params, at="block", forward=forward)
+    found = [adjust(one) for one in found] if adjust else found
     z = torch.stack([one.init + one.delta for one in found])
     run, inputs = _prepared(lm, facts, contexts, layers, n_each)
     updated, traces = [[] for _ in batches], [_trace(z, found, i, n_each) for i in range(len(batches))]
@@ -125,8 +131,9 @@ def spread(lm, batches, params, contexts, factors, solve, forward=None):
         parts = (x.split(n_each) for x in (keys, seen["out"], residual))
         for batch, of_batch in enumerate(zip(*parts, strict=True)):
             k, now, r = (x.T for x in of_batch)
-            solved = solve(k, factors[layer])
-            update = Update(layer, *updates.factors(r, solved, lm.dtype))
+            solved = solve(k, layer, batch)
+            kept = {"keys": k.to(lm.dtype)} if keep else {}
+            update = Update(layer, *updates.factors(r, solved, lm.dtype), kept=kept)
             inputs[f"left.{layer}"][batch], inputs[f"right.{layer}"][batch] = update.left, update.right
             updated[batch].append(update)
             traces[batch][layer] = {"keys": k, "current": now, "solved": solved, "residual": r}

@@ -54,7 +54,11 @@ def edit_each(lm, facts, params, contexts, factors, *, forward=None):
 
     Raises ValueError as `memit.edit` does.
     """
-    return memit.spread(lm, [[fact] for fact in facts], params, [contexts], factors, solve, forward)
+
+    def of_layer(keys, layer, _):
+        return solve(keys, factors[layer])
+
+    return memit.spread(lm, [[fact] for fact in facts], params, [contexts], of_layer, forward=forward)
 
 
 METHODS = {"rome-multi": Method(RomeMultiParams, edit_each)}

@@ -63,7 +63,8 @@ class SuffixSteps(Steps):
         final = self.upper(states, t["mask"], t["positions"], anatomy.KeyValues(t))
         log_p = self.logits(final.flatten(0, 1)[t["scored"]]).log_softmax(dim=-1)
         nll = t["weights"] @ -log_p[:-n].gather(1, t["targets"][:, None])[:, 0]
-        return nll.view(n, -1), log_p[-n:]
+        first = (log_p[:-n].detach().argmax(dim=1) == t["targets"]).to(nll)
+        return nll.view(n, -1), log_p[-n:], ((t["weights"] > 0).to(nll) @ first).view(n, -1)
 
 
 def _rounded(n):

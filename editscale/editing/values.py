@@ -92,7 +92,7 @@ def _optimize(lm, rows, layer, params, at, forward):
     """One `Optimized` for the rows of each fact, all in one batch."""
     init, keys, outputs, step = forward(lm, rows, layer, at)
     init = anatomy.in_full(init)
-    descent = Descent(init, params, len(rows[0]) - 1, lm.n_vocabulary)
+    descent = Descent(init, params, len(rows[0]) - 1, lm.n_vocabulary, [len(of[0].targets) for of in rows])
     if init.is_cuda and lm.graphs is not None and isinstance(step, SuffixSteps):
         descent = cuda_graphs.descend(lm, step, descent)
     else:

@@ -62,7 +62,8 @@ def _plain_forward(lm, rows, layer, at):
             handle.remove()
         log_p = logits.log_softmax(dim=-1)
         weights = suffix.mean_weights(scored, len(rows) - 1, log_p)
-        return weights @ -log_p[row, position, target], log_p[-1, last[-1]]
+        first = (log_p[row, position].argmax(dim=1) == target).to(log_p)
+        return weights @ -log_p[row, position, target], log_p[-1, last[-1]], (weights > 0).to(log_p) @ first
 
     return seen["init"].clone(), seen["key"], seen["value"], forward
 

@@ -1,0 +1,110 @@
+"""MEMIT's family: the values and the spreading of MEMIT, and a solve that differs in three places.
+
+    A = H K (c I + KᵀHK)⁻¹,  ΔW = R Aᵀ,  H = (B + S)⁻¹
+
+| method | B | S: keys of earlier edits | c |
+|---|---|---|---|
+| memit | λC | no | 1 |
+| memit-seq | λC | yes | 1 |
+| encore | λC + ρI | yes | 1 |
+| alphaedit | L₂I, where C has eigenvalues below a threshold | yes | 1 |
+| emmet | λC + ρI | no | 0 for one fact, ε for several |
+
+ENCORE's values also end earlier, as soon as they are learned (`descent`). Sources: jianghoucheng/AlphaEdit
+`memit/memit_seq_main.py`, with the argument passed on that its wrapper forgets, and `AlphaEdit/` (arXiv:2410.02355);
+scalable-model-editing/encore `encore/` (arXiv:2502.01636); scalable-model-editing/unified-model-editing `emmet/`
+(arXiv:2403.14236). Where S counts, each edit keeps its keys, and the state of a run follows from these (`history`).
+"""
+
+from dataclasses import dataclass
+
+from editscale.editing import history, memit
+from editscale.editing.context_sampling import memit_contexts
+from editscale.editing.memit import MemitParams
+from editscale.editing.method import Method
+
+
+@dataclass(frozen=True)
+class AlphaEditParams:
+    """Hyper-parameters, named as in AlphaEdit `hparams/AlphaEdit`; params/alphaedit/*.yaml says what each means."""
+
+    layers: list
+    v_num_grad_steps: int
+    v_lr: float
+    v_weight_decay: float
+    clamp_norm_factor: float
+    kl_factor: float
+    nullspace_threshold: float
+    L2: float
+
+
+@dataclass(frozen=True)
+class EncoreParams(MemitParams):
+    """Hyper-parameters, named as in encore `hparams/ENCORE`; params/encore/*.yaml says what each means."""
+
+    update_norm_lambda: float
+    prob_cutoff: float
+    stop_tokens: str
+
+
+@dataclass(frozen=True)
+class EmmetParams(MemitParams):
+    """Hyper-parameters, named as in unified-model-editing `hparams/EMMET`; params/emmet/*.yaml says what each means."""
+
+    emmet_lambda: float
+    update_norm_lambda: float
+
+
+def with_moment(lm, params, contexts, factors):
+    """The state of `memit-seq` before the first edit: layer ↦ `history.Inverse`."""
+    return {x: history.of_moment(factors[x], params.mom2_update_weight) for x in sorted(params.layers)}
+
+
+def with_ridge(lm, params, contexts, factors):
+    """The state of `encore` before the first edit, and that of `emmet`, the same for a whole run."""
+    ridge = params.update_norm_lambda
+    return {x: history.of_moment(factors[x], params.mom2_update_weight, ridge) for x in sorted(params.layers)}
+
+
+def in_null_space(lm, params, contexts, factors):
+    """The state of `alphaedit` before the first edit."""
+    return {x: history.of_null_space(factors[x], params.nullspace_threshold, params.L2) for x in sorted(params.layers)}
+
+
+def with_keys(state, updates):
+    """The state after an edit: its keys are among those edited before."""
+    return state | {update.layer: state[update.layer].after(update.kept["keys"]) for update in updates}
+
+
+def as_it_is(state, updates):
+    return state
+
+
+def edit(lm, facts, params, contexts, factors, *, states, adjust=None, forward=None):
+    """The `Edit` that makes the model say the new targets of all facts, made together on one state."""
+    return _edits(lm, [facts], params, contexts, states, adjust=adjust, forward=forward)[0]
+
+
+def edit_each(lm, facts, params, contexts, factors, *, states, adjust=None, forward=None):
+    """For each fact the `Edit` that makes the model, or copy i of a stack with state i, say its new target."""
+    return _edits(lm, [[fact] for fact in facts], params, contexts, states, adjust=adjust, forward=forward)
+
+
+def _edits(lm, batches, params, contexts, states, **options):
+    own = 1.0
+    if isinstance(params, EmmetParams):
+        own = params.emmet_lambda if len(batches[0]) > 1 else 0.0
+    keep = not isinstance(params, EmmetParams)
+
+    def solve(keys, layer, batch):
+        return history.solve(states[batch][layer], keys, own)
+
+    return memit.spread(lm, batches, params, contexts, solve, keep=keep, **options)
+
+
+METHODS = {
+    "memit-seq": Method(MemitParams, edit_each, memit_contexts, start=with_moment, after=with_keys),
+    "alphaedit": Method(AlphaEditParams, edit_each, memit_contexts, start=in_null_space, after=with_keys),
+    "encore": Method(EncoreParams, edit_each, memit_contexts, start=with_ridge, after=with_keys),
+    "emmet": Method(EmmetParams, edit_each, memit_contexts, start=with_ridge, after=as_it_is),
+}
