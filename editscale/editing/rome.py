@@ -109,7 +109,7 @@ def edit(lm, fact, params, contexts, factors, *, variant="rome", forward=None):
     return edit_each(lm, [fact], params, contexts, factors, variant=variant, forward=forward)[0]
 
 
-def edit_each(lm, facts, params, contexts, factors, ahead=None, *, variant="rome", forward=None):
+def edit_each(lm, facts, params, contexts, factors, ahead=None, *, variant="rome", adjust=None, forward=None):
     """For each fact the rank-one update that makes the model, or copy i of a stack, say `fact.target_new`.
 
     The model is not changed, and the edits do not depend on each other.
@@ -119,6 +119,7 @@ def edit_each(lm, facts, params, contexts, factors, ahead=None, *, variant="rome
         factors: layer ↦ lower Cholesky factor of C of the unedited model.
         ahead: the facts' `directions` if they were computed before; they may be of several variants.
         variant: "rome", "r-rome" or "p-rome", see the module's table; unused where `ahead` is given.
+        adjust: `Optimized` ↦ `Optimized`, what becomes of each value before it is written; None: nothing.
         forward: way to optimize the values, see `values.optimize`.
 
     Returns:
@@ -127,6 +128,7 @@ def edit_each(lm, facts, params, contexts, factors, ahead=None, *, variant="rome
     if variant not in VARIANTS:
         raise ValueError(f"variant {variant!r} is not one of {', '.join(VARIANTS)}")
     found = values.optimize(lm, facts, contexts, params.layer, params, at="mlp", forward=forward)
+    found = [adjust(one) for one in found] if adjust else found
     if ahead is None:
         factor = factors[params.layer] if params.mom2_adjustment else None
         ahead = [_direction(one.keys, factor, variant) for one in found]
