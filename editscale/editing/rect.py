@@ -1,0 +1,84 @@
+"""RECT: of a change of the weights only the entries that are large beside the weight they change.
+
+arXiv:2401.04700. On ROME as in JasonForJoy/Model-Editing-Hurt `easyeditor/models/rome/` (its block taken out of the
+string literal that holds it), on MEMIT as in jianghoucheng/AlphaEdit `memit/memit_rect_main.py`, where higher layers
+see the whole changes of lower ones. The two count and compare differently:
+
+| method | score of an entry | kept |
+|---|---|---|
+| rome-rect | abs(ΔW / W) | all but the ⌊zN⌋ smallest |
+| memit-rect | abs(ΔW / (W + 1e-8)) | those not below the ⌊zN⌋-th smallest, one more |
+
+W is the weight at the time of the edit, N its number of entries, z the share `zeroed_fraction`. An edit keeps its low
+rank and a bit for each entry.
+"""
+
+from dataclasses import dataclass, replace
+
+from editscale.editing import memit, rome, updates
+from editscale.editing.context_sampling import memit_contexts
+from editscale.editing.memit import MemitParams
+from editscale.editing.method import Method
+from editscale.editing.rome import RomeParams
+
+TINY = 1e-8
+
+
+@dataclass(frozen=True)
+class RomeRectParams(RomeParams):
+    """Those of ROME, and the share of entries that stay as they are."""
+
+    zeroed_fraction: float
+
+
+@dataclass(frozen=True)
+class MemitRectParams(MemitParams):
+    """Those of MEMIT, and the share of entries that stay as they are."""
+
+    zeroed_fraction: float
+
+
+def largest(scores, zeroed, *, one_more=False):
+    """The entries, bool, of a matrix that remain without the ⌊zeroed · N⌋ smallest; with `one_more` the largest of
+    these too. Entries of equal score at the border all remain."""
+    ordered = scores.flatten().sort().values
+    return scores >= ordered[max(int(zeroed * scores.numel()) - one_more, 0)]
+
+
+def _masked(lm, edit, i, zeroed, tiny, one_more):
+    """An `Edit`, of copy i of a stack or of the model, with masks."""
+    found = []
+    for update in edit.updates:
+        weight = lm.weight(update.layer)
+        weight = weight[i] if weight.ndim == 3 else weight
+        seen = edit.trace.get(update.layer)
+        change = seen["residual"] @ seen["solved"].T if seen else update.matrix()  # of MEMIT, before it is rounded
+        mask = largest((change / (weight + tiny)).abs(), zeroed, one_more=one_more)
+        found.append(replace(update, mask=updates.packed(mask)))
+    return replace(edit, updates=tuple(found))
+
+
+def rome_masked(lm, edits, params):
+    """Edits of ROME, one for each copy of a stack, with masks."""
+    return [_masked(lm, edit, i, params.zeroed_fraction, 0.0, False) for i, edit in enumerate(edits)]
+
+
+def memit_masked(lm, edits, params):
+    """Edits of MEMIT, one for each copy of a stack, with masks."""
+    return [_masked(lm, edit, i, params.zeroed_fraction, TINY, True) for i, edit in enumerate(edits)]
+
+
+def rome_each(lm, facts, params, *given, **options):
+    """`rome.edit_each` with masks."""
+    return rome_masked(lm, rome.edit_each(lm, facts, params, *given, **options), params)
+
+
+def memit_each(lm, facts, params, *given, **options):
+    """`memit.edit_each` with masks."""
+    return memit_masked(lm, memit.edit_each(lm, facts, params, *given, **options), params)
+
+
+METHODS = {
+    "rome-rect": Method(RomeRectParams, rome_each, ahead=rome.directions),
+    "memit-rect": Method(MemitRectParams, memit_each, memit_contexts),
+}
