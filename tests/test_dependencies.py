@@ -72,13 +72,19 @@ def test_words_are_left_out_and_every_other_byte_stays():
     assert dependencies.without_words(code.replace("# b", "# c")) != dependencies.without_words(code)
 
 
+FAMILY = ("memit-seq", "encore", "alphaedit", "emmet")
+HOOKED = ("rome-rect", "memit-rect", "rome-nas", "memit-nas", "alphaedit-nas")
+
+
 @pytest.mark.parametrize(
     ("module", "text", "voided"),
     [
         ("editing/rome.py", '"""Other words."""\n# and a comment', []),
         ("kernels/tensor_cores.py", "# a comment", []),
-        ("editing/memit.py", "CHANGED = 1", ["memit", "rome-multi"]),  # rome-multi spreads as MEMIT does
-        ("editing/rome.py", "CHANGED = 1", ["rome", "r-rome", "p-rome"]),
+        ("editing/memit.py", "CHANGED = 1", ["memit", "rome-multi", *FAMILY, *HOOKED]),  # which spread as MEMIT does
+        ("editing/rome.py", "CHANGED = 1", ["rome", "r-rome", "p-rome", *HOOKED]),
+        ("editing/history.py", "CHANGED = 1", [*FAMILY, "rome-nas", "memit-nas", "alphaedit-nas"]),
+        ("editing/lifelong.py", "CHANGED = 1", ["ultraedit", "stableedit"]),
         ("editing/finetune.py", "CHANGED = 1", ["ft-c"]),
         ("editing/rome_multi.py", "CHANGED = 1", ["rome-multi"]),
         ("editing/moments.py", "CHANGED = 1", list(modules.MODULES)),

@@ -283,12 +283,15 @@ def test_panels_are_stacked_into_one_table_of_plotted_numbers(ax):
 # ----------------------------------------------------------------------------------------------------- look
 
 
-def test_methods_differ_in_color_marker_and_line_and_use_the_colorblind_palette():
+def test_methods_differ_in_marker_and_in_color_or_line_and_use_the_colorblind_palette():
     palette = {tuple(np.round(color, 3)) for color in seaborn.color_palette("colorblind")}
     styles = style.METHOD_STYLE.values()
     assert {tuple(np.round(to_rgb(style["color"]), 3)) for style in styles} <= palette
-    for key in ("color", "marker", "linestyle"):
-        assert len({style[key] for style in styles}) == len(styles)
+    for keys in (("marker",), ("color", "linestyle")):
+        assert len({tuple(style[key] for key in keys) for style in styles}) == len(styles)
+    of_the_paper = [style.METHOD_STYLE[name] for name in ("rome", "r-rome", "p-rome", "memit", "rome-multi", "ft-c")]
+    for key in ("color", "linestyle"):
+        assert len({look[key] for look in of_the_paper}) == len(of_the_paper)
 
 
 def test_the_style_has_no_top_or_right_spine(ax):

@@ -15,7 +15,7 @@ from test_rome import moment
 
 from editscale.analysis import tables
 from editscale.data.facts import Fact
-from editscale.editing import editors, finetune, memit, rome, rome_multi, updates
+from editscale.editing import editors, finetune, lifelong, memit, memit_family, rect, rome, rome_multi, updates
 from editscale.metrics import drift
 from editscale.models import loading, stacks
 from editscale.sequences import frames, sequence, stopping
@@ -41,12 +41,22 @@ PARAMS = {
     "memit": memit.MemitParams(layers=[0, 1], clamp_norm_factor=2.0, mom2_update_weight=20.0, **COMMON),
     "rome-multi": rome_multi.RomeMultiParams(layers=[0, 1], clamp_norm_factor=2.0, **COMMON),
     "ft-c": finetune.FtParams(layer=1, num_steps=4, lr=1e-2, weight_decay=0.0, norm_constraint=2e-2),
+    "memit-seq": memit.MemitParams(layers=[0, 1], clamp_norm_factor=2.0, mom2_update_weight=20.0, **COMMON),
+    "alphaedit": memit_family.AlphaEditParams(
+        layers=[0, 1], clamp_norm_factor=2.0, nullspace_threshold=1.0, L2=0.5, **COMMON
+    ),
+    "memit-rect": rect.MemitRectParams(
+        layers=[0, 1], clamp_norm_factor=2.0, mom2_update_weight=20.0, zeroed_fraction=0.6, **COMMON
+    ),
+    "ultraedit": lifelong.UltraEditParams(layers=[0, 1], eta=1e-3, alpha=1.0, unbiased=False),
 }
 CONTEXTS = {
     "rome": ["{}", "The river. {}"],
     "memit": [["{}"], ["The river. {}", "Lund. {}"]],
     "rome-multi": ["{}", "The river. {}"],
     "ft-c": ["{}"],
+    **dict.fromkeys(("memit-seq", "alphaedit", "memit-rect"), [["{}"], ["The river. {}", "Lund. {}"]]),
+    "ultraedit": ["{}"],
 }
 
 
@@ -55,7 +65,7 @@ def edit_sequence(folder, method="rome", facts=FACTS, **options):
     lm = tiny.tiny_model("gpt2")
     params, contexts = (of["rome" if method in rome.VARIANTS else method] for of in (PARAMS, CONTEXTS))
     factors = {layer: torch.linalg.cholesky(moment(lm.d_key)) for layer in params.layers}
-    editing = editors.Editing(method, params, contexts, factors, {"corpus": "none"})
+    editing = editors.begun(lm, editors.Editing(method, params, contexts, factors, {"corpus": "none"}))
     book = Ledger(
         folder,
         sequence.fingerprint(lm, editing, on_collapse=options.get("on_collapse", "stop")),
@@ -83,6 +93,7 @@ def edit_together(folder, method="rome", n_facts=5, stopped=(), **options):
     for name, n in zip(TOGETHER, stopped, strict=False):
         cut(folder / name, n)
     editings = [editors.Editing(of, params, CONTEXTS[method], factors, {"corpus": "none"}) for of in methods]
+    editings = [editors.begun(lm, editing) for editing in editings]
     made_under = [sequence.fingerprint(lm, editing, TOGETHER) for editing in editings]
     books = [Ledger(folder / name, of, record) for name, of in zip(TOGETHER, made_under, strict=True)]
     chosen = [facts[:n] for facts, n in zip(orders, lengths, strict=True)]

@@ -9,7 +9,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-# Colors of seaborn's "colorblind" palette; marker and dash keep methods apart in gray.
+# Colors of seaborn's "colorblind" palette, one for methods of a kind; marker and dash keep all apart in gray.
 METHOD_STYLE = {
     "rome": {"color": "#0173b2", "marker": "o", "linestyle": "-"},
     "r-rome": {"color": "#de8f05", "marker": "s", "linestyle": "--"},
@@ -17,9 +17,20 @@ METHOD_STYLE = {
     "memit": {"color": "#d55e00", "marker": "D", "linestyle": (0, (6, 1.5, 1, 1.5))},
     "rome-multi": {"color": "#ca9161", "marker": "h", "linestyle": (0, (4, 1.5, 1, 1.5, 1, 1.5))},
     "ft-c": {"color": "#949494", "marker": "X", "linestyle": ":"},
+    "memit-seq": {"color": "#cc78bc", "marker": "P", "linestyle": "-"},
+    "encore": {"color": "#cc78bc", "marker": "v", "linestyle": "--"},
+    "alphaedit": {"color": "#56b4e9", "marker": "*", "linestyle": "-"},
+    "alphaedit-nas": {"color": "#56b4e9", "marker": "d", "linestyle": "--"},
+    "emmet": {"color": "#ca9161", "marker": ">", "linestyle": "-"},
+    "rome-rect": {"color": "#0173b2", "marker": "<", "linestyle": "--"},
+    "rome-nas": {"color": "#0173b2", "marker": "H", "linestyle": ":"},
+    "memit-rect": {"color": "#d55e00", "marker": "p", "linestyle": "--"},
+    "memit-nas": {"color": "#d55e00", "marker": "8", "linestyle": ":"},
+    "ultraedit": {"color": "#949494", "marker": "x", "linestyle": "-"},
+    "stableedit": {"color": "#949494", "marker": "+", "linestyle": "--"},
 }
 # Looks of methods of one's own, which take one each by their names.
-_COLORS = ("#cc78bc", "#56b4e9", "#542788")
+_COLORS = ("#fbafe4", "#ece133", "#542788")
 _MARKERS, _LINES = ("*", "P", "v", "<", ">", "p", "d"), ((0, (1, 1)), (0, (8, 2)), (0, (3, 1, 1, 1, 1, 1)))
 MOST_POINTS = 400  # of one line; more cannot be seen, and make large files
 

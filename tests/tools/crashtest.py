@@ -43,7 +43,7 @@ from editscale import files as editscale_files
 from editscale.analysis import tables
 from editscale.data import facts
 from editscale.data.orders import in_order
-from editscale.editing import editors
+from editscale.editing import editors, hparams
 from editscale.models import loading
 from editscale.sequences import frames, ledger, sequence, stopping
 from tools import flips
@@ -54,6 +54,7 @@ SAMPLED = ["The river. {}", "One day. {}"]
 STOPS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 GRACE = 10  # seconds that kernels have to notice that what started them is gone
 CONTEXTS = {"rome": ["{}", *SAMPLED], "memit": [["{}"], SAMPLED], "ft-c": ["{}"]}
+CONTEXTS |= {"memit-seq": CONTEXTS["memit"], "ultraedit": ["{}"]}  # with a state between edits
 
 
 class Sequence:
@@ -61,13 +62,13 @@ class Sequence:
 
     def __init__(self, lm, method, n_edits=N_EDITS):
         self.lm, self.method = lm, method
-        params = editors.read_params(method, ROOT / f"params/{method}/tiny-gpt2.yaml")
+        params = editors.read_params(method, hparams.folder(method) / "tiny-gpt2.yaml")
         self.facts = in_order(facts.load(ROOT / "params/smoke/invented_facts.json"), 0, n_edits)
         with np.load(ROOT / "tests/golden/second_moments.npz") as file:
             layers = editors.moment_layers(method, params)
             known = {layer: torch.from_numpy(file[f"mom2.layer{layer}"]) for layer in layers}
         factors = editors.cholesky_factors(known, lm.device)
-        self.editing = editors.Editing(method, params, CONTEXTS[method], factors)
+        self.editing = editors.begun(lm, editors.Editing(method, params, CONTEXTS[method], factors))
 
     def run(self, folder):
         """Edit from where the ledger in `folder` ends, then write the tables. The model is edited."""
