@@ -16,6 +16,7 @@ from editscale.data import facts
 from editscale.editing import editors, memit, rome, updates
 from editscale.metrics import scoring
 from editscale.models import loading
+from tools import mitigations
 from tools.plain import plain_forward
 
 # File stem ↦ the ROME variant that made it, and what it changes in setup.json's hyper-parameters.
@@ -75,6 +76,14 @@ class _Worst:
         difference = float(np.linalg.norm(ours - golden) / max(np.linalg.norm(golden), 1e-30))
         self.see_value(kind, self.tolerance[tolerance], where, difference)
 
+    def see_within(self, kind, where, ours, golden, allowed):
+        import numpy as np
+
+        ours, golden = (np.asarray(x.cpu() if hasattr(x, "cpu") else x, dtype=np.float64) for x in (ours, golden))
+        if ours.shape != golden.shape:
+            raise ValueError(f"{self.file} {where}: {kind} has shape {golden.shape}, we compute {ours.shape}")
+        self.see_value(kind, allowed, where, float(np.linalg.norm(ours - golden) / max(np.linalg.norm(golden), 1e-30)))
+
     def see_value(self, kind, allowed, where, difference):
         worst = self.kinds.get(kind)
         if worst is None or not difference <= worst.largest:
@@ -84,10 +93,12 @@ class _Worst:
         return list(self.kinds.values())
 
 
-def verify(folder, *, device="cpu", forward=None):
+def verify(folder, *, device="cpu", forward=None, base=""):
     """Compare everything in `folder` with what this package computes.
 
     Args:
+        base: for a folder of numbers of editors against forgetting (`mitigations`), that with records and model; by
+            default the one that setup.json names.
         forward: way to optimize values, see `values.optimize`; both ways must agree with the reference.
 
     Returns:
@@ -96,9 +107,10 @@ def verify(folder, *, device="cpu", forward=None):
     Raises FileNotFoundError or ValueError if the folder is not in the expected format or holds nothing to compare.
     """
     import numpy as np
-    import torch
 
     folder = Path(folder)
+    if (folder / "setup.json").is_file() and not (folder / "second_moments.npz").is_file():
+        return _mitigations(folder, device, base)
     for name in ("setup.json", "second_moments.npz"):
         if not (folder / name).is_file():
             raise FileNotFoundError(f"no {name} in {folder}; expected a folder like tests/golden")
@@ -107,12 +119,7 @@ def verify(folder, *, device="cpu", forward=None):
         raise ValueError(
             f"{folder} must hold exactly one sub-folder with a model (config.json); found {len(model_folders)}"
         )
-    setup = json.loads((folder / "setup.json").read_text())
-    records = facts.parse(setup["records"], source=str(folder / "setup.json"))
-    with np.load(folder / "second_moments.npz") as file:
-        moments = {int(k.removeprefix("mom2.layer")): torch.tensor(file[k], device=device) for k in file.files}
-    factors = editors.cholesky_factors(moments, device)
-
+    setup, records, factors = _base(folder, device)
     found = []
     for precision, suffix in (("float32", "f32"), ("float64", "f64")):
         names = [n for n in (*FILES, "memit") if (folder / f"{n}_{suffix}.npz").is_file()]
@@ -139,6 +146,42 @@ def verify(folder, *, device="cpu", forward=None):
                 )
     if not found:
         raise ValueError(f"{folder} holds no array or metric files to compare with; expected e.g. rome_f32.npz")
+    return found
+
+
+def _base(folder, device):
+    """setup.json, records, and Cholesky factors of the second moments of a folder."""
+    import numpy as np
+    import torch
+
+    setup = json.loads((folder / "setup.json").read_text())
+    records = facts.parse(setup["records"], source=str(folder / "setup.json"))
+    with np.load(folder / "second_moments.npz") as file:
+        moments = {int(k.removeprefix("mom2.layer")): torch.tensor(file[k], device=device) for k in file.files}
+    return setup, records, editors.cholesky_factors(moments, device)
+
+
+def _mitigations(folder, device, base):
+    """`verify` of a folder of numbers of editors against forgetting."""
+    import numpy as np
+
+    setup = json.loads((folder / "setup.json").read_text())
+    base = Path(base) if base else folder / setup.get("records_contexts_second_moments", "")
+    if not (base / "second_moments.npz").is_file():
+        raise FileNotFoundError(f"no second_moments.npz in {base}; give the folder of the records with --base")
+    given, records, factors = _base(base, device)
+    model, found = next(base.glob("*/config.json")).parent, []
+    for precision, suffix in (("float32", "f32"), ("float64", "f64")):
+        for file in mitigations.FILES:
+            if (path := folder / f"{file}_{suffix}.npz").is_file():
+                lm = loading.load(str(model), device=device, dtype=precision)
+                worst = _Worst(lm, precision, file)
+                with np.load(path) as arrays:
+                    golden = {key: arrays[key] for key in arrays.files}
+                mitigations.compare(worst.see_within, file, lm, golden, setup, given | {"facts": records}, factors)
+                found += worst.differences()
+    if not found:
+        raise ValueError(f"{folder} holds no arrays to compare with; expected e.g. alphaedit_f64.npz")
     return found
 
 
@@ -303,13 +346,14 @@ def table(differences):
 @click.argument("folder")
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1, …")
 @click.option("--plain", is_flag=True, help="Optimize values by full forwards instead of cached ones.")
-def main(folder, device, plain):
+@click.option("--base", default="", metavar="FOLDER", help="Records and model of editors against forgetting.")
+def main(folder, device, plain, base):
     """Compare with recorded numbers of the reference implementations.
 
     FOLDER holds them in the format of tests/golden. The exit status is 0 if everything agrees, 1 if something differs,
     2 if there is nothing to compare.
     """
-    differences = verify(folder, device=device, forward=plain_forward if plain else None)
+    differences = verify(folder, device=device, forward=plain_forward if plain else None, base=base)
     print(table(differences))
     n_agreeing = sum(d.agrees for d in differences)
     print(f"{n_agreeing} of {len(differences)} kinds of numbers agree")
