@@ -189,7 +189,8 @@ def test_effects_refuse_tables_of_other_runs():
 
 def single(lm, method, fact=FACTS[0]):
     factors = {layer: torch.linalg.cholesky(moment(lm.d_key)) for layer in (0, 1)}
-    return single_edits(lm, [fact], editors.Editing(method, PARAMS[method], CONTEXTS[method], factors), TEXTS)
+    editing = editors.begun(lm, editors.Editing(method, PARAMS[method], CONTEXTS[method], factors))
+    return single_edits(lm, [fact], editing, TEXTS)
 
 
 @pytest.mark.parametrize("method", PARAMS)
@@ -201,7 +202,8 @@ def test_a_single_edit_is_measured_on_the_edited_model_and_leaves_the_weights_bi
     assert rows == single(lm, method)
 
     factors = {layer: torch.linalg.cholesky(moment(lm.d_key)) for layer in (0, 1)}
-    (edit,) = editors.method(method).edit(lm, FACTS[:1], PARAMS[method], CONTEXTS[method], factors)
+    editing = editors.begun(lm, editors.Editing(method, PARAMS[method], CONTEXTS[method], factors))
+    (edit,) = editors.edit_each(editing, lm, FACTS[:1])
     assert [row["layer"] for row in rows] == editors.layers_of(PARAMS[method])
     original = updates.saved_weights(lm, editors.layers_of(PARAMS[method]))
     updates.apply(lm, edit.updates)

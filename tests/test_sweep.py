@@ -88,7 +88,7 @@ def test_the_shipped_constraint_of_fine_tuning_is_the_sweeps_choice():
 def test_single_edits_start_from_the_unedited_model_each_time(method):
     lm = tiny.tiny_model("gpt2")
     factors = {layer: torch.linalg.cholesky(moment(lm.d_key)) for layer in (0, 1)}
-    editing = editors.Editing(method, PARAMS[method], CONTEXTS[method], factors)
+    editing = editors.begun(lm, editors.Editing(method, PARAMS[method], CONTEXTS[method], factors))
     before = lm.weight(1).clone()
     forwards = sweep.single_edits(lm, FACTS[:3], editing)
     backwards = sweep.single_edits(lm, FACTS[2::-1], editing)

@@ -133,7 +133,8 @@ def main(spec, out, device, part):
     rows = []
     for method, params in tqdm(todo, desc="settings", unit="setting"):
         start = time.perf_counter()
-        table = pd.DataFrame(single_edits(lm, chosen, editors.Editing(method, params, contexts[method], factors)))
+        editing = editors.begun(lm, editors.Editing(method, params, contexts[method], factors))
+        table = pd.DataFrame(single_edits(lm, chosen, editing))
         es, ps, ns = (100 * table[kind].mean() for kind in scoring.KINDS)
         rows.append(
             {
