@@ -116,7 +116,7 @@ class _Ours:
         import torch
 
         start = editors.method(self.method).start(self.lm, params, self.contexts, self.factors)
-        eye = torch.eye(self.lm.d_key, dtype=torch.float64)
+        eye = torch.eye(self.lm.d_key, dtype=torch.float64, device=self.lm.device)
         projections = torch.stack([params.L2 * start[layer].times(eye) for layer in sorted(start)])
         self.found |= {"P": projections, "P_rank": projections.diagonal(dim1=1, dim2=2).sum(1)}
 
