@@ -30,7 +30,7 @@ METHOD_STYLE = {
     "stableedit": {"color": "#949494", "marker": "+", "linestyle": "--"},
 }
 # Looks of methods of one's own, which take one each by their names.
-_COLORS = ("#fbafe4", "#ece133", "#542788")
+_COLORS = ("#542788", "#000000", "#7f0000")
 _MARKERS, _LINES = ("*", "P", "v", "<", ">", "p", "d"), ((0, (1, 1)), (0, (8, 2)), (0, (3, 1, 1, 1, 1, 1)))
 MOST_POINTS = 400  # of one line; more cannot be seen, and make large files
 
