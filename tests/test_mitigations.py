@@ -96,7 +96,7 @@ def test_methods_are_one_another_where_what_sets_them_apart_is_nothing(family):
     base, first = sequence(lm, memit.METHODS["memit"], MEMIT), slice(0, 2)
     with_keys = sequence(lm, methods["memit-seq"], MEMIT)
     assert torch.allclose(with_keys[first], base[first], rtol=1e-6, atol=1e-9) and not torch.allclose(with_keys, base)
-    encore = of(memit_family.EncoreParams, MEMIT, update_norm_lambda=0.0, prob_cutoff=2.0, stop_tokens="all")
+    encore = of(memit_family.EncoreParams, MEMIT, update_norm_lambda=0.0, prob_cutoff=-1e3, stop_tokens="all")
     assert torch.allclose(sequence(lm, methods["encore"], encore), with_keys, rtol=1e-6, atol=1e-9)
     anywhere = of(memit_family.AlphaEditParams, MEMIT, nullspace_threshold=float("inf"), L2=20.0)
     flat = {layer: history.of_moment(torch.eye(lm.d_key).double(), 20.0) for layer in MEMIT.layers}
@@ -136,6 +136,18 @@ def memit_values(lm):
     from editscale.editing import values
 
     return values.optimize(lm, FACTS[:1], ["{}", "Lund. {}"], 1, MEMIT, at="block")
+
+
+@pytest.mark.parametrize(("cutoff", "tokens"), [(0.0, "all"), (1.5, "all"), (-4.0, "six")])
+def test_a_stop_rule_that_there_is_not_is_refused(cutoff, tokens):
+    with pytest.raises(ValueError, match=f"prob_cutoff {cutoff} and stop_tokens '{tokens}'; expected"):
+        of(memit_family.EncoreParams, MEMIT, update_norm_lambda=0.0, prob_cutoff=cutoff, stop_tokens=tokens)
+
+
+@pytest.mark.parametrize("zeroed", (-0.1, 1.0))
+def test_a_share_of_entries_that_there_is_not_is_refused(zeroed):
+    with pytest.raises(ValueError, match=f"zeroed_fraction is {zeroed}; expected a share"):
+        rect.largest(random(3, 3), zeroed)
 
 
 def test_the_anchor_leaves_out_the_largest_norms():

@@ -46,6 +46,13 @@ class EncoreParams(MemitParams):
     prob_cutoff: float
     stop_tokens: str
 
+    def __post_init__(self):
+        if not self.prob_cutoff or self.prob_cutoff >= 1 or self.stop_tokens not in ("all", "five"):
+            raise ValueError(
+                f"prob_cutoff {self.prob_cutoff} and stop_tokens {self.stop_tokens!r}; expected −1, −2, … or a "
+                "probability between 0 and 1, and all or five"
+            )
+
 
 @dataclass(frozen=True)
 class EmmetParams(MemitParams):

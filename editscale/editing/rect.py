@@ -41,6 +41,8 @@ class MemitRectParams(MemitParams):
 def largest(scores, zeroed, *, one_more=False):
     """The entries, bool, of a matrix that remain without the ⌊zeroed · N⌋ smallest; with `one_more` the largest of
     these too. Entries of equal score at the border all remain."""
+    if not 0 <= zeroed < 1:
+        raise ValueError(f"zeroed_fraction is {zeroed}; expected a share from 0 to below 1")
     ordered = scores.flatten().sort().values
     return scores >= ordered[max(int(zeroed * scores.numel()) - one_more, 0)]
 

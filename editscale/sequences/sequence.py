@@ -166,7 +166,10 @@ def _run(lm, orders, editings, ledgers, on_collapse, batch_tokens, *, stack):
         raise ValueError(f"on_collapse is {on_collapse!r}; expected 'stop' or 'skip'")
     for ledger in ledgers:
         if (recorded := ledger.fingerprint.get("on_collapse", on_collapse)) != on_collapse:
-            raise ValueError(f"on_collapse is {on_collapse!r}, and {recorded!r} in the ledger at {ledger.folder}")
+            raise ValueError(
+                f"on_collapse is {on_collapse!r}, and {recorded!r} in the ledger at {ledger.folder}; choose another "
+                "out folder"
+            )
     identities = [_checked(lm, *order) for order in zip(orders, editings, ledgers, strict=True)]
     if missing := scoring.without_true([fact for facts in orders for fact in facts]):
         tqdm.write(missing)
