@@ -15,6 +15,7 @@ from editscale.data import facts
 from editscale.editing import editors, lifelong, modules, updates
 from editscale.editing.lifelong import StableEditParams, State, UltraEditParams
 from editscale.models import anatomy, loading, stacks, tokens
+from editscale.sequences import sequence
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = ROOT / "tests/golden"
@@ -422,3 +423,10 @@ def test_hyper_parameters_are_read_and_every_line_has_its_meaning_and_source(mon
     lines = path.read_text().splitlines()[1:]
     assert [line.split(":")[0] for line in lines] == [field.name for field in fields(params)]
     assert all(line.split("  # ")[1].count("; ") for line in lines)
+
+
+def test_the_facts_of_a_warm_up_are_a_condition_of_a_run():
+    lm, one = tiny.tiny_model("gpt2"), editors.Editing("stableedit", STABLE, ["{}"], {})
+    states = [lifelong.warmed(lm, facts, STABLE) for facts in (FACTS[:2], FACTS[:2], FACTS[1:3])]
+    made_under = [sequence.fingerprint(lm, replace(one, start=state))["start_sha256"] for state in states]
+    assert made_under[0] == made_under[1] != made_under[2]

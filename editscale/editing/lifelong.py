@@ -272,5 +272,13 @@ def _joined(first, second):
 
 METHODS = {
     "ultraedit": Method(UltraEditParams, edit, bare_context, moments=False, start=start_ultraedit, after=after),
-    "stableedit": Method(StableEditParams, edit, bare_context, moments=False, start=start_stableedit, after=after),
+    "stableedit": Method(
+        StableEditParams,
+        edit,
+        bare_context,
+        moments=False,
+        start=start_stableedit,
+        after=after,
+        made_of=lambda state: updates.to_bytes(state.shift),
+    ),
 }

@@ -23,6 +23,7 @@ class Method:
             model; None for a method without one. `edit` then takes `states`, one for each fact, by that name.
         after: (state, updates) -> the state after an edit that left these updates, none if it was not applied. It reads
             them as they are recorded, so that a run that is resumed or replayed has the same bits.
+        made_of: state ↦ bytes, what a first state holds that neither hyper-parameters nor second moments determine.
     """
 
     params: type
@@ -34,3 +35,4 @@ class Method:
     order_free: bool = False
     start: object = None
     after: object = None
+    made_of: object = None

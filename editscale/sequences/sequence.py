@@ -8,6 +8,7 @@ finds edits in its ledger replays them first and continues from the same bits.
 Orders that do not depend on each other can be edited together, one batch for the n-th facts of all (`run_together`).
 """
 
+import hashlib
 import time
 from dataclasses import asdict
 
@@ -36,6 +37,7 @@ def fingerprint(lm, editing, together=(), on_collapse="stop"):
     if int(lm.identity.get("edits", 0)):
         n = lm.identity["edits"]
         raise ValueError(f"{lm.name} holds {n} edits, and a run begins on an unedited model; load it anew")
+    made_of = editors.method(editing.method).made_of
     return {
         "method": editing.method,
         "params": asdict(editing.params),
@@ -51,6 +53,7 @@ def fingerprint(lm, editing, together=(), on_collapse="stop"):
         "tokenizers": tokenizers.__version__,
         "contexts_sha256": sha256_json(editing.contexts),
         "moments_sha256": sha256_json(editing.moments),
+        "start_sha256": hashlib.sha256(made_of(editing.start)).hexdigest() if made_of else "",
         "together": list(together),
         "on_collapse": on_collapse,
         "code_sha256": dependencies.identity(f"import {__name__}\n" + modules.code_of(editing.method)),
