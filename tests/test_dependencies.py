@@ -73,7 +73,7 @@ def test_words_are_left_out_and_every_other_byte_stays():
 
 
 FAMILY = ("memit-seq", "encore", "alphaedit", "emmet")
-HOOKED = ("rome-rect", "memit-rect", "rome-nas", "memit-nas", "alphaedit-nas")
+HOOKED = ("rome-rect", "memit-rect", "rome-nas", "memit-nas", "memit-seq-nas", "alphaedit-nas")
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ HOOKED = ("rome-rect", "memit-rect", "rome-nas", "memit-nas", "alphaedit-nas")
         ("kernels/tensor_cores.py", "# a comment", []),
         ("editing/memit.py", "CHANGED = 1", ["memit", "rome-multi", *FAMILY, *HOOKED]),  # which spread as MEMIT does
         ("editing/rome.py", "CHANGED = 1", ["rome", "r-rome", "p-rome", *HOOKED]),
-        ("editing/history.py", "CHANGED = 1", [*FAMILY, "rome-nas", "memit-nas", "alphaedit-nas"]),
+        ("editing/history.py", "CHANGED = 1", [*FAMILY, "rome-nas", "memit-nas", "memit-seq-nas", "alphaedit-nas"]),
         ("editing/lifelong.py", "CHANGED = 1", ["ultraedit", "stableedit"]),
         ("editing/finetune.py", "CHANGED = 1", ["ft-c"]),
         ("editing/rome_multi.py", "CHANGED = 1", ["rome-multi"]),

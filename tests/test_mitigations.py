@@ -104,6 +104,9 @@ def test_methods_are_one_another_where_what_sets_them_apart_is_nothing(family):
     assert torch.allclose(
         sequence(lm, methods["alphaedit"], anywhere), sequence(lm, identity, MEMIT), rtol=1e-6, atol=1e-9
     )
+    anchored, both = of(norm_anchor.MemitNasParams, MEMIT, anchor_norm=2.0), norm_anchor.METHODS
+    alone, with_both = (sequence(lm, both[name], anchored) for name in ("memit-nas", "memit-seq-nas"))
+    assert torch.allclose(with_both[first], alone[first], rtol=1e-6, atol=1e-9) and not torch.allclose(with_both, alone)
     whole = of(rect.MemitRectParams, MEMIT, zeroed_fraction=0.0)
     assert torch.allclose(sequence(lm, replace(rect.METHODS["memit-rect"]), whole), base, rtol=1e-6, atol=1e-9)
 

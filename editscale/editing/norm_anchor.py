@@ -80,6 +80,13 @@ def _adjusting(edit, at="block"):
 METHODS = {
     "rome-nas": Method(RomeNasParams, _adjusting(rome.edit_each, "mlp"), ahead=rome.directions),
     "memit-nas": Method(MemitNasParams, _adjusting(memit.edit_each), memit_contexts),
+    "memit-seq-nas": Method(
+        MemitNasParams,
+        _adjusting(memit_family.edit_each),
+        memit_contexts,
+        start=memit_family.with_moment,
+        after=memit_family.with_keys,
+    ),
     "alphaedit-nas": Method(
         AlphaEditNasParams,
         _adjusting(memit_family.edit_each),

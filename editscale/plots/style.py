@@ -18,6 +18,7 @@ METHOD_STYLE = {
     "rome-multi": {"color": "#ca9161", "marker": "h", "linestyle": (0, (4, 1.5, 1, 1.5, 1, 1.5))},
     "ft-c": {"color": "#949494", "marker": "X", "linestyle": ":"},
     "memit-seq": {"color": "#cc78bc", "marker": "P", "linestyle": "-"},
+    "memit-seq-nas": {"color": "#cc78bc", "marker": "1", "linestyle": ":"},
     "encore": {"color": "#cc78bc", "marker": "v", "linestyle": "--"},
     "alphaedit": {"color": "#56b4e9", "marker": "*", "linestyle": "-"},
     "alphaedit-nas": {"color": "#56b4e9", "marker": "d", "linestyle": "--"},
