@@ -1,7 +1,7 @@
 """The hyper-parameters of SmolLM2-135M are the ones its recorded sweep chooses, and the choice follows its rule."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pandas as pd
@@ -11,9 +11,11 @@ import torch
 import yaml
 from test_rome import moment
 from test_sequence import CONTEXTS, FACTS, PARAMS
-from tools import sweep
+from tools import lasting, sweep
 
-from editscale.editing import editors
+from editscale.data import orders
+from editscale.editing import editors, updates
+from editscale.metrics import scoring
 
 FOLDER = Path(__file__).parents[1] / "params"
 TABLE = pd.read_csv(FOLDER / "sweep" / "smollm2-135m.csv")
@@ -93,3 +95,61 @@ def test_single_edits_start_from_the_unedited_model_each_time(method):
     forwards = sweep.single_edits(lm, FACTS[:3], editing)
     backwards = sweep.single_edits(lm, FACTS[2::-1], editing)
     assert forwards == backwards[::-1] and torch.equal(lm.weight(1), before)
+
+
+# ------------------------------------------------------------------------------------- sequences
+
+
+def of_sequence(method, recall, perplexity):
+    return {"method": method, "recall_of_all": recall, "perplexity_ratio": perplexity}
+
+
+def test_of_sequences_the_setting_that_keeps_most_of_all_facts_is_chosen_unless_it_costs_the_language():
+    table = pd.DataFrame(
+        [of_sequence("memit", 90, 1.6), of_sequence("memit", 80, 1.4), of_sequence("memit", 80, 1.2)]
+        + [of_sequence("rome", 50, 9.0), of_sequence("rome", 40, 3.0), of_sequence("memit", 70, 1.0)]
+    )
+    assert lasting.best(table, "memit").name == 2
+    assert lasting.best(table, "rome").name == 4
+    with pytest.raises(ValueError, match="no setting of emmet"):
+        lasting.best(table, "emmet")
+
+
+def test_facts_of_a_sweep_are_none_that_the_orders_begin_with():
+    known = [replace(FACTS[0], case_id=i, subject=f"Ada {i}") for i in range(60)]
+    found = [fact.case_id for fact in lasting.unused(known, 3, 10)]
+    begun = {at for order in orders.published_orders(known) for at in order[:3]}
+    assert found == sorted(set(range(60)) - begun)[:10]
+    with pytest.raises(ValueError, match="facts are outside the first 3 of all orders, and 60 are asked for"):
+        lasting.unused(known, 3, 60)
+
+
+def test_settings_share_a_stack_where_only_the_first_state_tells_them_apart():
+    of = {"memit-seq": replace(PARAMS["memit"], mom2_update_weight=5.0), "rome": PARAMS["rome"]}
+    settings = [("memit-seq", PARAMS["memit"]), *of.items(), ("memit", PARAMS["memit"]), ("memit", of["memit-seq"])]
+    assert [len(stack) for stack in lasting.in_stacks(settings)] == [2, 1, 1, 1]
+
+
+def test_sequences_in_a_stack_are_those_that_runs_make():
+    lm = tiny.tiny_model("gpt2", dtype=torch.float64)
+    factors = {layer: torch.linalg.cholesky(moment(lm.d_key)) for layer in PARAMS["memit"].layers}
+    editings = [
+        editors.begun(lm, editors.Editing("memit-seq", params, CONTEXTS["memit"], factors))
+        for params in (PARAMS["memit"], replace(PARAMS["memit"], mom2_update_weight=5.0))
+    ]
+    text = [(fact.rewrite_prompt, 3) for fact in FACTS]
+    rows, lists = lasting.sequences(lm, [FACTS[:2], FACTS[2:4]], editings, text), [FACTS[:2], FACTS[2:4]]
+    for editing, row in zip(editings, rows, strict=True):
+        kept, distance = [], []
+        for facts in lists:
+            with updates.put_back(lm, editing.layers) as before:
+                state = editing.start
+                for fact in facts:
+                    (edit,) = editors.edit_each(editing, lm, [fact], states=[state])
+                    updates.apply(lm, edit.updates)
+                    state = editors.after(editing, state, edit.updates)
+                kept += [s["efficacy"][0].correct_new for s in scoring.score_facts(lm, facts)]
+                distance.append(max((lm.weight(x) - w).norm() / w.norm() for x, w in before.items()).item())
+        assert row["recall_of_all"] == pytest.approx(100 * sum(kept) / 4)
+        assert row["relative_drift"] == pytest.approx(50 * sum(distance), rel=1e-6)
+    assert rows[0]["relative_drift"] != pytest.approx(rows[1]["relative_drift"])

@@ -1,8 +1,9 @@
-"""Hyper-parameters for a model, chosen on single edits: `python -m editscale sweep SPEC.yaml OUT.csv`.
+"""Hyper-parameters for a model, chosen on edits: `python -m editscale sweep SPEC.yaml OUT.csv`.
 
-Every setting edits the same facts, each on the unedited model, and scores them right after. SPEC lists settings as
-changes to a base file, lists of values meaning every combination. OUT gets one row per setting. The choice is made by
-`best`, on OUT alone, so that it can be checked wherever OUT is recorded.
+SPEC lists settings as changes to a base file, lists of values meaning every combination. OUT gets one row per setting.
+Every setting edits the same facts: each on the unedited model (`single_edits`), or, where SPEC has `n_sequences`, one
+after another in so many sequences (`tools.lasting`). The choice is made on OUT alone, by `best` or `lasting.best`, so
+that it can be checked wherever OUT is recorded.
 """
 
 import itertools
@@ -15,9 +16,11 @@ import click
 from editscale.columns import harmonic_score
 from editscale.editing import editors
 from editscale.metrics import scoring
+from tools import lasting
 
-SPEC = """model model_cache fact_set order n_facts seed n_documents document_length
-          prefix_seeds n_short_prefixes n_long_prefixes grid""".split()
+SPEC = """model model_cache fact_set n_facts seed document_length prefix_seeds n_short_prefixes n_long_prefixes grid
+          order n_documents""".split()
+SINGLE = ("order", "n_documents")  # not in a SPEC of sequences
 
 
 def settings(spec):
@@ -91,11 +94,13 @@ def least_constraint(table, *, least_es=95.0):
 @click.argument("spec")
 @click.argument("out")
 @click.option("--device", default="cpu", show_default=True)
-@click.option("--part", default="0/1", show_default=True, metavar="K/N", help="Only settings k, k + n, k + 2n, …")
+@click.option(
+    "--part", default="0/1", show_default=True, metavar="K/N", help="Only settings, or stacks of them, k, k + n, …"
+)
 def main(spec, out, device, part):
-    """Try hyper-parameters on single edits.
+    """Try hyper-parameters on edits.
 
-    SPEC is YAML: model, fact_set, order, n_facts, …, grid. OUT is a CSV with one row per setting, which grows by a row
+    SPEC is YAML: model, fact_set, n_facts, …, grid. OUT is a CSV with one row per setting, which grows by a row
     as soon as it is known.
     """
     import json
@@ -114,11 +119,30 @@ def main(spec, out, device, part):
         raise ValueError(f"--part is {part}, expected K/N such as 0/4")
     k, n = map(int, part.split("/"))
     path, spec = spec, read_parameters(spec)
-    if lacking := [name for name in SPEC if name not in spec]:
+    wanted = SPEC if "n_sequences" not in spec else [x for x in SPEC if x not in SINGLE] + lasting.SPEC
+    if lacking := [name for name in wanted if name not in spec]:
         raise ValueError(f"{path} lacks {', '.join(lacking)}; params/sweep has examples")
-    todo = list(settings(spec))[k::n]
+    todo = list(settings(spec))
+    if "n_sequences" in spec:
+        todo = [setting for of in lasting.in_stacks(todo)[k::n] for setting in of]
+    else:
+        todo = todo[k::n]
 
-    lm = loading.load(spec["model"], device=device, cache=spec["model_cache"])
+    lm = loading.load(spec["model"], device=device, cache=spec["model_cache"], tf32_steps=spec.get("tf32", False))
+    sampling = {"prefix_seeds": spec["prefix_seeds"], "seed": spec["seed"]}
+    sampling |= {"n_short": spec["n_short_prefixes"], "n_long": spec["n_long_prefixes"]}
+    contexts = {name: editors.sample_contexts(lm, name, **sampling) for name in {method for method, _ in todo}}
+    rows = []
+
+    def write(method, params, n_facts, found):
+        named = {name: json.dumps(value) for name, value in asdict(params).items()}
+        on = torch.cuda.get_device_name(lm.device) if lm.device.type == "cuda" else lm.device.type
+        rows.append({"method": method, **named, "n_facts": n_facts, **found, "device": on})
+        pd.DataFrame(rows).round(4).to_csv(out, index=False)
+
+    if "n_sequences" in spec:
+        lasting.sweep(lm, spec, tqdm(lasting.in_stacks(todo), desc="stacks"), contexts, write)
+        return
     chosen = in_order(open_set(spec["fact_set"]), spec["order"], spec["n_facts"])
     if missing := scoring.without_true(chosen):
         print(missing, file=sys.stderr)
@@ -127,30 +151,16 @@ def main(spec, out, device, part):
     if layers:
         documents = corpora.sampled_documents(lm, spec["n_documents"], spec["document_length"], seeded)
         factors = editors.cholesky_factors(moments.collect(lm, documents, layers).moments, lm.device)
-    sampling = {"prefix_seeds": spec["prefix_seeds"], "seed": spec["seed"]}
-    sampling |= {"n_short": spec["n_short_prefixes"], "n_long": spec["n_long_prefixes"]}
-    contexts = {name: editors.sample_contexts(lm, name, **sampling) for name in {method for method, _ in todo}}
-    rows = []
     for method, params in tqdm(todo, desc="settings", unit="setting"):
         start = time.perf_counter()
         editing = editors.begun(lm, editors.Editing(method, params, contexts[method], factors))
         table = pd.DataFrame(single_edits(lm, chosen, editing))
         es, ps, ns = (100 * table[kind].mean() for kind in scoring.KINDS)
-        rows.append(
-            {
-                "method": method,
-                **{k: json.dumps(v) for k, v in asdict(params).items()},
-                "n_facts": len(table),
-                "ES": es,
-                "PS": ps,
-                "NS": ns,
-                "S": harmonic_score(es, ps, ns),
-                "median_update_norm": table["update_norm"].median(),
-                "largest_update_norm": table["update_norm"].max(),
-                "relative_update": table["update_norm"].median()
-                / lm.weight(editors.layers_of(params)[-1]).norm().item(),
-                "seconds_per_fact": (time.perf_counter() - start) / len(table),
-                "device": torch.cuda.get_device_name(lm.device) if lm.device.type == "cuda" else lm.device.type,
-            }
-        )
-        pd.DataFrame(rows).round(4).to_csv(out, index=False)
+        norm = table["update_norm"].median()
+        found = {"ES": es, "PS": ps, "NS": ns, "S": harmonic_score(es, ps, ns), "median_update_norm": norm}
+        found |= {
+            "largest_update_norm": table["update_norm"].max(),
+            "relative_update": norm / lm.weight(editors.layers_of(params)[-1]).norm().item(),
+            "seconds_per_fact": (time.perf_counter() - start) / len(table),
+        }
+        write(method, params, len(table), found)

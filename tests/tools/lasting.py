@@ -1,0 +1,180 @@
+"""Hyper-parameters chosen on sequences of edits: what `sweep` does where its SPEC has `n_sequences`.
+
+Each setting edits `n_sequences` lists of facts, one fact after another. The facts are none of those that a study may
+edit: they lie outside the first `outside` facts of all ten orders. Settings that differ only in what the first state of
+a run is made of are edited in one stack of copies, a copy for each setting and sequence. An `anchor_norm` of 0 stands
+for the anchor that `N_ANCHOR` more such facts give.
+
+The choice, the same for all methods and stated before the first sweep (`best`): of the settings that leave the
+perplexity of a text at most 1.5 times that of the unedited model, the one after which the model completes most of all
+facts that were edited. Learning fewer facts does not help a setting, and keeping them at the cost of the language does
+not either.
+"""
+
+import json
+import math
+import time
+from dataclasses import asdict, replace
+from itertools import groupby
+
+from editscale.data import orders
+from editscale.editing import corpora, editors, moments, norm_anchor, updates
+from editscale.metrics import generation, scoring
+from editscale.models import stacks, tokens
+
+SPEC = ["n_sequences", "outside", "corpus", "document_length", "text", "text_tokens"]
+# Hyper-parameters that only `Method.start` reads.
+OF_START = ("mom2_update_weight", "update_norm_lambda", "nullspace_threshold", "L2")
+N_ANCHOR = 300  # facts that an anchor is the mean of; 1,000 in the released code
+MOST_PERPLEXITY = 1.5  # times that of the unedited model
+
+
+def unused(facts, outside, n):
+    """The first n facts, by position, that are not among the first `outside` of any of the ten orders.
+
+    Raises ValueError if there are not so many.
+    """
+    used = {position for order in orders.published_orders(facts) for position in order[:outside]}
+    found = [position for position in orders.unique_subjects(facts) if position not in used][:n]
+    if len(found) < n:
+        raise ValueError(f"{len(found)} facts are outside the first {outside} of all orders, and {n} are asked for")
+    return [facts[position] for position in found]
+
+
+def in_stacks(settings):
+    """Lists of settings (method, params) that one stack can edit, in their order."""
+
+    def alike(setting):
+        method, params = setting
+        has_state = editors.method(method).start is not None
+        left_out = OF_START if has_state else ()
+        return method, json.dumps({name: x for name, x in asdict(params).items() if name not in left_out})
+
+    return [list(of) for _, of in groupby(settings, key=alike)]
+
+
+def documents_of(lm, path, n_tokens):
+    """The first paragraphs of a text file that have more than 20 tokens, until they have `n_tokens`."""
+    found, n = [], 0
+    with open(path, encoding="utf-8") as file:
+        for line in file:
+            if (ids := tokens.prompt_ids(lm.tokenizer, line.strip())) and len(ids) > 20:
+                found.append((line.strip(), len(ids) - 1))
+                n += len(ids) - 1
+            if n >= n_tokens:
+                return found
+    raise ValueError(f"{path} has {n} tokens in its paragraphs, and {n_tokens} are asked for")
+
+
+def log_perplexity(lm, documents):
+    """Mean negative log-likelihood of a token, in nats."""
+    total = sum(n * math.log(generation.perplexity(lm, [text])) for text, n in documents)
+    return total / sum(n for _, n in documents)
+
+
+def sequences(lm, of_facts, editings, documents):
+    """Rows, one for each editing: what its sequences of edits learned, kept and cost.
+
+    Args:
+        of_facts: lists of facts, equally long.
+        editings: of one stack, see `in_stacks`.
+        documents: see `documents_of`.
+    """
+    import numpy as np
+
+    runs = [(editing, facts) for editing in editings for facts in of_facts]
+    first, n_facts = editings[0], len(of_facts[0])
+    states, method = [editing.start for editing, _ in runs], editors.method(first.method)
+    ahead = [[None] * len(runs)] * n_facts
+    if method.ahead:
+        each = [method.ahead(lm, facts, first.params, first.contexts, first.factors) for _, facts in runs]
+        ahead = list(zip(*each, strict=True))
+    model, after, norms = stacks.copies(lm, first.layers, len(runs)), [[] for _ in runs], [[] for _ in runs]
+    began = time.perf_counter()
+    for place in range(n_facts):
+        facts = [of[place] for _, of in runs]
+        given = [list(ahead[place])] if method.ahead else []
+        edits = editors.edit_each(first, model, facts, *given, states=states)
+        for i, edit in enumerate(edits):
+            made = list(edit.updates) if editors.status(edit) == "edited" else []
+            updates.apply(model, made, i)
+            states[i] = editors.after(first, states[i], made)
+            norms[i].append(max((update.norm() for update in made), default=0.0))
+        for i, scores in enumerate(scoring.score_each(model, facts)):
+            after[i].append(scoring.fact_scores(scores))
+    seconds = (time.perf_counter() - began) / n_facts / len(runs)
+    unedited, rows = log_perplexity(lm, documents), []
+    for i, (editing, facts) in enumerate(runs):
+        copy = stacks.subset(model, [i]) if len(runs) > 1 else model
+        end = [scoring.fact_scores(scores) for scores in scoring.score_facts(copy, facts)]
+        learned = np.array([row["efficacy_accuracy"] for row in after[i]]) == 1
+        kept = np.array([row["efficacy_accuracy"] for row in end]) == 1
+        drift = max(
+            ((copy.weight(layer) - lm.weight(layer)).norm() / lm.weight(layer).norm()).item()
+            for layer in editing.layers
+        )
+        rows.append(
+            {
+                "ES": 100 * np.mean([row["efficacy"] for row in after[i]]),
+                "learned": 100 * learned.mean(),
+                "recall_of_learned": 100 * kept[learned].mean() if learned.any() else 0.0,
+                "recall_of_all": 100 * kept.mean(),
+                "NS_after": 100 * np.mean([row["neighborhood"] for row in after[i]]),
+                "NS_end": 100 * np.mean([row["neighborhood"] for row in end]),
+                "perplexity_ratio": math.exp(min(log_perplexity(copy, documents) - unedited, 700.0)),
+                "relative_drift": 100 * drift,
+                "median_update_norm": float(np.median(norms[i])),
+                "largest_update_norm": float(np.max(norms[i])),
+                "seconds_per_edit": seconds,
+            }
+        )
+    return [_mean(rows[i : i + len(of_facts)]) for i in range(0, len(rows), len(of_facts))]
+
+
+def _mean(rows):
+    """Means over the sequences of a setting, of perplexities the geometric one; recall of all of each sequence too."""
+    import numpy as np
+
+    found = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+    found["perplexity_ratio"] = math.exp(np.mean([math.log(row["perplexity_ratio"]) for row in rows]))
+    return found | {f"recall_of_all_{i}": row["recall_of_all"] for i, row in enumerate(rows)}
+
+
+def best(table, method):
+    """The row of a table of sequences to use for a method, by the rule at the top.
+
+    If all its settings leave a higher perplexity, that with the lowest. Raises ValueError without a row of the method.
+    """
+    of = table[table["method"] == method]
+    if of.empty:
+        raise ValueError(f"the table has no setting of {method}")
+    enough = of[of["perplexity_ratio"] <= MOST_PERPLEXITY]
+    if enough.empty:
+        return of.sort_values("perplexity_ratio", kind="stable").iloc[0]
+    return enough.sort_values(["recall_of_all", "perplexity_ratio"], ascending=[False, True], kind="stable").iloc[0]
+
+
+def sweep(lm, spec, todo, contexts, write):
+    """Try settings, stack by stack; `write` gets a (method, params, n edits, row) for each as soon as it is known."""
+    n = spec["n_facts"] * spec["n_sequences"]
+    facts = unused(orders.open_set(spec["fact_set"]), spec["outside"], n + N_ANCHOR)
+    of_facts = [facts[i : n : spec["n_sequences"]] for i in range(spec["n_sequences"])]
+    documents = documents_of(lm, spec["text"], spec["text_tokens"])
+    layers, factors = sorted({layer for of in todo for s in of for layer in editors.moment_layers(*s)}), {}
+    if layers:
+        corpus = list(corpora.documents_from_file(lm.tokenizer, spec["corpus"], spec["document_length"]))
+        factors = editors.cholesky_factors(moments.collect(lm, corpus, layers, batch_tokens=16384).moments, lm.device)
+    for of in todo:
+        of = [(method, anchored(lm, params, facts[n:])) for method, params in of]
+        editings = [editors.Editing(method, params, contexts[method], factors) for method, params in of]
+        editings = [editors.begun(lm, editing) for editing in editings]
+        for editing, row in zip(editings, sequences(lm, of_facts, editings, documents), strict=True):
+            write(editing.method, editing.params, n, row)
+
+
+def anchored(lm, params, facts):
+    """The same hyper-parameters, an `anchor_norm` of 0 replaced by the anchor that some facts give."""
+    if getattr(params, "anchor_norm", 1):
+        return params
+    found = norm_anchor.norms(lm, facts, editors.layers_of(params)[-1], params)
+    return replace(params, anchor_norm=round(norm_anchor.anchor(found), 3))
