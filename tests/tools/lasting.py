@@ -1,9 +1,9 @@
 """Hyper-parameters chosen on sequences of edits: what `sweep` does where its SPEC has `n_sequences`.
 
 Each setting edits `n_sequences` lists of facts, one fact after another. The facts are none of those that a study may
-edit: they lie outside the first `outside` facts of all ten orders. Settings that differ only in what the first state of
-a run is made of are edited in one stack of copies, a copy for each setting and sequence. An `anchor_norm` of 0 stands
-for the anchor that `N_ANCHOR` more such facts give.
+edit: they lie outside the first `outside` facts of all ten orders. Settings that optimize the same values are edited in
+one stack of copies, a copy for each setting and sequence. An `anchor_norm` of 0 stands for the anchor that `N_ANCHOR`
+more such facts give.
 
 The choice, the same for all methods and stated before the first sweep (`best`): of the settings that leave the
 perplexity of a text at most 1.5 times that of the unedited model, the one after which the model completes most of all
@@ -15,16 +15,22 @@ import json
 import math
 import time
 from dataclasses import asdict, replace
-from itertools import groupby
 
 from editscale.data import orders
-from editscale.editing import corpora, editors, moments, norm_anchor, updates
+from editscale.editing import corpora, editors, history, memit, moments, norm_anchor, rect, rome, updates
 from editscale.metrics import generation, scoring
 from editscale.models import stacks, tokens
 
 SPEC = ["n_sequences", "outside", "corpus", "document_length", "text", "text_tokens"]
 # Hyper-parameters that only `Method.start` reads.
 OF_START = ("mom2_update_weight", "update_norm_lambda", "nullspace_threshold", "L2")
+# Methods that share how values are optimized, and hyper-parameters that are not about these.
+SHARING = {
+    "memit": "memit memit-seq alphaedit emmet memit-rect memit-nas memit-seq-nas alphaedit-nas".split(),
+    "rome": "rome r-rome p-rome rome-rect rome-nas".split(),
+}
+OF_EACH = (*OF_START, "emmet_lambda", "zeroed_fraction", "anchor_norm")
+MOST = 7  # settings in a stack
 N_ANCHOR = 300  # facts that an anchor is the mean of; 1,000 in the released code
 MOST_PERPLEXITY = 1.5  # times that of the unedited model
 
@@ -41,16 +47,50 @@ def unused(facts, outside, n):
     return [facts[position] for position in found]
 
 
-def in_stacks(settings):
-    """Lists of settings (method, params) that one stack can edit, in their order."""
+def in_stacks(settings, most=MOST):
+    """Lists of at most so many settings (method, params) that one stack can edit.
 
-    def alike(setting):
-        method, params = setting
-        has_state = editors.method(method).start is not None
-        left_out = OF_START if has_state else ()
-        return method, json.dumps({name: x for name, x in asdict(params).items() if name not in left_out})
+    They optimize the same values at the same layers: methods of MEMIT's family, variants of ROME, or settings of one
+    method that differ in what its first state is made of.
+    """
+    stacks_of = {}
+    for method, params in settings:
+        kind = next((kind for kind, of in SHARING.items() if method in of), method)
+        shared = [name for name in asdict(params) if name not in (OF_START if kind == method else OF_EACH)]
+        key = kind, json.dumps({name: getattr(params, name) for name in shared})
+        stacks_of.setdefault(key, []).append((method, params))
+    return [of[i : i + most] for of in stacks_of.values() for i in range(0, len(of), most)]
 
-    return [list(of) for _, of in groupby(settings, key=alike)]
+
+def edits_of(editings, model, facts, states, ahead):
+    """`editors.edit_each` for a stack whose copies are edited by several methods that share their values."""
+    first, adjusts, of_rome = editings[0], iter(editings), editings[0].method in SHARING["rome"]
+    if not of_rome and first.method not in SHARING["memit"]:
+        return editors.edit_each(first, model, facts, *ahead, states=states)
+
+    def adjust(found):
+        params, at = next(adjusts).params, "mlp" if of_rome else "block"
+        return norm_anchor.anchored(found, params.anchor_norm, at) if hasattr(params, "anchor_norm") else found
+
+    def solve(keys, layer, i):
+        editing = editings[i]
+        if states[i] is None:
+            return memit.solve(keys, editing.factors[layer], editing.params.mom2_update_weight)
+        return history.solve(states[i][layer], keys, own=float(editing.method != "emmet"))
+
+    given = model, facts, first.params, first.contexts, first.factors
+    if of_rome:
+        edits = rome.edit_each(*given, *ahead, adjust=adjust)
+    else:
+        batches = [[fact] for fact in facts]
+        edits = memit.spread(model, batches, first.params, first.contexts, solve, keep=True, adjust=adjust)
+    masked = {"rome-rect": rect.rome_masked, "memit-rect": rect.memit_masked}
+    return [
+        masked[editing.method](stacks.subset(model, [i]), [edit], editing.params)[0]
+        if editing.method in masked
+        else edit
+        for i, (editing, edit) in enumerate(zip(editings, edits, strict=True))
+    ]
 
 
 def documents_of(lm, path, n_tokens):
@@ -83,22 +123,21 @@ def sequences(lm, of_facts, editings, documents):
     import numpy as np
 
     runs = [(editing, facts) for editing in editings for facts in of_facts]
-    first, n_facts = editings[0], len(of_facts[0])
-    states, method = [editing.start for editing, _ in runs], editors.method(first.method)
-    ahead = [[None] * len(runs)] * n_facts
-    if method.ahead:
-        each = [method.ahead(lm, facts, first.params, first.contexts, first.factors) for _, facts in runs]
-        ahead = list(zip(*each, strict=True))
+    first, n_facts, of_runs = editings[0], len(of_facts[0]), [editing for editing, _ in runs]
+    states, looked_up = [editing.start for editing in of_runs], []
+    for editing, facts in runs:
+        if look := editors.method(editing.method).ahead:
+            looked_up.append(look(lm, facts, editing.params, editing.contexts, editing.factors))
     model, after, norms = stacks.copies(lm, first.layers, len(runs)), [[] for _ in runs], [[] for _ in runs]
     began = time.perf_counter()
     for place in range(n_facts):
         facts = [of[place] for _, of in runs]
-        given = [list(ahead[place])] if method.ahead else []
-        edits = editors.edit_each(first, model, facts, *given, states=states)
+        ahead = [[of[place] for of in looked_up]] if looked_up else []
+        edits = edits_of(of_runs, model, facts, states, ahead)
         for i, edit in enumerate(edits):
             made = list(edit.updates) if editors.status(edit) == "edited" else []
             updates.apply(model, made, i)
-            states[i] = editors.after(first, states[i], made)
+            states[i] = editors.after(of_runs[i], states[i], made)
             norms[i].append(max((update.norm() for update in made), default=0.0))
         for i, scores in enumerate(scoring.score_each(model, facts)):
             after[i].append(scoring.fact_scores(scores))

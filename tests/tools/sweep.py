@@ -131,7 +131,9 @@ def main(spec, out, device, part):
     lm = loading.load(spec["model"], device=device, cache=spec["model_cache"], tf32_steps=spec.get("tf32", False))
     sampling = {"prefix_seeds": spec["prefix_seeds"], "seed": spec["seed"]}
     sampling |= {"n_short": spec["n_short_prefixes"], "n_long": spec["n_long_prefixes"]}
-    contexts = {name: editors.sample_contexts(lm, name, **sampling) for name in {method for method, _ in todo}}
+    ways = {name: editors.method(name).contexts for name, _ in todo}
+    sampled = {way: editors.sample_contexts(lm, name, **sampling) for name, way in ways.items()}
+    contexts = {name: sampled[way] for name, way in ways.items()}
     rows = []
 
     def write(method, params, n_facts, found):
