@@ -93,7 +93,7 @@ def _edits(lm, batches, params, contexts, factors, **options):
     return spread(lm, batches, params, contexts, of_layer, **options)
 
 
-def spread(lm, batches, params, contexts, solve, *, keep=False, adjust=None, forward=None):
+def spread(lm, batches, params, contexts, solve, *, keep=False, two_keys=False, adjust=None, forward=None):
     """One `Edit` for each batch of facts, all batches of the same size: the residual spread over `params.layers`.
 
     Each batch has its own copy of the model. Each layer, ascending and with the layers before it changed, takes an even
@@ -104,6 +104,7 @@ def spread(lm, batches, params, contexts, solve, *, keep=False, adjust=None, for
         params: has `layers`, and what `descent.Descent` needs.
         contexts: groups of context templates, see `mean_keys`; the first of all is the bare one.
         solve: (keys (d_key, n), layer, number of the batch) ↦ A (d_key, n); a layer's change is (its part) Aᵀ.
+        two_keys: whether `solve` gets the keys of the bare prompts too, (d_key, n), as its last argument.
         keep: whether an `Update` keeps the layer's "keys", (d_key, n) in the weight's dtype, for the run's state.
         adjust, forward: see `edit`.
 
@@ -126,17 +127,18 @@ def spread(lm, batches, params, contexts, solve, *, keep=False, adjust=None, for
     updated, traces = [[] for _ in batches], [_trace(z, found, i, n_each) for i in range(len(batches))]
     for i, layer in enumerate(layers):
         seen = run(f"spread over {layers}", range(layers[0], layers[-1] + 1), partial(_changed, lm, layers), inputs)
-        keys = torch.stack([mean_keys(k, groups) for k in anatomy.in_full(seen[f"keys.{layer}"])])
+        seen_keys = anatomy.in_full(seen[f"keys.{layer}"])
+        keys = torch.stack([mean_keys(k, groups) for k in seen_keys])
         residual = (z - seen["out"]).double() / (len(layers) - i)
-        parts = (x.split(n_each) for x in (keys, seen["out"], residual))
+        parts = (x.split(n_each) for x in (keys, seen_keys[:, 0], seen["out"], residual))
         for batch, of_batch in enumerate(zip(*parts, strict=True)):
-            k, now, r = (x.T for x in of_batch)
-            solved = solve(k, layer, batch)
+            k, bare, now, r = (x.T for x in of_batch)
+            solved = solve(k, layer, batch, *([bare] if two_keys else []))
             kept = {"keys": k.to(lm.dtype)} if keep else {}
             update = Update(layer, *updates.factors(r, solved, lm.dtype), kept=kept)
             inputs[f"left.{layer}"][batch], inputs[f"right.{layer}"][batch] = update.left, update.right
             updated[batch].append(update)
-            traces[batch][layer] = {"keys": k, "current": now, "solved": solved, "residual": r}
+            traces[batch][layer] = {"keys": k, "bare": bare, "current": now, "solved": solved, "residual": r}
     return [Edit(tuple(u), trace) for u, trace in zip(updated, traces, strict=True)]
 
 

@@ -1,15 +1,22 @@
-"""ROME spread over layers: MEMIT's way to split a residual, with ROME's contexts, key and equality constraint.
+"""ROME spread over layers: MEMIT's way to split a residual, with ROME's contexts, keys and equality constraint.
 
 The value is optimized at the output of the last block, after ROME's contexts. Then each layer, ascending, takes an
-even part of what is still missing there, r, by ROME's rank-one change with one key k, the plain mean over the contexts:
+even part of what is still missing there, r, by ROME's rank-one change, with k̄ the plain mean key over the contexts:
 
-    ΔW = r (C⁻¹k)ᵀ / (kᵀC⁻¹k), which sends k to Wk + r and, of all changes that do, moves the keys of C least.
+    ΔW = r (C⁻¹k̄)ᵀ / (kᵀC⁻¹k̄), which sends k to Wk + r.
 
-This is EMMET (arXiv:2403.14236) with one fact, and MEMIT's solve as its λ → 0. With a single layer it differs
-from r-ROME in where the value is optimized: at the block's output instead of the MLP's.
+| method | k | with a single layer |
+|---|---|---|
+| rome-multi | k̄: of all changes that send it there, this one moves the keys of C least | r-rome without m₀ − m̄ |
+| rome-multi-two-keys | key of the bare prompt, as the released ROME has it | rome |
+
+The first is EMMET (arXiv:2403.14236) with one fact, and MEMIT's solve as its λ → 0. With a single layer both differ
+from ROME in what δ is held against, ‖h₀‖ of the block instead of ‖m₀‖ of its MLP; and r-ROME writes m₀ + δ − m̄ where
+rome-multi writes δ, m₀ and m̄ being the MLP's outputs at the bare prompt and their mean over the contexts.
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 from editscale.editing import memit, moments
 from editscale.editing.method import Method
@@ -27,19 +34,20 @@ class RomeMultiParams:
     kl_factor: float
 
 
-def solve(keys, factor):
-    """A = C⁻¹k / (kᵀC⁻¹k), (d_key, 1) float64, of one key (d_key, 1).
+def solve(keys, factor, bare=None):
+    """A = C⁻¹k̄ / (kᵀC⁻¹k̄), (d_key, 1) float64, of one key k̄ (d_key, 1).
 
     Args:
         factor: lower Cholesky factor of C, (d_key, d_key) float64.
+        bare: k, (d_key, 1); None: k̄.
 
     Raises ValueError if the key does not fit the factor.
     """
     solved = moments.weighed(keys, factor)
-    return solved / (keys.double().T @ solved)
+    return solved / ((keys if bare is None else bare).double().T @ solved)
 
 
-def edit_each(lm, facts, params, contexts, factors, *, forward=None):
+def edit_each(lm, facts, params, contexts, factors, *, two_keys=False, forward=None):
     """For each fact the updates of all layers that make the model, or copy i of a stack, say `fact.target_new`.
 
     The model is left as it was.
@@ -47,18 +55,34 @@ def edit_each(lm, facts, params, contexts, factors, *, forward=None):
     Args:
         contexts: context templates, the bare one "{}" first.
         factors: layer ↦ lower Cholesky factor of C of the unedited model.
+        two_keys: whether k is the key of the bare prompt.
         forward: way to optimize the values, see `values.optimize`.
 
     Returns:
-        One `Edit` per fact, with one `Update` of rank one per layer.
+        One `Edit` per fact, with one `Update` of rank one per layer. With two keys the trace has ROME's "denominator",
+        k·u with u = C⁻¹k̄ / ‖C⁻¹k̄‖, of each layer, and of the first one as the edit's: no edit of the run changes it.
 
     Raises ValueError as `memit.edit` does.
     """
 
-    def of_layer(keys, layer, _):
-        return solve(keys, factors[layer])
+    def of_layer(keys, layer, _, bare=None):
+        return solve(keys, factors[layer], bare)
 
-    return memit.spread(lm, [[fact] for fact in facts], params, [contexts], of_layer, forward=forward)
+    batches = [[fact] for fact in facts]
+    edits = memit.spread(lm, batches, params, [contexts], of_layer, two_keys=two_keys, forward=forward)
+    for edit in edits if two_keys else []:
+        for layer in params.layers:
+            edit.trace[layer]["denominator"] = _denominator(**edit.trace[layer])
+        edit.trace["denominator"] = edit.trace[min(params.layers)]["denominator"]
+    return edits
 
 
-METHODS = {"rome-multi": Method(RomeMultiParams, edit_each)}
+def _denominator(keys, solved, **_):
+    """k·u, from A = u / (k·u): 1 / ‖A‖, with the sign of k̄ᵀA, since k̄ᵀC⁻¹k̄ is positive."""
+    return (keys.double().T @ solved).squeeze().sign() / solved.norm()
+
+
+METHODS = {
+    "rome-multi": Method(RomeMultiParams, edit_each),
+    "rome-multi-two-keys": Method(RomeMultiParams, partial(edit_each, two_keys=True)),
+}

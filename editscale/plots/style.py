@@ -16,6 +16,7 @@ METHOD_STYLE = {
     "p-rome": {"color": "#029e73", "marker": "^", "linestyle": "-."},
     "memit": {"color": "#d55e00", "marker": "D", "linestyle": (0, (6, 1.5, 1, 1.5))},
     "rome-multi": {"color": "#ca9161", "marker": "h", "linestyle": (0, (4, 1.5, 1, 1.5, 1, 1.5))},
+    "rome-multi-two-keys": {"color": "#ca9161", "marker": "2", "linestyle": "--"},
     "ft-c": {"color": "#949494", "marker": "X", "linestyle": ":"},
     "memit-seq": {"color": "#cc78bc", "marker": "P", "linestyle": "-"},
     "memit-seq-nas": {"color": "#cc78bc", "marker": "1", "linestyle": ":"},

@@ -83,8 +83,8 @@ def _denominator(edit, editing, layer, key):
     """What an update is divided by: k·u (ROME variants), 1 + kᵀ(λC)⁻¹k (MEMIT), kᵀC⁻¹k (ROME over several layers)."""
     import torch
 
-    if "denominator" in edit.trace:
-        return edit.trace["denominator"].item()
+    if (found := edit.trace.get(layer, edit.trace).get("denominator")) is not None:
+        return found.item()
     key = key.double()[:, None]
     weighed = (key.T @ torch.cholesky_solve(key, editing.factors[layer])).item()
     weight = getattr(editing.params, "mom2_update_weight", None)
