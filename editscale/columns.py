@@ -9,6 +9,7 @@ from editscale.files import bundled
 KINDS = ("efficacy", "paraphrase", "neighborhood")  # of prompts that score a fact, in the order of columns
 PORTABILITY = "portability"  # one more kind, of facts that have such prompts
 RUN = ("method", "order", "reversed")  # what names a run in every table
+SOUND = ("edited", "screened")  # statuses of an edit that did not fail: made, or left out on purpose
 
 _MEANINGS = yaml.safe_load(bundled("columns.yaml", counts=False).read_text(encoding="utf-8"))
 COLUMNS = _MEANINGS["runs"]  # column of the tables of runs ↦ what it means

@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 
 from editscale.analysis import tables
-from editscale.analysis.rows import groups, require, rows_of
-from editscale.columns import RUN
+from editscale.analysis.rows import groups, require, rows_of, were_learned
+from editscale.columns import RUN, SOUND
 
 JUMP = 5.0  # times the running median of earlier updates
 LOW = 0.5  # times its run's median: a denominator that warns
@@ -31,7 +31,7 @@ def detect(drift, *, jump=JUMP, least_earlier=5):
         times_median. Where several layers jump at one edit, the one with the largest ratio; of equals the lowest.
 
     The median at an edit is of all earlier edits, jumps among them, never of later ones: an edit is judged the same
-    in a longer run. Updates of norm 0, non-finite edits that were not applied, do not count as earlier edits. After a
+    in a longer run. Updates of norm 0, of edits that were not applied, do not count as earlier edits. After a
     collapse many updates may be large; the first of them is the disabling one.
     """
     place = [*RUN, "layer"]
@@ -77,7 +77,7 @@ def effects(jumps, edits, history=None, perplexity=None):
     rows = []
     for run, of_run in groups(jumps):
         done = rows_of(edits, **run).set_index("edits")
-        learned = done.index[done["efficacy_accuracy"] == 1]
+        learned = done.index[were_learned(done)]
         asked = None if history is None else rows_of(history, **run)
         values = {} if perplexity is None else rows_of(perplexity, **run).set_index("edits")["perplexity"]
         for jump in of_run.itertuples():
@@ -178,7 +178,7 @@ def persistence(single, flagged, jump=JUMP):
         more than `jump` times an ordinary one, or not finite), share.
     """
     own = single.merge(flagged[["method", "case_id"]].drop_duplicates(), on=["method", "case_id"])
-    stays = (own["times_ordinary"] > jump) | (own["status"] != "edited")
+    stays = (own["times_ordinary"] > jump) | ~own["status"].isin(SOUND)
     table = own.assign(staying=stays).groupby(["method", "contexts", "seed"], sort=False, dropna=False)["staying"]
     return table.agg(facts="size", staying="sum", share="mean").reset_index()
 

@@ -7,7 +7,7 @@ forgotten is not asked again; here every fact is scored at every checkpoint, and
 
 Functions take `edits` and `history`, tables of one run or of several stacked, and treat each run by itself:
 
-- `edits`: one row per edit; `efficacy_accuracy` is 1 if the fact was learned.
+- `edits`: one row per edit; `efficacy_accuracy` is 1 if the fact was learned (`rows.were_learned`).
 - `history`: one row per checkpoint (`edits`) and earlier fact (`edit`, its place in the sequence);
   `efficacy_accuracy` is 1 if the fact is recalled there.
 
@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from editscale.analysis.rows import groups, require
+from editscale.analysis.rows import groups, require, were_learned
 from editscale.columns import RUN
 
 
@@ -228,7 +228,7 @@ def _run(key, history, edits):
             raise ValueError(f"{name}: efficacy_accuracy in {table} must be 0 or 1, one rewrite prompt per fact")
     recalled = np.full((n_edits, len(checkpoints)), np.nan)
     recalled[place, np.searchsorted(checkpoints, history["edits"])] = history["efficacy_accuracy"]
-    return RunRecall(key, case_id, edits["efficacy_accuracy"].to_numpy() == 1, checkpoints, recalled)
+    return RunRecall(key, case_id, were_learned(edits).to_numpy(), checkpoints, recalled)
 
 
 def label_of(key):

@@ -20,3 +20,10 @@ def groups(table, by=RUN):
     """(its values of `by` as a dict, rows) of each group, in the order of the table; of each run, unless given."""
     for values, group in table.groupby(list(by), sort=False):
         yield dict(zip(by, values, strict=True)), group
+
+
+def were_learned(edits):
+    """Which edits, a Series of bool, made the new object the model's first choice. A fact that a method left out
+    ("screened") was not learned, whatever the model says; a table without column status holds no such fact."""
+    said = edits["efficacy_accuracy"] == 1
+    return said & ~edits["status"].isin(["screened"]) if "status" in edits else said

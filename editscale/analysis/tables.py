@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from editscale.columns import COLUMNS, KINDS, PORTABILITY, RUN, harmonic_score, method_label
+from editscale.columns import COLUMNS, KINDS, PORTABILITY, RUN, SOUND, harmonic_score, method_label
 from editscale.files import vouched
 from editscale.metrics import drift
 
@@ -152,7 +152,7 @@ def check_same_facts(edits):
         longest = max(runs, key=lambda key: (len(runs[key]), not key[RUN.index("reversed")]))
         sequence = runs[longest]["case_id"].tolist()[:: -1 if longest[RUN.index("reversed")] else 1]
         for key, run in runs.items():
-            cases, collapsed = frozenset(run["case_id"]), run["status"].iloc[-1] != "edited"
+            cases, collapsed = frozenset(run["case_id"]), run["status"].iloc[-1] not in SOUND
             if cases != frozenset(sequence[: len(run)]) and not (collapsed and cases < frozenset(sequence)):
                 raise ValueError(
                     f"runs {longest} and {key} of order {order} edited different facts ({len(sequence)} and "
@@ -171,7 +171,7 @@ def shared_end(table, edits):
     Raises ValueError if there is no such number.
     """
     last = edits.sort_values("edits").groupby(list(RUN))["status"].last()
-    whole = set(last.index[last == "edited"]) or set(last.index)
+    whole = set(last.index[last.isin(SOUND)]) or set(last.index)
     places = [set(run["edits"]) for key, run in table.groupby(list(RUN)) if key in whole]
     if not places or not (shared := set.intersection(*places)):
         raise ValueError("the runs have no number of edits in common at which all were measured; use one schedule")

@@ -205,9 +205,12 @@ def edit_each(editing, lm, facts, *ahead, states=None):
 
 
 def status(edit):
-    """What became of an edit: "edited", "non-finite" (NaN, infinity or overflow in it), or "failed-solve"."""
+    """What became of an edit: "edited", "screened" (left out on purpose), "non-finite" (NaN, infinity or overflow in
+    it), or "failed-solve". Only the last two are failures (`columns.SOUND`)."""
     if "failed" in edit.trace:
         return "failed-solve"
+    if "screened" in edit.trace:
+        return "screened"
     return "edited" if all(update.is_finite() for update in edit.updates) else "non-finite"
 
 
@@ -251,18 +254,23 @@ def read_params(name, path):
         raise ValueError(f"{path} is not readable as YAML: {' '.join(str(error).split())}") from error
     if not isinstance(given, dict):
         raise ValueError(f"{path} must map names to values")
-    expected = {f.name: f.type for f in fields(params)}
+    return params_of(params, given, path)
+
+
+def params_of(params, given, where):
+    """Hyper-parameters, of a dataclass, from names and values. ValueError says `where` and which entry is wrong."""
+    expected, values = {f.name: f.type for f in fields(params)}, {}
     for entry in given:
         if entry not in expected:
-            raise ValueError(f"{path}: unknown entry {entry!r}; {params.__name__} has {', '.join(expected)}")
+            raise ValueError(f"{where}: unknown entry {entry!r}; {params.__name__} has {', '.join(expected)}")
     for entry, kind in expected.items():
         if entry not in given:
-            raise ValueError(f"{path}: entry {entry!r} is missing")
+            raise ValueError(f"{where}: entry {entry!r} is missing")
         value = float(given[entry]) if kind is float and type(given[entry]) is int else given[entry]
         if type(value) is not kind or (kind is list and not all(type(x) is int for x in value)):
-            raise ValueError(f"{path}: {entry} must be a {kind.__name__}, not {given[entry]!r}")
-        given[entry] = value
-    return params(**given)
+            raise ValueError(f"{where}: {entry} must be a {kind.__name__}, not {given[entry]!r}")
+        values[entry] = value
+    return params(**values)
 
 
 def layers_of(params):
@@ -271,8 +279,8 @@ def layers_of(params):
 
 
 def moment_layers(name, params):
-    """The layers whose second moments a method needs, ascending."""
-    return layers_of(params) if method(name).moments else []
+    """The layers whose second moments a method needs, ascending: all, unless the hyper-parameters name them."""
+    return sorted(getattr(params, "moment_layers", params.layers)) if method(name).moments else []
 
 
 def cholesky_factors(moments, device):
@@ -302,16 +310,18 @@ def summary(edit):
 
     steps are forwards; losses, `nll` and `kl` in nats per token; norms in the model's units; `denominator` is k·u
     (ROME variants; None for others). A method that optimizes no value has no KL and no δ: None there, and its loss is
-    the NLL. For several facts edited together, the first one's. All None for a failed solve.
+    the NLL. For several facts edited together, the first one's. All None for a failed solve, and but for the
+    denominator for a fact that was left out.
     """
     trace = edit.trace
-    if "failed" in trace:
-        return dict.fromkeys(SUMMARY)
+    denominator = trace["denominator"].item() if "denominator" in trace else None
+    if "losses" not in trace:
+        return dict.fromkeys(SUMMARY) | {"denominator": denominator}
     losses = trace["losses"][0] if isinstance(trace["losses"], list) else trace["losses"]
     row = {"steps": len(losses), "loss_first": losses[0, 0].item(), "loss_last": losses[-1, 0].item()}
     if "delta" not in trace:
-        names = ("kl_last", "delta_norm", "init_norm", "denominator")
-        return {**row, "nll_last": row["loss_last"], **dict.fromkeys(names)}
+        names = ("kl_last", "delta_norm", "init_norm")
+        return {**row, "nll_last": row["loss_last"], **dict.fromkeys(names), "denominator": denominator}
     init = trace["init"][:, 0] if trace["init"].ndim == 2 else trace["init"]
     delta = trace["delta"][:, 0] if trace["delta"].ndim == 2 else trace["delta"]
     return {
@@ -320,5 +330,5 @@ def summary(edit):
         "kl_last": losses[-1, 2].item(),
         "delta_norm": delta.norm().item(),
         "init_norm": init.norm().item(),
-        "denominator": trace["denominator"].item() if "denominator" in trace else None,
+        "denominator": denominator,
     }

@@ -71,13 +71,21 @@ def of_ledger(ledger):
     """
     rows, edits, low_rank = [], range(1, len(ledger) + 1), None
     applied = next((names for edit in edits if (names := set(ledger.factors(edit)))), set())
+
+    def whole(names, layer):
+        """Whether what changes a layer has no low rank, by the names of its tensors."""
+        return f"{layer}.left" in names and f"{layer}.right" not in names or f"{layer}.mask" in names
+
     for layer, weight in sorted(ledger.weights.items(), key=lambda item: int(item[0])):
         d_value, d_key = weight["shape"]
         left, right = f"{layer}.left", f"{layer}.right"
-        if left in applied and right not in applied or f"{layer}.mask" in applied:
-            found = of_matrices((_matrix(ledger.factors(edit), layer) for edit in edits), weight["shape"])
-        else:
+        if not whole(applied, layer):
             low_rank = low_rank or [ledger.factors(edit) for edit in edits]
+        if whole(applied, layer):
+            found = of_matrices((_matrix(ledger.factors(edit), layer) for edit in edits), weight["shape"])
+        elif any(whole(of, layer) for of in low_rank):  # several methods in one run
+            found = of_matrices((_matrix(of, layer) for of in low_rank), weight["shape"])
+        else:
             lefts = [of.get(left, np.zeros((d_value, 0))) for of in low_rank]
             rights = [of.get(right, np.zeros((d_key, 0))) for of in low_rank]
             found = norms(lefts, rights), distances(lefts, rights)

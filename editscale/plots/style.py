@@ -26,6 +26,7 @@ METHOD_STYLE = {
     "emmet": {"color": "#ca9161", "marker": ">", "linestyle": "-"},
     "rome-rect": {"color": "#0173b2", "marker": "<", "linestyle": "--"},
     "rome-nas": {"color": "#0173b2", "marker": "H", "linestyle": ":"},
+    "rome-screened": {"color": "#0173b2", "marker": "1", "linestyle": "-."},
     "memit-rect": {"color": "#d55e00", "marker": "p", "linestyle": "--"},
     "memit-nas": {"color": "#d55e00", "marker": "8", "linestyle": ":"},
     "ultraedit": {"color": "#949494", "marker": "x", "linestyle": "-"},

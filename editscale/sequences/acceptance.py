@@ -11,7 +11,7 @@ import random
 import numpy as np
 import pandas as pd
 
-from editscale.columns import ACCEPTANCE, KINDS, harmonic_half_width, harmonic_score, method_label
+from editscale.columns import ACCEPTANCE, KINDS, SOUND, harmonic_half_width, harmonic_score, method_label
 from editscale.data.orders import ORDER_SEED
 from editscale.editing import editors, updates
 from editscale.metrics import drift, scoring
@@ -104,7 +104,7 @@ def single_rows(lm, facts, editing):
 
     def scores(fact, edit):
         found = scoring.fact_scores(scoring.score_facts(lm, [fact])[0])
-        return found if editors.status(edit) == "edited" else scoring.failed_scores(found)
+        return found if editors.status(edit) in SOUND else scoring.failed_scores(found)
 
     scored = editors.each_alone(editing, lm, facts, scores)
     return score_rows(scored, part="single edits", method=method_label(editing.method), edits=1)

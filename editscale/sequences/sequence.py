@@ -13,6 +13,7 @@ import time
 from dataclasses import asdict
 
 from editscale import dependencies
+from editscale.columns import SOUND
 from editscale.editing import editors, modules, updates, values
 from editscale.files import sha256_json
 from editscale.metrics import scoring
@@ -119,7 +120,8 @@ def run(lm, facts, editing, ledger, *, on_collapse="stop", batch_tokens=scoring.
         editing: see `editors.prepare`.
         ledger: a `Ledger` opened with this run's fingerprint. Edits it already holds are replayed, not redone.
         on_collapse: what follows an edit that is not finite or whose solve failed (`editors.status`), which is recorded
-            and never applied: "stop" ends the sequence there, "skip" continues with the next fact.
+            and never applied: "stop" ends the sequence there, "skip" continues with the next fact. A fact that a method
+            left out on purpose ("screened") ends no sequence.
         batch_tokens: most tokens in one forward over the unedited model, see `scoring.score_facts`.
 
     Raises ValueError, before anything is edited, if a fact cannot be (see `check_facts`), or if the ledger holds edits
@@ -220,7 +222,7 @@ def _checked(lm, facts, editing, ledger):
 
 def _going(place, orders, ledgers, on_collapse):
     """The orders that edit their fact number `place`, counted from 0: they have one, and did not end before."""
-    ended = [on_collapse == "stop" and 0 < len(b) <= place and b.rows[-1]["status"] != "edited" for b in ledgers]
+    ended = [on_collapse == "stop" and 0 < len(b) <= place and b.rows[-1]["status"] not in SOUND for b in ledgers]
     return [i for i, over in enumerate(ended) if not over and place < len(orders[i])]
 
 

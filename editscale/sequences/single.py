@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from editscale.columns import method_label
+from editscale.columns import SOUND, method_label
 from editscale.editing import editors, updates
 from editscale.metrics import generation, scoring
 from editscale.models import decoding, tokens
@@ -123,7 +123,8 @@ def single_edits(lm, facts, editing, texts):
         Dicts with case_id, method, status, layer, update_norm, normalised_l2, relative_drift (of that layer, as
         `drift` defines them), denominator (k·u; None for MEMIT), efficacy and efficacy_accuracy (`metrics`),
         word_entropy (of `generation.teacher_forced_texts`) and perplexity. An edit that is not finite or whose
-        solve failed is not applied, as in `sequence.run`: status "non-finite" or "failed-solve", scores NaN.
+        solve failed is not applied, as in `sequence.run`: status "non-finite" or "failed-solve", scores NaN. Of a fact
+        that the method leaves out ("screened") scores are those of the model as it stands.
 
     Weights are put back bit for bit, also after an error.
     """
@@ -133,7 +134,7 @@ def single_edits(lm, facts, editing, texts):
     def rows(fact, edit):
         status = editors.status(edit)
         scores = dict.fromkeys(("efficacy", "efficacy_accuracy", "word_entropy", "perplexity"), np.nan)
-        if status == "edited":
+        if status in SOUND:
             scores = _scores(lm, fact, texts)
         norms = {u.layer: u.norm() for u in edit.updates} or dict.fromkeys(sizes, np.nan)
         return [
