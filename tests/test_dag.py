@@ -340,6 +340,67 @@ def test_runs_of_one_method_are_a_batch_unless_they_name_another(tmp_path):
             read_grid(path)
 
 
+LABELED = "runs:" + "".join(
+    f"\n- {{method: memit, label: memit-{weight}, hparams: {weight}.yaml, order: {order}, reverse: false}}"
+    for weight in ("1000", "4000")
+    for order in (0, 1)
+)
+
+
+def test_runs_with_a_label_go_by_it_and_are_a_batch_of_their_own(tmp_path):
+    path = tmp_path / "grid.yaml"
+    plain = "\n- {method: memit, hparams: memit.yaml, order: 0, reverse: false}"
+    path.write_text(LABELED + plain)
+    runs = read_grid(path)
+    labels = ("memit-1000", "memit-4000")
+    assert list(runs) == [*((label, f"order-{i}") for label in labels for i in (0, 1)), ("memit", "order-0")]
+    assert {run["method"] for run in runs.values()} == {"memit"}
+    assert {name: len(of) for name, of in batches(runs).items()} == {"memit-1000": 2, "memit-4000": 2, "memit": 1}
+    path.write_text(LABELED.replace("reverse: false", "reverse: false, batch: all"))
+    assert list(batches(read_grid(path))) == ["all"]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("method: memit, label: rome, hparams: a.yaml", "rome is another method of editscale than memit"),
+        ("method: memit, label: Big, hparams: a.yaml", "'Big' is no label of a method"),
+        ("method: memit, label: 3, hparams: a.yaml", "a run has method"),
+        ("method: rome, label: memit-1000, hparams: 1000.yaml", "memit-1000, a label of memit, names rome too"),
+        ("method: 'mine:memit_1000', hparams: 1000.yaml", "memit-1000, a label of memit, names mine:memit_1000 too"),
+        ("method: 'mine:memit_1000', label: x, hparams: 1.yaml", "memit-1000, a label of memit, names mine:memit_1000"),
+        (
+            "method: memit, label: memit-1000, hparams: 2.yaml",
+            "called memit-1000 have hyper-parameters 1000.yaml and 2",
+        ),
+        ("method: memit, label: memit-1000, hparams: 1000.yaml", None),
+        ("method: memit, label: memit, hparams: a.yaml", None),
+    ],
+)
+def test_a_label_is_one_method_with_one_file(tmp_path, line, message):
+    path = tmp_path / "grid.yaml"
+    path.write_text(LABELED + f"\n- {{{line}, order: 2, reverse: false}}")
+    if message is None:
+        assert len(read_grid(path)) == 5
+    else:
+        with pytest.raises(ValueError, match=message):
+            read_grid(path)
+
+
+def test_a_run_with_a_label_gets_it_and_its_method_and_its_results_go_by_the_label(study):
+    path = study / "params/tiny/grid.yaml"
+    path.write_text("together: true\n" + GRID.replace("method: rome", "method: rome, label: rome-slow"))
+    try:
+        printed = snakemake(study, "-n", "-p", "--forceall").stdout
+        assert "-m editscale together tiny rome-slow\n" in printed
+        run = "-p method rome -p hparams params/rome/tiny.yaml -p order 0 -p reverse false -p n_edits 3"
+        together = "-p together '[rome-slow/order-0, rome-slow/order-0-reversed]'"
+        assert f"{run} -p label rome-slow {together} -p out runs/tiny/rome-slow/order-0" in " ".join(printed.split())
+        assert "-p runs '[runs/tiny/rome-slow/order-0, runs/tiny/rome-slow/order-0-reversed]'" in printed
+    finally:
+        path.write_text(GRID)
+
+
 def test_where_the_grid_says_so_batches_are_edited_before_the_runs(study):
     path = study / "params/tiny/grid.yaml"
     path.write_text("together: true\n" + GRID.replace("reverse: true", "reverse: true, n_edits: 9, batch: last"))

@@ -72,8 +72,10 @@ def test_words_are_left_out_and_every_other_byte_stays():
     assert dependencies.without_words(code.replace("# b", "# c")) != dependencies.without_words(code)
 
 
+TWO_KEYS = "rome-multi-two-keys"
 FAMILY = ("memit-seq", "encore", "alphaedit", "emmet")
 HOOKED = ("rome-rect", "memit-rect", "rome-nas", "memit-nas", "memit-seq-nas", "alphaedit-nas")
+SCREENED = "rome-screened"  # which may hand facts to all these
 
 
 @pytest.mark.parametrize(
@@ -81,12 +83,12 @@ HOOKED = ("rome-rect", "memit-rect", "rome-nas", "memit-nas", "memit-seq-nas", "
     [
         ("editing/rome.py", '"""Other words."""\n# and a comment', []),
         ("kernels/tensor_cores.py", "# a comment", []),
-        ("editing/memit.py", "CHANGED = 1", ["memit", "rome-multi", *FAMILY, *HOOKED]),  # which spread as MEMIT does
-        ("editing/rome.py", "CHANGED = 1", ["rome", "r-rome", "p-rome", *HOOKED]),
-        ("editing/history.py", "CHANGED = 1", [*FAMILY, "rome-nas", "memit-nas", "memit-seq-nas", "alphaedit-nas"]),
+        ("editing/memit.py", "CHANGED = 1", ["memit", "rome-multi", *FAMILY, *HOOKED, TWO_KEYS, SCREENED]),
+        ("editing/rome.py", "CHANGED = 1", ["rome", "r-rome", "p-rome", *HOOKED, SCREENED]),
+        ("editing/history.py", "CHANGED = 1", [*FAMILY, "rome-nas", "memit-nas", "memit-seq-nas", "alphaedit-nas", SCREENED]),
         ("editing/lifelong.py", "CHANGED = 1", ["ultraedit", "stableedit"]),
-        ("editing/finetune.py", "CHANGED = 1", ["ft-c"]),
-        ("editing/rome_multi.py", "CHANGED = 1", ["rome-multi"]),
+        ("editing/finetune.py", "CHANGED = 1", ["ft-c", SCREENED]),
+        ("editing/rome_multi.py", "CHANGED = 1", ["rome-multi", TWO_KEYS, SCREENED]),
         ("editing/moments.py", "CHANGED = 1", list(modules.MODULES)),
         ("kernels/matmul.py", "CHANGED = 1", list(modules.MODULES)),
         ("analysis/forgetting.py", "CHANGED = 1", []),

@@ -10,6 +10,7 @@ from test_sequence import FACTS, PARAMS, edit_sequence
 
 from editscale.data import glue
 from editscale.data.orders import open_set
+from editscale.editing import modules
 from editscale.metrics import downstream, generation, scoring, written
 from editscale.models import hidden_states, loading
 from editscale.sequences import past_runs, sequence
@@ -163,6 +164,30 @@ def test_the_forward_run_of_each_method_on_its_lowest_order_is_found(tmp_path):
             past_runs.forward_runs(folders, methods)
     with pytest.raises(ValueError, match="no forward run of any method"):
         past_runs.forward_runs(folders[1:2])
+
+
+def test_runs_of_one_method_with_labels_are_several_and_earlier_records_have_none(tmp_path):
+    folders = [finished(tmp_path, "memit", order, False) for order in (0, 1, 2)]
+    for folder, label in zip(folders[1:], ("memit-1000", "memit-4000"), strict=True):
+        path = Path(folder, "done.json")
+        record = json.loads(path.read_text())
+        record["parameters"]["label"] = label
+        path.write_text(json.dumps(record))
+    assert past_runs.forward_runs(folders) == dict(zip(("memit", "memit-1000", "memit-4000"), folders, strict=True))
+    assert past_runs.forward_runs(folders, ["memit-4000"]) == {"memit-4000": folders[2]}
+    keys = [past_runs.PastRun(f, past_runs.record_of(f)["parameters"], None, [], None).key for f in folders]
+    assert [key["method"] for key in keys] == ["memit", "memit-1000", "memit-4000"]
+    path.write_text(json.dumps({"parameters": record["parameters"] | {"label": 4000}}))
+    with pytest.raises(ValueError, match="parameter label is 4000, not a str"):
+        past_runs.record_of(folders[2])
+
+
+def test_a_label_is_no_other_method_of_the_package():
+    assert modules.called("memit") == "memit" and modules.called("mine:half_rome") == "half-rome"
+    assert modules.called("memit", "lambda-1000") == "lambda-1000" and modules.called("memit", "memit") == "memit"
+    for label, message in (("rome", "rome is another method of editscale than memit"), ("λ", "'λ' is no label")):
+        with pytest.raises(ValueError, match=message):
+            modules.called("memit", label)
 
 
 def run_of(method, folder, **given):

@@ -24,7 +24,7 @@ def values(scale, notebook):
 
 def hyper_parameters(scale):
     """(method, its hyper-parameters) of each line of the scale's grid."""
-    return [(method, editors.read_params(method, run["hparams"])) for (method, _), run in grid(scale).items()]
+    return [(run["method"], editors.read_params(run["method"], run["hparams"])) for run in grid(scale).values()]
 
 
 def grid(scale):

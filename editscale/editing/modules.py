@@ -32,6 +32,19 @@ def check_name(name):
         raise ValueError(f"{name} would be called {found}, which is a method of editscale; give it another name")
 
 
+def called(method, label=""):
+    """What tables, figures and folders call the method of a run: the run's label, without one `columns.method_label`.
+
+    Raises ValueError for what cannot be a label, and for the name of another method of the package.
+    """
+    name = method_label(method)
+    if label and not re.fullmatch(r"[a-z0-9][a-z0-9-]*", label):
+        raise ValueError(f"{label!r} is no label of a method: small letters, digits and hyphens")
+    if label in MODULES and label != name:
+        raise ValueError(f"{label} is another method of editscale than {method}; give its runs another label")
+    return label or name
+
+
 def located(name):
     """The module of a method and the name in it, "" where it is the module's METHODS[name]; None if there is none.
 

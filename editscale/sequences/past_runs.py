@@ -11,7 +11,7 @@ from pathlib import Path
 
 from editscale.columns import method_label
 from editscale.data.orders import in_order, open_set
-from editscale.editing import editors, updates
+from editscale.editing import editors, modules, updates
 from editscale.files import read_record, sha256_file
 from editscale.metrics import scoring, written
 from editscale.models.hidden_states import BATCH_TOKENS
@@ -19,7 +19,7 @@ from editscale.sequences import sequence
 
 # What of notebook 02a's parameters its runs are reopened with.
 PARAMETERS = {
-    **dict.fromkeys(("method", "model", "revision", "dtype", "fact_set"), str),
+    **dict.fromkeys(("method", "label", "model", "revision", "dtype", "fact_set"), str),
     **{"order": int, "n_edits": int, "reverse": bool, "tf32": bool},
 }
 # Entries of a fingerprint in which a run may be looked at with others than it was made with.
@@ -53,7 +53,7 @@ class PastRun:
     def key(self):
         """The columns that name a run in every table: method, order, reversed."""
         return {
-            "method": method_label(self.parameters["method"]),
+            "method": modules.called(self.parameters["method"], self.parameters.get("label", "")),
             "order": self.parameters["order"],
             "reversed": self.parameters["reverse"],
         }
@@ -71,6 +71,8 @@ def record_of(folder):
         raise FileNotFoundError(f"no finished run in {folder}; run notebook 02a with out={folder} first")
     record = read_record(path, remedy := f"run notebook 02a again with the same parameters and out={folder}")
     given = record.get("parameters")
+    if type(given) is dict:
+        given.setdefault("label", "")  # a run from before there were labels
     for name, kind in PARAMETERS.items():
         if type(given) is not dict or type(given.get(name)) is not kind:
             value = repr(given[name]) if type(given) is dict and name in given else "missing"
@@ -236,14 +238,14 @@ def forward_runs(folders, methods=()):
     """method ↦ the folder, among those of several runs, of its forward run on the lowest order.
 
     Args:
-        methods: the methods wanted, in this order; none means all.
+        methods: the methods or labels wanted, in this order; none means all.
 
     Raises ValueError if one of them has no forward run.
     """
     found, methods = {}, [method_label(method) for method in methods]
     for folder in folders:
         given = record_of(folder)["parameters"]
-        method = method_label(given["method"])
+        method = modules.called(given["method"], given["label"])
         if not given["reverse"] and given["order"] < found.get(method, (float("inf"), ""))[0]:
             found[method] = given["order"], folder
     for method in methods or found or ["any method"]:

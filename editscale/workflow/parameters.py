@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from editscale.columns import method_label
+from editscale.editing import modules
 from editscale.files import SEAL, sealed
 
 SEALED = "editscale_sha256"  # entry of the metadata of executed notebooks
@@ -182,10 +183,11 @@ def read_grid(path: str | Path) -> dict[tuple[str, str], dict]:
     """Runs of a grid file, one line each under `runs`, by (what the method is called, sequence).
 
     A run has `method` (its name, or my_module:function), `hparams` (its YAML file), `order` (of facts) and `reverse`,
-    and may have `n_edits` instead of the scale's and `batch`, see `batches`; its sequence is order-0 or
-    order-0-reversed. ValueError names the line that lacks one of them, has another type or comes twice."""
+    and may have `n_edits` instead of the scale's, `batch`, see `batches`, and `label`, what its method is called there;
+    its sequence is order-0 or order-0-reversed. ValueError names the line that lacks one of them, has another type or
+    comes twice, and the label that is another method's or has several files of hyper-parameters."""
     kinds = {"method": str, "hparams": str, "order": int, "reverse": bool}
-    optional = {"n_edits": int, "batch": str}
+    optional = {"n_edits": int, "batch": str, "label": str}
     lines, runs = read_parameters(path).get("runs"), {}
     if not lines or type(lines) is not list:
         raise ValueError(f"{path} lists no run under 'runs'")
@@ -198,11 +200,33 @@ def read_grid(path: str | Path) -> dict[tuple[str, str], dict]:
         for name, text in named.items():  # they name folders and files of the scale
             if not re.fullmatch(r"[a-z0-9][a-z0-9-]*", text):
                 raise ValueError(f"{path}: {line[name]!r} is no name of a {name}: small letters, digits and hyphens")
-        run = named["method"], f"order-{line['order']}" + ("-reversed" if line["reverse"] else "")
+        try:
+            name = modules.called(line["method"], line.get("label", ""))
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+        run = name, f"order-{line['order']}" + ("-reversed" if line["reverse"] else "")
         if run in runs:
             raise ValueError(f"{path} lists {' '.join(run)} twice")
         runs[run] = line
+    _check_labels(runs, path)
     return runs
+
+
+def _check_labels(runs, path):
+    """Raise ValueError unless what each label of a grid names is one method, with one file of hyper-parameters."""
+    for (name, _), run in runs.items():
+        if not run.get("label"):
+            continue
+        for (other, _), line in runs.items():
+            if line["method"] != run["method"] and name in (other, method_label(line["method"])):
+                raise ValueError(
+                    f"{path}: {name}, a label of {run['method']}, names {line['method']} too; choose another"
+                )
+            if other == name and line["hparams"] != run["hparams"]:
+                raise ValueError(
+                    f"{path}: runs called {name} have hyper-parameters {run['hparams']} and {line['hparams']}; give "
+                    "each file a label of its own"
+                )
 
 
 def edits_together(path: str | Path) -> bool:
@@ -214,7 +238,7 @@ def edits_together(path: str | Path) -> bool:
 
 
 def batches(grid: dict) -> dict[str, list]:
-    """The runs of a grid that are edited in one batch, by its name: a run's `batch`, or else its method."""
+    """The runs of a grid that are edited in one batch, by its name: a run's `batch`, or else its label or method."""
     found = {}
     for key, run in grid.items():
         found.setdefault(run.get("batch", key[0]), []).append(key)

@@ -3,9 +3,9 @@
     python -m editscale together SCALE BATCH
 
 What a scale's grid asks for under `together: true`: on a GPU ten orders in one batch take a fraction of the time that
-they take one by one (`sequence.run_together`). A batch is all runs of a method, unless lines of the grid name another
-one (`batch: …`); variants of ROME may share one, and runs of different lengths. Parameters are those of notebook 02a at
-that scale; each run gets the ledger in its folder that notebook 02a would begin there and now continues.
+they take one by one (`sequence.run_together`). A batch is all runs of a method or label, unless lines of the grid name
+another one (`batch: …`); variants of ROME may share one, and runs of different lengths. Parameters are those of
+notebook 02a at that scale; each run gets the ledger in its folder that notebook 02a would begin there and continues.
 """
 
 from dataclasses import replace
@@ -23,7 +23,7 @@ def edit(given, runs, folders):
     Args:
         given: values of notebook 02a's parameters.
         runs: lines of the grid, all with one file of hyper-parameters.
-        folders: where each run's ledger goes, …/method/sequence; these names are the ledgers' `together`.
+        folders: where each run's ledger goes, …/method or label/sequence; these names are the ledgers' `together`.
 
     Raises ValueError for runs that cannot share a batch, and as `sequence.run_together` does.
     """
