@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from editscale.analysis import tables
-from editscale.analysis.rows import groups, require, rows_of, were_learned
+from editscale.analysis.rows import groups, left_out, require, rows_of, were_learned
 from editscale.columns import RUN, SOUND
 
 JUMP = 5.0  # times the running median of earlier updates
@@ -107,7 +107,7 @@ def foreseen(jumps, edits, *, low=LOW):
 
     Args:
         jumps: what `detect` returned.
-        edits: columns method, order, reversed, edits, denominator (NaN where a method has none).
+        edits: columns method, order, reversed, edits, denominator (NaN: none). Facts left out do not count.
         low: an absolute denominator below this many times its run's median warns.
 
     Returns:
@@ -117,7 +117,7 @@ def foreseen(jumps, edits, *, low=LOW):
     """
     require(edits, (*RUN, "edits", "denominator"), "edits")
     rows = []
-    for key, run in groups(edits.dropna(subset="denominator")):
+    for key, run in groups(edits[~left_out(edits)].dropna(subset="denominator")):
         hit = run["edits"].isin(rows_of(jumps, **key)["edits"]).to_numpy()
         n = int(hit.sum())
         if not 0 < n < len(run):

@@ -22,8 +22,12 @@ def groups(table, by=RUN):
         yield dict(zip(by, values, strict=True)), group
 
 
+def left_out(edits):
+    """Which facts a method left out ("screened"), a Series of bool; a table without column status holds none."""
+    return edits.reindex(columns=["status"])["status"].isin(["screened"])
+
+
 def were_learned(edits):
-    """Which edits, a Series of bool, made the new object the model's first choice. A fact that a method left out
-    ("screened") was not learned, whatever the model says; a table without column status holds no such fact."""
-    said = edits["efficacy_accuracy"] == 1
-    return said & ~edits["status"].isin(["screened"]) if "status" in edits else said
+    """Which edits, a Series of bool, made the new object the model's first choice. A fact that was left out was not
+    learned, whatever the model says."""
+    return (edits["efficacy_accuracy"] == 1) & ~left_out(edits)

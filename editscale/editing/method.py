@@ -12,7 +12,8 @@ class Method:
     Attributes:
         params: the dataclass of its hyper-parameters; it has `layers`.
         edit: (lm, facts, params, contexts, factors) -> [Edit, …], the model left as it was. Each fact is edited by
-            itself, as if it were the only one; given a stack of copies (`stacks`), fact i on copy i.
+            itself, as if it were the only one; given a stack of copies (`stacks`), fact i on copy i. An `Edit` without
+            updates and with "screened" in its trace leaves its fact out: no failure, a run goes on after it.
         contexts: (lm, starts, generator, n_short, n_long) -> context templates.
         ahead: (lm, facts, params, contexts, factors) -> list of what no edit of the method changes, one value per fact,
             computed for many facts at once before the first edit and given to `edit` as its last argument; or None.

@@ -83,7 +83,7 @@ def _denominator(edit, editing, layer, key):
     """What an update is divided by: k·u (ROME variants), 1 + kᵀ(λC)⁻¹k (MEMIT), kᵀC⁻¹k (ROME over several layers)."""
     import torch
 
-    if (found := edit.trace.get(layer, edit.trace).get("denominator")) is not None:
+    if (found := edit.trace.get(layer, {}).get("denominator", edit.trace.get("denominator"))) is not None:
         return found.item()
     key = key.double()[:, None]
     weighed = (key.T @ torch.cholesky_solve(key, editing.factors[layer])).item()
