@@ -85,7 +85,11 @@ SCREENED = "rome-screened"  # which may hand facts to all these
         ("kernels/tensor_cores.py", "# a comment", []),
         ("editing/memit.py", "CHANGED = 1", ["memit", "rome-multi", *FAMILY, *HOOKED, TWO_KEYS, SCREENED]),
         ("editing/rome.py", "CHANGED = 1", ["rome", "r-rome", "p-rome", *HOOKED, SCREENED]),
-        ("editing/history.py", "CHANGED = 1", [*FAMILY, "rome-nas", "memit-nas", "memit-seq-nas", "alphaedit-nas", SCREENED]),
+        (
+            "editing/history.py",
+            "CHANGED = 1",
+            [*FAMILY, "rome-nas", "memit-nas", "memit-seq-nas", "alphaedit-nas", SCREENED],
+        ),
         ("editing/lifelong.py", "CHANGED = 1", ["ultraedit", "stableedit"]),
         ("editing/finetune.py", "CHANGED = 1", ["ft-c", SCREENED]),
         ("editing/rome_multi.py", "CHANGED = 1", ["rome-multi", TWO_KEYS, SCREENED]),

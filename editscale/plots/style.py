@@ -19,7 +19,7 @@ METHOD_STYLE = {
     "rome-multi-two-keys": {"color": "#ca9161", "marker": "2", "linestyle": "--"},
     "ft-c": {"color": "#949494", "marker": "X", "linestyle": ":"},
     "memit-seq": {"color": "#cc78bc", "marker": "P", "linestyle": "-"},
-    "memit-seq-nas": {"color": "#cc78bc", "marker": "1", "linestyle": ":"},
+    "memit-seq-nas": {"color": "#cc78bc", "marker": "3", "linestyle": ":"},
     "encore": {"color": "#cc78bc", "marker": "v", "linestyle": "--"},
     "alphaedit": {"color": "#56b4e9", "marker": "*", "linestyle": "-"},
     "alphaedit-nas": {"color": "#56b4e9", "marker": "d", "linestyle": "--"},
