@@ -48,7 +48,7 @@ PARAMS = {
     "memit-rect": rect.MemitRectParams(
         layers=[0, 1], clamp_norm_factor=2.0, mom2_update_weight=20.0, zeroed_fraction=0.6, **COMMON
     ),
-    "ultraedit": lifelong.UltraEditParams(layers=[0, 1], eta=1e-3, alpha=1.0, unbiased=False),
+    "ultraedit": lifelong.UltraEditParams(layers=[0, 1], eta=1e-3, alpha=1.0, unbiased=False, mini_batch=2),
 }
 CONTEXTS = {
     "rome": ["{}", "The river. {}"],

@@ -1,10 +1,10 @@
 """Lifelong normalization: ridge regressions on gradients that are normalized by statistics of all edits so far.
 
 UltraEdit (arXiv:2505.14679) and StableEdit (arXiv:2605.11836), as released in XiaojieGu/UltraEdit and
-MINE-USTC/StableEdit (`editor/ultraedit.py`, `editor/stableedit.py`, `nets.py`), one fact at a time. No value is
-optimized, and no second moment needed: an edit is one forward and one backward of prompt and target. At each of the b
-tokens that predict the target, each edited layer has a key k, and g, the gradient of the loss at the output of its
-projection. With μ and s, mean and deviation of all x = [k, g] so far, those of this edit and of all layers among them:
+MINE-USTC/StableEdit (`editor/ultraedit.py`, `editor/stableedit.py`, `nets.py`). No value is optimized, and no second
+moment needed: an edit is one forward and one backward of prompt and target. At each of the b tokens that predict the
+target, each edited layer has a key k, and g, the gradient of the loss at the output of its projection. With μ and s,
+mean and deviation of all x = [k, g] so far, those of this edit and of all layers among them:
 
     k̂ = (k − μ_k) / (s_k + ε)        ĝ = (g − μ_g) / (s_g + ε)        ε = 2⁻⁵²
     v = −η ‖k̂‖² ĝ                    the change of the output that is asked for
@@ -14,6 +14,11 @@ StableEdit differs in the lines that end with "StableEdit". It whitens gradients
 square root of their covariance, once there are more than d_value + 1 of them. And it edits facts first that are not
 part of a run: they warm up the statistics, and their change of the weights stays. Here that change is part of the first
 edit, so that a ledger holds all that was added to a model.
+
+Several facts edited together, a turn, are read in mini-batches, the longest texts first. A mini-batch has one loss, the
+mean over the target tokens of all its facts, and enters the statistics as one. Then the layers are solved, each with
+the tokens of all mini-batches. Of a turn that is no multiple of the mini-batch, the last one is smaller (the released
+UltraEdit loses its gradients).
 
 Statistics and solves are in float64, where the released code takes float32.
 """
@@ -40,6 +45,7 @@ class UltraEditParams:
     eta: float
     alpha: float
     unbiased: bool
+    mini_batch: int
 
 
 @dataclass(frozen=True)
@@ -50,6 +56,7 @@ class StableEditParams:
     eta: float
     alpha: float
     warm_up: int  # StableEdit
+    mini_batch: int
 
 
 @dataclass(frozen=True)
@@ -91,13 +98,13 @@ def start_stableedit(lm, params, contexts, factors):
     return warmed(lm, [facts[i * len(facts) // params.warm_up] for i in range(params.warm_up)], params)
 
 
-def warmed(lm, facts, params):
-    """The `State` after some facts, edited one after another without whitening. The model is left as it was."""
+def warmed(lm, facts, params, turn=1):
+    """The `State` after some facts, `turn` of them edited at a time, without whitening. The model is left as it was."""
     state, shift = _nothing_seen(lm), ()
     state = replace(state, products=state.mean.new_zeros(lm.d_model, lm.d_model))
     with updates.put_back(lm, params.layers):
-        for fact in facts:
-            (made,) = _edits(lm, [fact], params, [state], whiten=False)
+        for first in range(0, len(facts), turn):
+            (made,) = _edits(lm, [facts[first : first + turn]], params, [state], whiten=False)
             updates.apply(lm, made.updates)
             state, shift = after(state, made.updates), _joined(shift, made.updates)
     return replace(state, shift=shift)
@@ -112,10 +119,24 @@ def _nothing_seen(lm, **options):
 
 def after(state, updates):
     """The `State` after an edit of which `updates` were recorded; unchanged if there are none."""
-    for update in updates:
-        gradients = update.kept["gradients"]
-        state = seen(state, update.right[:, -gradients.shape[1] :], gradients)
+    state = _all_seen(state, list(zip(*map(_parts, updates), strict=True)))
     return replace(state, shift=()) if updates else state
+
+
+def _parts(update):
+    """Keys and gradients of each mini-batch of a recorded `Update`."""
+    gradients = update.kept["gradients"]
+    b = gradients.shape[1]
+    sizes = update.kept["sizes"].tolist() if "sizes" in update.kept else [b]
+    return list(zip(update.right[:, -b:].split(sizes, dim=1), gradients.split(sizes, dim=1), strict=True))
+
+
+def _all_seen(state, mini_batches):
+    """The statistics with the tokens of some mini-batches, each the (keys, gradients) of its layers."""
+    for of_layers in mini_batches:
+        for keys, gradients in of_layers:
+            state = seen(state, keys, gradients)
+    return state
 
 
 def seen(state, keys, gradients):
@@ -220,41 +241,94 @@ def keys_and_gradients(lm, facts, layers):
 def edit(lm, facts, params, contexts, factors, *, states):
     """For each fact the change that makes the model, or copy i of a stack, say its new target: one `Edit` per fact.
 
+    As `edit_batches` with lists of one fact.
+    """
+    return edit_batches(lm, [[fact] for fact in facts], params, contexts, factors, states=states)
+
+
+def edit_batches(lm, batches, params, contexts, factors, *, states):
+    """For each list of facts the change that makes the model, or copy i of a stack, say all its new targets, made as
+    one turn: one `Edit` per list.
+
     The model is left as it was.
 
     Args:
+        batches: lists of facts, all of one length.
         contexts, factors: not used; the bare prompt is read, and no second moment.
-        states: one `State` for each fact, before its edit. Facts that share a model share a warm-up too.
+        states: one `State` for each list, before its edit. Lists that share a model share a warm-up too.
 
     Returns:
-        An `Edit` with an `Update` per layer, of rank b, the tokens of the target: `right` holds the keys, and `kept`
-        the gradients. Where the state has a shift, its columns stand before those.
+        An `Edit` with an `Update` per layer, of rank b, the tokens of all targets: `right` holds the keys, and `kept`
+        the gradients, and of several mini-batches also their "sizes" in tokens. Where the state has a shift, its
+        columns stand before those.
 
-    Raises ValueError unless α is positive, or as `keys_and_gradients` does.
+    Raises ValueError unless α is positive and a mini-batch has a fact, or as `keys_and_gradients` does.
     """
-    return _edits(lm, facts, params, states, whiten=True)
+    return _edits(lm, batches, params, states, whiten=True)
 
 
-def _edits(lm, facts, params, states, *, whiten):
+def _edits(lm, batches, params, states, *, whiten):
+    import torch
+
     if not params.alpha > 0:
         raise ValueError(f"alpha is {params.alpha}; a ridge regression needs a positive one")
+    if not params.mini_batch > 0:
+        raise ValueError(f"mini_batch is {params.mini_batch}; give the number of facts in one, 1 or more")
     layers, edits = sorted(params.layers), []
     stacked = lm.weight(layers[0]).ndim == 3
     with updates.put_back(lm, layers if any(state.shift for state in states) else ()):
         for copy in range(len(lm.weight(layers[0])) if stacked else 1):
             updates.apply(lm, states[copy].shift, copy if stacked else None)
-        found = keys_and_gradients(lm, facts, layers)
-    for (loss, of_layers), state in zip(found, states, strict=True):
-        now = state
-        for keys, gradient in of_layers.values():
-            now = seen(now, keys, gradient)
-        made = []
-        for layer, (keys, gradient) in of_layers.items():
-            values = asked(now, keys, gradient, params.eta, whiten=whiten)
+        turns = _turns(lm, batches, layers, params.mini_batch)
+    for (losses, mini_batches), state in zip(turns, states, strict=True):
+        now, made = _all_seen(state, mini_batches), []
+        for layer, parts in zip(layers, zip(*mini_batches, strict=True), strict=True):
+            keys, gradients = (torch.cat(x, dim=1) for x in zip(*parts, strict=True))
+            values = asked(now, keys, gradients, params.eta, whiten=whiten)
             left = ridge(keys, values, params.alpha).to(lm.dtype)
-            made.append(Update(layer, left, keys, kept={"gradients": gradient}))
-        edits.append(Edit(tuple(_joined(state.shift, made)), {"losses": loss[None, None]}))
+            kept, sizes = {"gradients": gradients}, [of.shape[1] for of, _ in parts]
+            kept |= {"sizes": torch.tensor(sizes, dtype=torch.int32, device=lm.device)} if len(sizes) > 1 else {}
+            made.append(Update(layer, left, keys, kept=kept))
+        edits.append(Edit(tuple(_joined(state.shift, made)), {"losses": [loss[None, None] for loss in losses]}))
     return edits
+
+
+def _turns(lm, batches, layers, size):
+    """For each list of facts: the loss of each, and of each mini-batch the (keys, gradients) of its one loss by layer.
+
+    The copies of a stack read one fact each in a forward, a single model a whole mini-batch of every list.
+    """
+    alone = lm.weight(layers[0]).ndim == 3 and len(lm.weight(layers[0])) > 1
+    orders = [_longest_first(lm, batch) for batch in batches]
+    found = [[None] * len(batch) for batch in batches]
+    parts = range(0, len(batches[0]), size)
+    for first in parts:
+        rows = [[(of, i) for i in order[first : first + size]] for of, order in enumerate(orders)]
+        for places in zip(*rows, strict=True) if alone else [sum(rows, [])]:
+            read = keys_and_gradients(lm, [batches[of][i] for of, i in places], layers)
+            for (of, i), one in zip(places, read, strict=True):
+                found[of][i] = one
+    return [
+        ([loss for loss, _ in of], [_as_one([of[i][1] for i in order[first : first + size]]) for first in parts])
+        for of, order in zip(found, orders, strict=True)
+    ]
+
+
+def _longest_first(lm, facts):
+    """The places of facts in a list, those with more tokens of prompt and target first."""
+    pairs = tokens.with_targets(lm.tokenizer, [f.rewrite_prompt for f in facts], [f.target_new for f in facts])
+    return sorted(range(len(facts)), key=lambda i: sum(map(len, pairs[i])), reverse=True)
+
+
+def _as_one(facts):
+    """(keys, gradients) by layer of the mean loss over the tokens of some facts, given layer ↦ those of each alone."""
+    import torch
+
+    total, found = sum(keys.shape[1] for keys, _ in (next(iter(of.values())) for of in facts)), []
+    for of_facts in zip(*(of.values() for of in facts), strict=True):
+        scaled = [(keys, gradients * (keys.shape[1] / total)) for keys, gradients in of_facts]
+        found.append(tuple(torch.cat(of, dim=1) for of in zip(*scaled, strict=True)))
+    return found
 
 
 def _joined(first, second):

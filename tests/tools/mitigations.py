@@ -13,7 +13,7 @@ from editscale.editing.memit import MemitParams
 from editscale.editing.suffix import cached_forward
 
 # Arrays of the reference's own layout of tokens, which this package has no counterpart of.
-LAYOUT = ("input_ids", "attention_mask", "rewriting_targets", "lookup_idxs")
+LAYOUT = ("input_ids", "attention_mask", "labels", "rewriting_targets", "lookup_idxs")
 
 
 @dataclass(frozen=True)
@@ -41,27 +41,29 @@ ANCHORS = 1e-5  # of norms that are optimized one by one here, and in groups the
 FLOAT64_ONLY = {"rect_rome": ("final_weight", "kept_mask", "kept_count")}
 
 
-def compare(see, file, lm, golden, setup, base, factors):
+def compare(see, file, lm, golden, setup, base, factors, look):
     """Compare a file's arrays, given as {name: array}.
 
     Args:
         see: (kind, where, ours, golden, allowed) notes a difference.
-        setup, base: setup.json of the folder, and of the one with the records. factors: Cholesky factors of C.
+        setup, base: setup.json of the folder, and of the one with the records, which also names its "folder", and has
+            the records as "facts". factors: Cholesky factors of C.
+        look: called with the name of each state of the model that may have been scored, the model in it.
 
     Raises ValueError for an array that this compares with nothing.
     """
     of, precision = FILES[file], str(lm.dtype).removeprefix("torch.")
-    ours = _Ours(lm, file, of.method, setup, base, factors, golden)
+    ours = _Ours(lm, file, of.method, setup, base, factors, golden, look)
     left_out = LAYOUT + (FLOAT64_ONLY.get(file, ()) if precision == "float32" else ())
     for where, value in golden.items():
-        kind = _kind(where)
+        kind = kind_of(where)
         if kind in left_out:
             continue
         allowed = ANCHORS if where == "anchor.norms" else getattr(of, precision)
         see(kind, where, ours.of(where), value, 0.0 if kind in ("changed_mask", "kept_mask") else allowed)
 
 
-def _kind(where):
+def kind_of(where):
     """The kind of an array, its name without edit, request and layer."""
     parts = [part for part in where.split(".") if not part.removeprefix("layer").isdigit()]
     return parts[-1]
@@ -70,8 +72,8 @@ def _kind(where):
 class _Ours:
     """The arrays of a file as this package computes them, calls in their order."""
 
-    def __init__(self, lm, file, method, setup, base, factors, golden):
-        self.lm, self.file, self.method, self.setup, self.base = lm, file, method, setup, base
+    def __init__(self, lm, file, method, setup, base, factors, golden, look):
+        self.lm, self.file, self.method, self.setup, self.base, self.look = lm, file, method, setup, base, look
         self.factors, self.records, self.found = factors, base["facts"], {}
         self.of_rome = method.startswith("rome")
         self.contexts = base["context_templates_rome" if self.of_rome else "context_templates_memit"]
@@ -106,7 +108,7 @@ class _Ours:
     def _anchors(self):
         params = self.base["hparams_memit"]
         params = MemitParams(**{field: params[field] for field in MemitParams.__dataclass_fields__})
-        pool = [_fact(i, request) for i, request in enumerate(self.setup["nas_pool"])]
+        pool = [fact_of(i, request) for i, request in enumerate(self.setup["nas_pool"])]
         updates.restore(self.lm, self.original)
         layers = self.setup["hparams"][self.file]["layers"]
         last = max(layers) if len(layers) > 1 else max(params.layers)
@@ -141,13 +143,14 @@ class _Ours:
             self._of_memit(prefix, edit, facts)
         if prefix.startswith("batch"):
             self._after(prefix)
+        self.look(prefix.replace("seq", "sequential "))
 
     def _facts(self, prefix):
         number = int(prefix.lstrip("abcdefghijklmnopqrstuvwxyz_") or 0)
         if prefix.startswith("batch"):
             return self.records
         if prefix.startswith("extra"):
-            return [_fact(number, self.setup["encore_extra_requests"][number])]
+            return [fact_of(number, self.setup["encore_extra_requests"][number])]
         return [self.records[self.setup["encore_probcut0_request"] if prefix.startswith("probcut") else number]]
 
     def _edit(self, facts, params):
@@ -253,7 +256,7 @@ class _Ours:
                 self.found[f"{prefix}.S_p_frobenius.layer{layer}"] = one.norm()[None]
 
 
-def _fact(number, request):
+def fact_of(number, request):
     target = request["target_new"]
     new = target["str"] if isinstance(target, dict) else target
     return Fact(number, request["subject"], request["prompt"], new.strip(), "", "")
