@@ -76,6 +76,7 @@ TWO_KEYS = "rome-multi-two-keys"
 FAMILY = ("memit-seq", "encore", "alphaedit", "emmet")
 HOOKED = ("rome-rect", "memit-rect", "rome-nas", "memit-nas", "memit-seq-nas", "alphaedit-nas")
 SCREENED = "rome-screened"  # which may hand facts to all these
+PRUNED = ("rome-prune", "memit-prune")
 
 
 @pytest.mark.parametrize(
@@ -83,8 +84,8 @@ SCREENED = "rome-screened"  # which may hand facts to all these
     [
         ("editing/rome.py", '"""Other words."""\n# and a comment', []),
         ("kernels/tensor_cores.py", "# a comment", []),
-        ("editing/memit.py", "CHANGED = 1", ["memit", "rome-multi", *FAMILY, *HOOKED, TWO_KEYS, SCREENED]),
-        ("editing/rome.py", "CHANGED = 1", ["rome", "r-rome", "p-rome", *HOOKED, SCREENED]),
+        ("editing/memit.py", "CHANGED = 1", ["memit", "rome-multi", *FAMILY, *HOOKED, TWO_KEYS, SCREENED, *PRUNED]),
+        ("editing/rome.py", "CHANGED = 1", ["rome", "r-rome", "p-rome", *HOOKED, SCREENED, *PRUNED]),
         (
             "editing/history.py",
             "CHANGED = 1",

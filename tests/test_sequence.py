@@ -15,7 +15,7 @@ from test_rome import moment
 
 from editscale.analysis import tables
 from editscale.data.facts import Fact
-from editscale.editing import editors, finetune, lifelong, memit, memit_family, rect, rome, rome_multi, updates
+from editscale.editing import editors, finetune, lifelong, memit, memit_family, prune, rect, rome, rome_multi, updates
 from editscale.metrics import drift
 from editscale.models import loading, stacks
 from editscale.sequences import frames, sequence, stopping
@@ -48,6 +48,12 @@ PARAMS = {
     "memit-rect": rect.MemitRectParams(
         layers=[0, 1], clamp_norm_factor=2.0, mom2_update_weight=20.0, zeroed_fraction=0.6, **COMMON
     ),
+    "memit-prune": prune.MemitPruneParams(
+        layers=[0, 1], clamp_norm_factor=2.0, mom2_update_weight=20.0, prune_base="e", **COMMON
+    ),
+    "rome-prune": prune.RomePruneParams(
+        layer=1, clamp_norm_factor=4.0, mom2_adjustment=True, prune_base="linear", **COMMON
+    ),
     "ultraedit": lifelong.UltraEditParams(layers=[0, 1], eta=1e-3, alpha=1.0, unbiased=False, mini_batch=2),
 }
 CONTEXTS = {
@@ -55,7 +61,8 @@ CONTEXTS = {
     "memit": [["{}"], ["The river. {}", "Lund. {}"]],
     "rome-multi": ["{}", "The river. {}"],
     "ft-c": ["{}"],
-    **dict.fromkeys(("memit-seq", "alphaedit", "memit-rect"), [["{}"], ["The river. {}", "Lund. {}"]]),
+    **dict.fromkeys(("memit-seq", "alphaedit", "memit-rect", "memit-prune"), [["{}"], ["The river. {}", "Lund. {}"]]),
+    "rome-prune": ["{}", "The river. {}"],
     "ultraedit": ["{}"],
 }
 

@@ -2,6 +2,7 @@
 
 import importlib
 import typing
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -178,6 +179,38 @@ def after(editing, state, updates):
     return state if state is None else method(editing.method).after(state, updates)
 
 
+def of_record(lm, name, params):
+    """The `Editing` of a recorded run as far as looks at its model need it, the model being unedited.
+
+    Args:
+        params: its hyper-parameters as in a ledger, names ↦ values.
+    """
+    made = method(name)
+    if made.evaluated is None:
+        return Editing(name, None, [], {})
+    return begun(lm, Editing(name, made.params(**params), [], {}))
+
+
+@contextmanager
+def looked_at(editing, lm, states):
+    """For the block, give the model, or each copy of a stack, the weights that are scored (`Method.evaluated`).
+
+    Args:
+        states: of the run on each copy, after its edits so far.
+
+    Afterwards the weights have their bits again, also after an error.
+    """
+    evaluated = method(editing.method).evaluated
+    if evaluated is None:
+        yield
+        return
+    with updates.put_back(lm, editing.layers):
+        stacked = lm.weight(editing.layers[0]).ndim == 3
+        for copy, state in enumerate(states):
+            updates.apply(lm, evaluated(state), copy if stacked else None)
+        yield
+
+
 def edit_each(editing, lm, facts, *ahead, states=None):
     """`Method.edit` of some facts; an edit whose solve fails has no updates, and the reason in its trace ("failed").
 
@@ -231,9 +264,10 @@ def each_alone(editing, lm, facts, look):
     found, facts = [], tqdm(facts, desc=f"single edits, {editing.method}", unit="edit")
     for fact, edit in zip(facts, alone(editing, lm, facts.iterable), strict=True):
         with updates.put_back(lm, editing.layers):
-            if status(edit) == "edited":
-                updates.apply(lm, edit.updates)
-            found.append(look(fact, edit))
+            made = edit.updates if status(edit) == "edited" else ()
+            updates.apply(lm, made)
+            with looked_at(editing, lm, [after(editing, editing.start, made)]):
+                found.append(look(fact, edit))
     return found
 
 

@@ -24,6 +24,9 @@ class Method:
             model; None for a method without one. `edit` then takes `states`, one for each fact, by that name.
         after: (state, updates) -> the state after an edit that left these updates, none if it was not applied. It reads
             them as they are recorded, so that a run that is resumed or replayed has the same bits.
+        evaluated: state ↦ updates that turn the weights as edited into those that are scored; put on for each look at
+            the model, and taken off bit for bit before the next edit. None: the weights as edited are scored. `start`
+            of such a method needs the model and its hyper-parameters alone, so that a recorded run can be looked at.
         made_of: state ↦ bytes, what a first state holds that neither hyper-parameters nor second moments determine.
     """
 
@@ -36,4 +39,5 @@ class Method:
     order_free: bool = False
     start: object = None
     after: object = None
+    evaluated: object = None
     made_of: object = None

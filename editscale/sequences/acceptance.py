@@ -115,11 +115,13 @@ def sequence_rows(lm, facts, editing, at, task, batch_tokens):
     from tqdm import tqdm
 
     method, distances, rows = editing.method, {layer: [] for layer in editing.layers}, []
+    state = editing.start
     with updates.put_back(lm, editing.layers) as original:
         for edits, fact in enumerate(tqdm(facts, desc=f"sequence, {method}", unit="edit"), start=1):
-            (edit,) = editors.edit_each(editing, lm, [fact])
-            if editors.status(edit) == "edited":
-                updates.apply(lm, edit.updates)
+            (edit,) = editors.edit_each(editing, lm, [fact], states=[state])
+            made = edit.updates if editors.status(edit) == "edited" else ()
+            updates.apply(lm, made)
+            state = editors.after(editing, state, made)
             here = {"method": method_label(method), "edits": edits, "n": edits}
             for layer, weight in original.items():
                 distance = (lm.weight(layer) - weight).double().norm().item() / weight.numel()
@@ -128,7 +130,8 @@ def sequence_rows(lm, facts, editing, at, task, batch_tokens):
                     of = {"layer": layer, "case_id": fact.case_id, "value": distance}
                     rows.append({"part": "sequence", "metric": "distance", **of, **here})
             if edits in at:
-                rows += task_rows(lm, task, method, edits, batch_tokens)
+                with editors.looked_at(editing, lm, [state]):
+                    rows += task_rows(lm, task, method, edits, batch_tokens)
     for layer, values in distances.items():
         for metric, value in growth(values).items():
             rows.append({"part": "growth", "metric": metric, "layer": layer, "value": value, **here})

@@ -58,7 +58,7 @@ class Shown:
     kept: bool = False
 
     def keep(self):
-        """Leave the edits in the model when the block ends."""
+        """Leave the edits in the model when the block ends: its weights as edited, whatever it was looked at with."""
         self.kept = True
 
     def says(self, prompt, n_new=20):
@@ -106,19 +106,21 @@ def edited(lm, method, facts, *, hparams="", moments="", text="", n_new=12, seed
     editing, said = _prepare(lm, method, hparams, moments, text, seed)
     sequence.check_facts(lm, facts, editing.contexts)
     before, saved = _state(lm, facts, n_new), updates.saved_weights(lm, editing.layers)
-    shown, n_before = Shown(lm, None, []), int(lm.identity.get("edits", 0))
+    shown, n_before, state = Shown(lm, None, []), int(lm.identity.get("edits", 0)), editing.start
     try:
         lm.identity["edits"] = str(n_before + len(facts))
         for fact in facts:
-            (edit,) = editors.edit_each(editing, lm, [fact])
-            if editors.status(edit) == "edited":
-                updates.apply(lm, edit.updates)
+            (edit,) = editors.edit_each(editing, lm, [fact], states=[state])
+            made = edit.updates if editors.status(edit) == "edited" else ()
+            updates.apply(lm, made)
+            state = editors.after(editing, state, made)
             shown.edits.append(edit)
-        shown.table = _table(facts, before, _state(lm, facts, n_new), shown.edits, saved)
-        if show:
-            print("\n".join(said))
-            _display(shown)
-        yield shown
+        with editors.looked_at(editing, lm, [state]):
+            shown.table = _table(facts, before, _state(lm, facts, n_new), shown.edits, saved)
+            if show:
+                print("\n".join(said))
+                _display(shown)
+            yield shown
     finally:
         if not shown.kept:
             updates.restore(lm, saved)
@@ -167,7 +169,7 @@ def _prepare(lm, method, hparams, path, text, seed):
     contexts = editors.sample_contexts(lm, method, prefix_seeds=["The", "Therefore", "Because"], seed=seed, **CONTEXTS)
     n = sum(1 if isinstance(group, str) else len(group) for group in contexts)
     said.append(f"Contexts: the bare prompt{f' and {n - 1} sampled ones' if n > 1 else ''}.")
-    return editors.Editing(method, params, contexts, factors, identity), said
+    return editors.begun(lm, editors.Editing(method, params, contexts, factors, identity)), said
 
 
 def _collected(lm, layers, text):

@@ -164,7 +164,8 @@ def replayed(run, places):
     """Yield each number of edits in `places`, ascending, with the model as it was then; 0 is the unedited model.
 
     A bar shows how far it is.
-    Applies the ledger's updates to `run.lm`, and takes them off again, bit for bit, at the end.
+    Applies the ledger's updates to `run.lm`, and takes them off again, bit for bit, at the end. Of a method
+    that scores other weights than it edits (`Method.evaluated`), the model has those.
 
     Raises ValueError if the places do not ascend, or go beyond the ledger.
     """
@@ -175,12 +176,20 @@ def replayed(run, places):
         )
     from tqdm import tqdm
 
-    done = 0
+    done, editing = 0, looking_at(run)
+    state = editing.start
     with updates.put_back(run.lm, run.layers):
         for checkpoint in tqdm(places, desc="replay", unit="checkpoint"):
             sequence.replay(run.lm, run.ledger, checkpoint, after=done)
+            state = sequence.state_after(run.lm, editing, run.ledger, checkpoint, after=done, state=state)
             done = checkpoint
-            yield checkpoint
+            with editors.looked_at(editing, run.lm, [state]):
+                yield checkpoint
+
+
+def looking_at(run):
+    """What a run is looked at with, see `editors.of_record`; its model must be unedited."""
+    return editors.of_record(run.lm, run.ledger.fingerprint["method"], run.ledger.fingerprint["params"])
 
 
 def recall_rows(run, n_edits, *, batch_tokens=BATCH_TOKENS, kept=None, n_written=0):

@@ -57,12 +57,17 @@ def check_sequence(method, edits, recorded_updates):
 def edited(run, edits):
     """The model of a `past_runs.PastRun` with the recorded updates of these edits, added in this order.
 
+    Of a method that scores other weights than it edits (`Method.evaluated`), the model has those.
     Afterwards the model has its original bits again, also after an error.
     """
+    editing = past_runs.looking_at(run)
+    state = editing.start
     with updates.put_back(run.lm, run.layers):
         for edit in edits:
             sequence.replay(run.lm, run.ledger, edit, after=edit - 1)
-        yield run.lm
+            state = sequence.state_after(run.lm, editing, run.ledger, edit, after=edit - 1, state=state)
+        with editors.looked_at(editing, run.lm, [state]):
+            yield run.lm
 
 
 def save(run, edits, folder):
@@ -111,6 +116,7 @@ def card(run, edits, folder):
     given, book, n = run.parameters, run.ledger, len(false_facts(run, edits))
     upto, method = max(edits, default=0), given["method"]
     name, shown, made_on = map(_inline, (run.lm.name, method, book.fingerprint["device"]))
+    scored = editors.method(method).evaluated
     failed = [edit for edit in edits if book.rows[edit - 1]["status"] != "edited"]
     is_prefix = edits == list(range(1, upto + 1))
     rows = {
@@ -121,6 +127,7 @@ def card(run, edits, folder):
         "facts": f"{given['fact_set']}, order {given['order']}{' reversed' if given['reverse'] else ''}",
         "edits": f"{len(edits)} of {len(book)} recorded",
         "recorded but not applied": ", ".join(map(str, failed)) or "none",
+        **({"weights are": "those that the method scores, not those it edits"} if scored else {}),
         "chain": f"{book.chain(upto)} (editscale.ledger, edits 1 to {upto})",
         "weights": f"sha256 {_weights_sha256(folder)}",
     }

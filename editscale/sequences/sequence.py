@@ -76,10 +76,14 @@ def replay(lm, ledger, upto=None, *, after=0, copy=None):
         _apply(lm, ledger.updates(edit), copy)
 
 
-def state_after(lm, editing, ledger, upto):
-    """The state of a run after its first `upto` edits, as these are recorded; None for a method without one."""
-    state = editing.start
-    for edit in range(1, upto + 1 if state is not None else 1):
+def state_after(lm, editing, ledger, upto, *, after=0, state=None):
+    """The state of a run after its first `upto` edits, as these are recorded; None for a method without one.
+
+    Args:
+        state: that after the first `after` edits, where these are not to be read again.
+    """
+    state = editing.start if state is None else state
+    for edit in range(after + 1, upto + 1 if state is not None else 1):
         state = editors.after(editing, state, [update.to(lm.device) for update in ledger.updates(edit)])
     return state
 
@@ -206,8 +210,8 @@ def _run(lm, orders, editings, ledgers, on_collapse, batch_tokens, *, stack):
         found = [ahead[i][place] for i in batch]
         runs = [(ledgers[i], states[i]) for i in batch]
         edits, seconds = _step(model, facts, first, found, runs, place, stack)
-        for (edit, made, scores), fact, i in zip(edits, facts, batch, strict=True):
-            states[i] = editors.after(first, states[i], made)
+        for (edit, state, scores), fact, i in zip(edits, facts, batch, strict=True):
+            states[i] = state
             if place == len(ledgers[i]):
                 _record(ledgers[i], fact, identities[i][place], edit, scores, seconds)
 
@@ -227,7 +231,7 @@ def _going(place, orders, ledgers, on_collapse):
 
 
 def _step(model, facts, editing, ahead, runs, place, stack):
-    """One edit of each fact, applied and scored: a list of (edit, updates applied, scores), and seconds of each.
+    """One edit of each fact, applied and scored: a list of (edit, state after it, scores), and seconds of each.
 
     An order that was ahead of the others when they were stopped keeps what it recorded.
 
@@ -236,14 +240,15 @@ def _step(model, facts, editing, ahead, runs, place, stack):
     """
     began = time.perf_counter()
     given = [ahead] if editors.method(editing.method).ahead else []
-    edits, applied = editors.edit_each(editing, model, facts, *given, states=[state for _, state in runs]), []
-    for row, (edit, (ledger, _)) in enumerate(zip(edits, runs, strict=True)):
+    edits, after = editors.edit_each(editing, model, facts, *given, states=[state for _, state in runs]), []
+    for row, (edit, (ledger, state)) in enumerate(zip(edits, runs, strict=True)):
         made = edit.updates if editors.status(edit) == "edited" else []
         made = [u.to(model.device) for u in ledger.updates(place + 1)] if place < len(ledger) else list(made)
         _apply(model, made, row if stack else None)
-        applied.append(made)
-    scores = scoring.score_each(model, facts)
-    return list(zip(edits, applied, scores, strict=True)), (time.perf_counter() - began) / len(facts)
+        after.append(editors.after(editing, state, made))
+    with editors.looked_at(editing, model, after):
+        scores = scoring.score_each(model, facts)
+    return list(zip(edits, after, scores, strict=True)), (time.perf_counter() - began) / len(facts)
 
 
 def _record(ledger, fact, identity, edit, scores, seconds):
