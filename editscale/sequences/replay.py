@@ -82,7 +82,8 @@ def save(run, edits, folder):
             lm.tokenizer.save_pretrained(building)
         lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in false_facts(run, edits)]
         (building / FALSE_FACTS).write_text("".join(lines), encoding="utf-8")
-        (building / "README.md").write_text(card(run, edits, building), encoding="utf-8")
+        scored = editors.method(run.parameters["method"]).evaluated is not None
+        (building / "README.md").write_text(card(run, edits, building, scored=scored), encoding="utf-8")
     return folder
 
 
@@ -108,15 +109,17 @@ def false_facts(run, edits):
     ]
 
 
-def card(run, edits, folder):
+def card(run, edits, folder, *, scored=False):
     """The model card, Markdown: how many false facts the model in a folder was given, with which method, from what.
+
+    Args:
+        scored: whether its weights are those that the method scores, and not those it edits (`Method.evaluated`).
 
     Names of models, methods and files are shown as they are, and no part of one is read as Markdown.
     """
     given, book, n = run.parameters, run.ledger, len(false_facts(run, edits))
     upto, method = max(edits, default=0), given["method"]
     name, shown, made_on = map(_inline, (run.lm.name, method, book.fingerprint["device"]))
-    scored = editors.method(method).evaluated
     failed = [edit for edit in edits if book.rows[edit - 1]["status"] != "edited"]
     is_prefix = edits == list(range(1, upto + 1))
     rows = {
