@@ -10,7 +10,7 @@ from test_sequence import FACTS, PARAMS, edit_sequence
 
 from editscale.data import glue
 from editscale.data.orders import open_set
-from editscale.editing import modules
+from editscale.editing import editors, modules
 from editscale.metrics import downstream, generation, scoring, written
 from editscale.models import hidden_states, loading
 from editscale.sequences import past_runs, sequence
@@ -35,8 +35,10 @@ def test_the_model_at_each_place_is_that_of_the_run(edited):
     seen = []
     for edits in past_runs.replayed(run, [0, 2, 5]):
         expected = tiny.tiny_model("gpt2")
+        editing = editors.of_record(expected, run.key["method"], run.ledger.fingerprint["params"])
         sequence.replay(expected, run.ledger, upto=edits)
-        assert all(torch.equal(run.lm.weight(layer), expected.weight(layer)) for layer in layers)
+        with editors.looked_at(editing, expected, [sequence.state_after(expected, editing, run.ledger, edits)]):
+            assert all(torch.equal(run.lm.weight(layer), expected.weight(layer)) for layer in layers)
         seen.append(edits)
     assert seen == [0, 2, 5]
     assert all(torch.equal(expected.weight(layer), lm.weight(layer)) for layer in layers)
