@@ -119,6 +119,7 @@ class Editing:
         factors: layer ↦ lower Cholesky factor of the second moment of keys, (d_key, d_key) float64.
         moments: what the second moments were computed from, in strings; empty without any.
         start: the state of a run before its first edit (`Method.start`), None for a method without one.
+        facts_per_step: facts of a run that are edited in one call of the method, see `check_steps`.
     """
 
     method: str
@@ -127,6 +128,7 @@ class Editing:
     factors: dict
     moments: dict = field(default_factory=dict)
     start: object = None
+    facts_per_step: int = 1
 
     @property
     def layers(self):
@@ -146,13 +148,14 @@ def sample_contexts(lm, name, *, prefix_seeds=(), n_short=10, n_long=10, seed=0)
     return method(name).contexts(lm, starts, generator, n_short, n_long)
 
 
-def prepare(lm, name, hparams, moments_path, *, factors=None, **sampling):
+def prepare(lm, name, hparams, moments_path, *, factors=None, facts_per_step=1, **sampling):
     """The `Editing` of a method on a model as it stands, which should be unedited.
 
     Args:
         hparams: YAML file of hyper-parameters.
         moments_path: file of second moments that notebook 01 wrote, of this model, even if the method needs none.
         factors: factors made before, of the same model and file: taken where they are, added to where they are not.
+        facts_per_step: see `Editing`.
         sampling: see `sample_contexts`.
 
     Raises what `read_params`, `check_loaded` and `moments.load` raise, before anything is sampled.
@@ -164,7 +167,8 @@ def prepare(lm, name, hparams, moments_path, *, factors=None, **sampling):
     missing = {layer: moment for layer, moment in second_moments.moments.items() if layer not in factors}
     factors |= cholesky_factors(missing, lm.device)
     own = {layer: factors[layer] for layer in layers}
-    return begun(lm, Editing(name, params, sample_contexts(lm, name, **sampling), own, second_moments.identity))
+    contexts = sample_contexts(lm, name, **sampling)
+    return begun(lm, Editing(name, params, contexts, own, second_moments.identity, facts_per_step=facts_per_step))
 
 
 def begun(lm, editing):
@@ -172,6 +176,21 @@ def begun(lm, editing):
     if (start := method(editing.method).start) is None:
         return editing
     return replace(editing, start=start(lm, editing.params, editing.contexts, editing.factors))
+
+
+def check_steps(name, n_edits, facts_per_step):
+    """Raise ValueError unless a method edits so many facts in one call, and n_edits is a multiple of them."""
+    if facts_per_step < 1:
+        raise ValueError(f"facts_per_step is {facts_per_step}; a step edits 1 fact or more")
+    if n_edits % facts_per_step:
+        fitting = max(n_edits - n_edits % facts_per_step, facts_per_step)
+        raise ValueError(f"n_edits is {n_edits}, no multiple of facts_per_step {facts_per_step}; give {fitting}")
+    if facts_per_step > 1 and method(name).edit_batches is None:
+        known = ", ".join(other for other in modules.MODULES if method(other).edit_batches)
+        raise ValueError(
+            f"facts_per_step is {facts_per_step}, and {name} edits one fact in a step: give 1, or a method that edits "
+            f"several together ({known})"
+        )
 
 
 def after(editing, state, updates):
@@ -219,21 +238,29 @@ def edit_each(editing, lm, facts, *ahead, states=None):
     Args:
         states: of the run that each fact belongs to, for a method with states; None: all before their first edit.
     """
+    return _edits(method(editing.method).edit, editing, lm, facts, *ahead, states=states)
+
+
+def edit_steps(editing, lm, batches, states=None):
+    """`Method.edit_batches` of some lists of facts, a failed solve as in `edit_each`: its list has no updates."""
+    return _edits(method(editing.method).edit_batches, editing, lm, batches, states=states)
+
+
+def _edits(edit, editing, lm, each, *ahead, states):
+    """An `Edit` for each fact, or list of facts, see `edit_each`."""
     import torch
 
-    states = states or [editing.start] * len(facts)
+    states = states or [editing.start] * len(each)
     given = {} if editing.start is None else {"states": states}
     try:
-        return method(editing.method).edit(
-            lm, facts, editing.params, editing.contexts, editing.factors, *ahead, **given
-        )
+        return edit(lm, each, editing.params, editing.contexts, editing.factors, *ahead, **given)
     except torch.linalg.LinAlgError as error:
-        if len(facts) == 1:
+        if len(each) == 1:
             return [updates.Edit((), {"failed": str(error)})]
     return [
-        edit
-        for i, fact in enumerate(facts)
-        for edit in edit_each(editing, stacks.subset(lm, [i]), [fact], *([x[i]] for x in ahead), states=[states[i]])
+        made
+        for i, one in enumerate(each)
+        for made in _edits(edit, editing, stacks.subset(lm, [i]), [one], *([x[i]] for x in ahead), states=[states[i]])
     ]
 
 
@@ -339,25 +366,25 @@ def cholesky_factors(moments, device):
     return factors
 
 
-def summary(edit):
+def summary(edit, i=0):
     """Scalars that describe an edit: a row for a table, floats and ints.
 
     steps are forwards; losses, `nll` and `kl` in nats per token; norms in the model's units; `denominator` is k·u
     (ROME variants; None for others). A method that optimizes no value has no KL and no δ: None there, and its loss is
-    the NLL. For several facts edited together, the first one's. All None for a failed solve, and but for the
-    denominator for a fact that was left out.
+    the NLL. Of several facts edited together, number i's. All None for a failed solve, and but for the denominator for
+    a fact that was left out.
     """
     trace = edit.trace
     denominator = trace["denominator"].item() if "denominator" in trace else None
     if "losses" not in trace:
         return dict.fromkeys(SUMMARY) | {"denominator": denominator}
-    losses = trace["losses"][0] if isinstance(trace["losses"], list) else trace["losses"]
+    losses = trace["losses"][i] if isinstance(trace["losses"], list) else trace["losses"]
     row = {"steps": len(losses), "loss_first": losses[0, 0].item(), "loss_last": losses[-1, 0].item()}
     if "delta" not in trace:
         names = ("kl_last", "delta_norm", "init_norm")
         return {**row, "nll_last": row["loss_last"], **dict.fromkeys(names), "denominator": denominator}
-    init = trace["init"][:, 0] if trace["init"].ndim == 2 else trace["init"]
-    delta = trace["delta"][:, 0] if trace["delta"].ndim == 2 else trace["delta"]
+    init = trace["init"][:, i] if trace["init"].ndim == 2 else trace["init"]
+    delta = trace["delta"][:, i] if trace["delta"].ndim == 2 else trace["delta"]
     return {
         **row,
         "nll_last": losses[-1, 1].item(),

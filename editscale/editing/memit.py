@@ -12,7 +12,9 @@ from editscale.editing.context_sampling import memit_contexts
 from editscale.editing.method import Method
 from editscale.editing.updates import Edit, Update
 from editscale.kernels import cuda_graphs
-from editscale.models import anatomy, hidden_states
+from editscale.models import anatomy, hidden_states, stacks
+
+PER_FORWARD = 64  # facts of one batch whose prompts share a forward
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ def edit(lm, facts, params, contexts, factors, *, adjust=None, forward=None):
     Raises ValueError if there is a norm between the model's MLPs and the residual stream (Gemma 2 and later): there,
     a change of the residual stream is not a change of the projection's output.
     """
-    return _edits(lm, [facts], params, contexts, factors, adjust=adjust, forward=forward)[0]
+    return edit_batches(lm, [facts], params, contexts, factors, adjust=adjust, forward=forward)[0]
 
 
 def edit_each(lm, facts, params, contexts, factors, *, adjust=None, forward=None):
@@ -83,10 +85,15 @@ def edit_each(lm, facts, params, contexts, factors, *, adjust=None, forward=None
 
     The edits do not depend on each other. Arguments and errors as for `edit`.
     """
-    return _edits(lm, [[fact] for fact in facts], params, contexts, factors, adjust=adjust, forward=forward)
+    return edit_batches(lm, [[fact] for fact in facts], params, contexts, factors, adjust=adjust, forward=forward)
 
 
-def _edits(lm, batches, params, contexts, factors, **options):
+def edit_batches(lm, batches, params, contexts, factors, **options):
+    """For each list of facts the updates that `edit` makes of it, on the model or on copy i of a stack.
+
+    Arguments and errors as for `edit`.
+    """
+
     def of_layer(keys, layer, _):
         return solve(keys, factors[layer], params.mom2_update_weight)
 
@@ -108,10 +115,17 @@ def spread(lm, batches, params, contexts, solve, *, keep=False, two_keys=False, 
         keep: whether an `Update` keeps the layer's "keys", (d_key, n) in the weight's dtype, for the run's state.
         adjust, forward: see `edit`.
 
+    Batches of several facts are taken one after the other, and their prompts PER_FORWARD facts at a time: what enters
+    the first layer is all that grows with the number of facts.
+
     Raises ValueError as `edit` does.
     """
     import torch
 
+    if len(batches) > 1 and len(batches[0]) > 1:
+        each = [(stacks.subset(lm, [i]), [batch], _of_batch(solve, i)) for i, batch in enumerate(batches)]
+        options = {"keep": keep, "adjust": adjust, "forward": forward}
+        return [spread(of, batch, params, contexts, own, **options)[0] for of, batch, own in each]
     if lm.family.post_norm:
         raise ValueError(
             "MEMIT and ROME over several layers need MLP outputs that are added to the residual stream as they are; "
@@ -123,23 +137,36 @@ def spread(lm, batches, params, contexts, solve, *, keep=False, two_keys=False, 
     found = values.optimize(lm, facts, contexts, layers[-1], params, at="block", forward=forward)
     found = [adjust(one) for one in found] if adjust else found
     z = torch.stack([one.init + one.delta for one in found])
-    run, inputs = _prepared(lm, facts, contexts, layers, n_each)
+    size = len(facts) if n_each == 1 else PER_FORWARD
+    forwards = [_prepared(lm, facts[i : i + size], contexts, layers[0]) for i in range(0, len(facts), size)]
+    changes = _no_changes(lm, layers, len(batches), n_each)
     updated, traces = [[] for _ in batches], [_trace(z, found, i, n_each) for i in range(len(batches))]
     for i, layer in enumerate(layers):
-        seen = run(f"spread over {layers}", range(layers[0], layers[-1] + 1), partial(_changed, lm, layers), inputs)
-        seen_keys = anatomy.in_full(seen[f"keys.{layer}"])
-        keys = torch.stack([mean_keys(k, groups) for k in seen_keys])
-        residual = (z - seen["out"]).double() / (len(layers) - i)
-        parts = (x.split(n_each) for x in (keys, seen_keys[:, 0], seen["out"], residual))
+        keys, bare, out = [], [], []
+        for run, inputs in forwards:
+            through, function = range(layers[0], layers[-1] + 1), partial(_changed, lm, layers)
+            seen = run(f"spread over {layers}", through, function, inputs | changes)
+            of_facts = anatomy.in_full(seen[f"keys.{layer}"])
+            keys += [mean_keys(k, groups) for k in of_facts]
+            bare.append(of_facts[:, 0])
+            out.append(seen["out"])
+        keys, bare, out = torch.stack(keys), torch.cat(bare), torch.cat(out)
+        residual = (z - out).double() / (len(layers) - i)
+        parts = (x.split(n_each) for x in (keys, bare, out, residual))
         for batch, of_batch in enumerate(zip(*parts, strict=True)):
             k, bare, now, r = (x.T for x in of_batch)
             solved = solve(k, layer, batch, *([bare] if two_keys else []))
             kept = {"keys": k.to(lm.dtype)} if keep else {}
             update = Update(layer, *updates.factors(r, solved, lm.dtype), kept=kept)
-            inputs[f"left.{layer}"][batch], inputs[f"right.{layer}"][batch] = update.left, update.right
+            changes[f"left.{layer}"][batch], changes[f"right.{layer}"][batch] = update.left, update.right
             updated[batch].append(update)
             traces[batch][layer] = {"keys": k, "bare": bare, "current": now, "solved": solved, "residual": r}
     return [Edit(tuple(u), trace) for u, trace in zip(updated, traces, strict=True)]
+
+
+def _of_batch(solve, i):
+    """The solve of batch i alone."""
+    return lambda keys, layer, _: solve(keys, layer, i)
 
 
 def _trace(z, found, batch, n_each):
@@ -157,25 +184,30 @@ def _trace(z, found, batch, n_each):
     }
 
 
-def _prepared(lm, facts, contexts, layers, n_each):
-    """How to run a function of tensors, and the tensors of `_changed`, all changes being 0."""
-    import torch
-
+def _prepared(lm, facts, contexts, first):
+    """How to run a function of tensors, and those tensors of `_changed` that layers from `first` on do not change."""
     multiple = 64 if lm.device.type == "cuda" else 1  # so that there are few shapes
     ids, positions, mask, at = values.up_to_subjects(lm, facts, contexts, multiple=multiple)
     # CUDA graphs, where running takes no longer than launching.
     run = partial(
         cuda_graphs.without_gradient, lm if ids.numel() <= hidden_states.GRAPH_TOKENS else replace(lm, graphs=None)
     )
-    inputs, first = {"mask": mask, "positions": positions, "states": ids, "at": at}, layers[0]
+    inputs = {"mask": mask, "positions": positions, "states": ids, "at": at}
     if first:
         below = {"mask": mask, "positions": positions, "ids": ids}
         inputs["states"] = run(f"below {first}", range(first), partial(_below, lm, first), below)["out"]
-    for layer in layers:
-        for side, size in zip(("left", "right"), lm.weight(layer).shape[-2:], strict=True):
-            shape = len(facts) // n_each, size, n_each
-            inputs[f"{side}.{layer}"] = torch.zeros(shape, dtype=lm.dtype, device=lm.device)
     return run, inputs
+
+
+def _no_changes(lm, layers, n_batches, n_each):
+    """Those tensors of `_changed` that are the changes of each batch, 0."""
+    import torch
+
+    return {
+        f"{side}.{layer}": torch.zeros(n_batches, size, n_each, dtype=lm.dtype, device=lm.device)
+        for layer in layers
+        for side, size in zip(("left", "right"), lm.weight(layer).shape[-2:], strict=True)
+    }
 
 
 def _below(lm, layer, t):
@@ -212,4 +244,4 @@ def _changed(lm, layers, t):
     return found | {"out": out[each, t["at"]][:, 0]}
 
 
-METHODS = {"memit": Method(MemitParams, edit_each, memit_contexts)}
+METHODS = {"memit": Method(MemitParams, edit_each, memit_contexts, edit_batches=edit_batches)}

@@ -87,17 +87,21 @@ def as_it_is(state, updates):
     return state
 
 
-def edit(lm, facts, params, contexts, factors, *, states, adjust=None, forward=None):
+def edit(lm, facts, params, contexts, factors, *, states, **options):
     """The `Edit` that makes the model say the new targets of all facts, made together on one state."""
-    return _edits(lm, [facts], params, contexts, states, adjust=adjust, forward=forward)[0]
+    return edit_batches(lm, [facts], params, contexts, factors, states=states, **options)[0]
 
 
-def edit_each(lm, facts, params, contexts, factors, *, states, adjust=None, forward=None):
+def edit_each(lm, facts, params, contexts, factors, *, states, **options):
     """For each fact the `Edit` that makes the model, or copy i of a stack with state i, say its new target."""
-    return _edits(lm, [[fact] for fact in facts], params, contexts, states, adjust=adjust, forward=forward)
+    return edit_batches(lm, [[fact] for fact in facts], params, contexts, factors, states=states, **options)
 
 
-def _edits(lm, batches, params, contexts, states, **options):
+def edit_batches(lm, batches, params, contexts, factors, *, states, **options):
+    """For each list of facts the `Edit` that `edit` makes of it, on the model or on copy i of a stack, with state i.
+
+    `options`: adjust and forward, see `memit.edit`.
+    """
     own = 1.0
     if isinstance(params, EmmetParams):
         own = params.emmet_lambda if len(batches[0]) > 1 else 0.0
@@ -109,9 +113,13 @@ def _edits(lm, batches, params, contexts, states, **options):
     return memit.spread(lm, batches, params, contexts, solve, keep=keep, **options)
 
 
+def _method(params, start, after=with_keys):
+    return Method(params, edit_each, memit_contexts, start=start, after=after, edit_batches=edit_batches)
+
+
 METHODS = {
-    "memit-seq": Method(MemitParams, edit_each, memit_contexts, start=with_moment, after=with_keys),
-    "alphaedit": Method(AlphaEditParams, edit_each, memit_contexts, start=in_null_space, after=with_keys),
-    "encore": Method(EncoreParams, edit_each, memit_contexts, start=with_ridge, after=with_keys),
-    "emmet": Method(EmmetParams, edit_each, memit_contexts, start=with_ridge, after=as_it_is),
+    "memit-seq": _method(MemitParams, with_moment),
+    "alphaedit": _method(AlphaEditParams, in_null_space),
+    "encore": _method(EncoreParams, with_ridge),
+    "emmet": _method(EmmetParams, with_ridge, after=as_it_is),
 }

@@ -28,6 +28,10 @@ class Method:
             the model, and taken off bit for bit before the next edit. None: the weights as edited are scored. `start`
             of such a method needs the model and its hyper-parameters alone, so that a recorded run can be looked at.
         made_of: state ↦ bytes, what a first state holds that neither hyper-parameters nor second moments determine.
+        edit_batches: (lm, batches, params, contexts, factors) -> [Edit, …], one for each list of facts, whose facts are
+            edited together. All lists have one size; given a stack, list i is edited on copy i. It takes `states`, one
+            for each list, where `edit` does. With lists of one fact it gives what `edit` gives. Of how values were
+            found, a trace has an entry or a column for each fact. None: there is no such form.
     """
 
     params: type
@@ -41,3 +45,4 @@ class Method:
     after: object = None
     evaluated: object = None
     made_of: object = None
+    edit_batches: object = None

@@ -79,13 +79,19 @@ def _adjusting(edit, at="block"):
 
 METHODS = {
     "rome-nas": Method(RomeNasParams, _adjusting(rome.edit_each, "mlp"), ahead=rome.directions),
-    "memit-nas": Method(MemitNasParams, _adjusting(memit.edit_each), memit_contexts),
+    "memit-nas": Method(
+        MemitNasParams,
+        _adjusting(memit.edit_each),
+        memit_contexts,
+        edit_batches=_adjusting(memit.edit_batches),
+    ),
     "memit-seq-nas": Method(
         MemitNasParams,
         _adjusting(memit_family.edit_each),
         memit_contexts,
         start=memit_family.with_moment,
         after=memit_family.with_keys,
+        edit_batches=_adjusting(memit_family.edit_batches),
     ),
     "alphaedit-nas": Method(
         AlphaEditNasParams,
@@ -93,5 +99,6 @@ METHODS = {
         memit_contexts,
         start=memit_family.in_null_space,
         after=memit_family.with_keys,
+        edit_batches=_adjusting(memit_family.edit_batches),
     ),
 }

@@ -77,10 +77,15 @@ def rome_each(lm, facts, params, *given, **options):
 
 def memit_each(lm, facts, params, *given, **options):
     """`memit.edit_each` with masks."""
-    return memit_masked(lm, memit.edit_each(lm, facts, params, *given, **options), params)
+    return memit_batches(lm, [[fact] for fact in facts], params, *given, **options)
+
+
+def memit_batches(lm, batches, params, *given, **options):
+    """`memit.edit_batches` with masks."""
+    return memit_masked(lm, memit.edit_batches(lm, batches, params, *given, **options), params)
 
 
 METHODS = {
     "rome-rect": Method(RomeRectParams, rome_each, ahead=rome.directions),
-    "memit-rect": Method(MemitRectParams, memit_each, memit_contexts),
+    "memit-rect": Method(MemitRectParams, memit_each, memit_contexts, edit_batches=memit_batches),
 }

@@ -10,8 +10,9 @@ even part of what is still missing there, r, by ROME's rank-one change, with k̄
 | rome-multi | k̄: of all changes that send it there, this one moves the keys of C least | r-rome without m₀ − m̄ |
 | rome-multi-two-keys | key of the bare prompt, as the released ROME has it | rome |
 
-The first is EMMET (arXiv:2403.14236) with one fact, and MEMIT's solve as its λ → 0. With a single layer both differ
-from ROME in what δ is held against, ‖h₀‖ of the block instead of ‖m₀‖ of its MLP; and r-ROME writes m₀ + δ − m̄ where
+The first is EMMET (arXiv:2403.14236) without ε, and MEMIT's solve as its λ → 0. Of several facts edited together, K
+their mean keys and R what is missing, it is ΔW = R (KᵀC⁻¹K)⁻¹ (C⁻¹K)ᵀ. With a single layer and fact both differ from
+ROME in what δ is held against, ‖h₀‖ of the block instead of ‖m₀‖ of its MLP; and r-ROME writes m₀ + δ − m̄ where
 rome-multi writes δ, m₀ and m̄ being the MLP's outputs at the bare prompt and their mean over the contexts.
 """
 
@@ -35,16 +36,19 @@ class RomeMultiParams:
 
 
 def solve(keys, factor, bare=None):
-    """A = C⁻¹k̄ / (kᵀC⁻¹k̄), (d_key, 1) float64, of one key k̄ (d_key, 1).
+    """A = C⁻¹K̄ (KᵀC⁻¹K̄)⁻¹, (d_key, n) float64, of keys K̄ (d_key, n).
 
     Args:
         factor: lower Cholesky factor of C, (d_key, d_key) float64.
-        bare: k, (d_key, 1); None: k̄.
+        bare: K, (d_key, n); None: K̄.
 
-    Raises ValueError if the key does not fit the factor.
+    Raises ValueError if the keys do not fit the factor.
     """
+    import torch
+
     solved = moments.weighed(keys, factor)
-    return solved / ((keys if bare is None else bare).double().T @ solved)
+    inner = (keys if bare is None else bare).double().T @ solved
+    return solved / inner if keys.shape[1] == 1 else torch.linalg.solve(inner, solved, left=False)
 
 
 def edit_each(lm, facts, params, contexts, factors, *, two_keys=False, forward=None):
@@ -64,11 +68,24 @@ def edit_each(lm, facts, params, contexts, factors, *, two_keys=False, forward=N
 
     Raises ValueError as `memit.edit` does.
     """
+    batches = [[fact] for fact in facts]
+    return edit_batches(lm, batches, params, contexts, factors, two_keys=two_keys, forward=forward)
+
+
+def edit_batches(lm, batches, params, contexts, factors, *, two_keys=False, forward=None):
+    """For each list of facts one `Edit`, as `edit_each` makes it, whose updates have the rank of their number.
+
+    Raises ValueError for more facts in a list than keys have entries: no weight meets all these constraints.
+    """
+    if len(batches[0]) > lm.d_key:
+        raise ValueError(
+            f"facts_per_step is {len(batches[0])}, and rome-multi meets each fact of a step exactly, which a weight of "
+            f"{lm.name} can do for {lm.d_key}; give fewer, or a method such as memit"
+        )
 
     def of_layer(keys, layer, _, bare=None):
         return solve(keys, factors[layer], bare)
 
-    batches = [[fact] for fact in facts]
     edits = memit.spread(lm, batches, params, [contexts], of_layer, two_keys=two_keys, forward=forward)
     for edit in edits if two_keys else []:
         for layer in params.layers:
@@ -83,6 +100,6 @@ def _denominator(keys, solved, **_):
 
 
 METHODS = {
-    "rome-multi": Method(RomeMultiParams, edit_each),
+    "rome-multi": Method(RomeMultiParams, edit_each, edit_batches=edit_batches),
     "rome-multi-two-keys": Method(RomeMultiParams, partial(edit_each, two_keys=True)),
 }
