@@ -33,6 +33,9 @@ def detect(drift, *, jump=JUMP, least_earlier=5):
     The median at an edit is of all earlier edits, jumps among them, never of later ones: an edit is judged the same
     in a longer run. Updates of norm 0, of edits that were not applied, do not count as earlier edits. After a
     collapse many updates may be large; the first of them is the disabling one.
+
+    Of a run with several facts in a step, the updates are those of steps: a flagged edit stands for its whole step, and
+    is the last fact of it.
     """
     place = [*RUN, "layer"]
     require(drift, (*place, "edits", "update_norm"), "drift")
@@ -66,8 +69,8 @@ def effects(jumps, edits, history=None, perplexity=None):
 
     Recall is taken at the last checkpoint before the edit and at the first one that includes it, both over the same
     facts: those edited up to the earlier checkpoint and learned, that is recalled right after their own edit. So
-    edits that fall between two checkpoints share their numbers. Perplexity is that with one edit less, and with the
-    edit. What was not measured is NaN.
+    edits that fall between two checkpoints share their numbers. Perplexity is that before
+    the edit, at the last place where it was measured, and with the edit. What was not measured is NaN.
     """
     require(edits, (*RUN, "edits", "case_id", "efficacy_accuracy"), "edits")
     if history is not None:
@@ -79,7 +82,7 @@ def effects(jumps, edits, history=None, perplexity=None):
         done = rows_of(edits, **run).set_index("edits")
         learned = done.index[were_learned(done)]
         asked = None if history is None else rows_of(history, **run)
-        values = {} if perplexity is None else rows_of(perplexity, **run).set_index("edits")["perplexity"]
+        values = pd.Series() if perplexity is None else rows_of(perplexity, **run).set_index("edits")["perplexity"]
         for jump in of_run.itertuples():
             edit = jump.edits
             if edit not in done.index:
@@ -92,7 +95,8 @@ def effects(jumps, edits, history=None, perplexity=None):
                     "case_id": done.loc[edit, "case_id"],
                     **{name: getattr(jump, name) for name in ("layer", "update_norm", "times_median")},
                     **dict(zip(("recall_before", "recall_after"), recall, strict=True)),
-                    **{f"perplexity_{name}": values.get(edit - n, np.nan) for name, n in (("before", 1), ("after", 0))},
+                    "perplexity_before": values.get(values.index[values.index < edit].max(), np.nan),
+                    "perplexity_after": values.get(edit, np.nan),
                 }
             )
     sizes = ["update_norm", "times_median", "recall_before", "recall_after", "perplexity_before", "perplexity_after"]

@@ -108,10 +108,12 @@ def decay(edits, unedited, drift, windows):
     """
     key, names = [*RUN, "edits"], ("efficacy", "neighborhood")
     moved = drift.groupby(key)["relative_drift"].max().rename("drift").reset_index()
-    both = edits[[*key, *names]].merge(unedited[[*key, *names]], on=key, suffixes=("", "_before")).merge(moved, on=key)
+    both = edits[[*key, *names]].merge(unedited[[*key, *names]], on=key, suffixes=("", "_before"))
+    both = both.merge(moved, on=key, how="left")
     rows = []
     for run, group in groups(both):
         group = group.sort_values("edits")
+        group = group.assign(drift=group["drift"].bfill()).dropna(subset="drift")  # scored after the whole step
         for window in windows:
             first = group[group["edits"] <= window]
             if len(first) < window:

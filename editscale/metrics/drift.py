@@ -67,9 +67,11 @@ def _matrix(tensors, layer):
 def of_ledger(ledger):
     """Drift after each edit and at each edited layer: a list of dicts, ordered by layer and edit.
 
-    Keys: layer, edits, update_norm, distance (‖W − W₀‖), normalised_l2, relative_drift.
+    Keys: layer, edits, update_norm, distance (‖W − W₀‖), normalised_l2, relative_drift. Of a run with several facts in
+    a step, a row for each step, at its last edit: inside a step no model ever was.
     """
-    rows, edits, low_rank = [], range(1, len(ledger) + 1), None
+    step = ledger.facts_per_step
+    rows, edits, low_rank = [], range(step, len(ledger) + 1, step), None
     applied = next((names for edit in edits if (names := set(ledger.factors(edit)))), set())
 
     def whole(names, layer):

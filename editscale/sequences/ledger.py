@@ -170,6 +170,11 @@ class Ledger:
         return len(self.rows)
 
     @property
+    def facts_per_step(self):
+        """Edits that were made in one call of the method. Their updates are recorded with the last of them."""
+        return self.fingerprint.get("facts_per_step", 1)
+
+    @property
     def _end(self):
         return self._frames[-1].end if self._frames else 0
 

@@ -50,6 +50,11 @@ class PastRun:
         return sorted(map(int, self.ledger.weights))
 
     @property
+    def facts_per_step(self):
+        """How many edits a step of the run has; there is a model only after whole ones."""
+        return self.ledger.facts_per_step
+
+    @property
     def key(self):
         """The columns that name a run in every table: method, order, reversed."""
         return {
@@ -119,6 +124,8 @@ def reopen(folder, *, device="cpu", model_cache="runs/models", load=None):
                 "or the run has gone on since; run notebook 02a again with the same parameters"
             )
     asked = {name: parameters[name] for name in ("method", "dtype", "together", "on_collapse") if name in parameters}
+    steps = parameters.get("facts_per_step", 1)
+    asked["facts_per_step"] = None if steps == 1 else steps  # as in a fingerprint
     elsewhere = f"{folder}/done.json says otherwise; run notebook 02a again with the parameters of the ledger"
     book.check({**asked, "tf32_steps": parameters["tf32"]}, {*book.fingerprint} - {*asked, "tf32_steps"}, elsewhere)
     chosen = in_order(
@@ -153,11 +160,25 @@ def reopen(folder, *, device="cpu", model_cache="runs/models", load=None):
     return PastRun(Path(folder), parameters, lm, chosen, book)
 
 
-def checkpoints(n_edits, every):
-    """The numbers of edits every, 2·every, … up to n_edits. Raises ValueError if there is none."""
+def checkpoints(n_edits, every, facts_per_step=1):
+    """The numbers of edits every, 2·every, … up to n_edits.
+
+    Raises ValueError if there is none, or as `check_places`.
+    """
+    check_places([every], facts_per_step)
     if not 1 <= every <= n_edits:
         raise ValueError(f"a checkpoint every {every} edits does not fit a run of {n_edits}; choose 1 to {n_edits}")
     return list(range(every, n_edits + 1, every))
+
+
+def check_places(places, facts_per_step):
+    """Raise ValueError for a number of edits that is not one of whole steps: there was no such model."""
+    for place in places:
+        if place % facts_per_step:
+            raise ValueError(
+                f"{place} edits end inside a step of the run, which edits {facts_per_step} facts at a time; give "
+                f"multiples of {facts_per_step}"
+            )
 
 
 def replayed(run, places):
@@ -167,9 +188,10 @@ def replayed(run, places):
     Applies the ledger's updates to `run.lm`, and takes them off again, bit for bit, at the end. Of a method
     that scores other weights than it edits (`Method.evaluated`), the model has those.
 
-    Raises ValueError if the places do not ascend, or go beyond the ledger.
+    Raises ValueError if the places do not ascend, go beyond the ledger, or as `check_places`.
     """
     places = list(places)
+    check_places(places, run.facts_per_step)
     if places != sorted(set(places)) or not 0 <= min(places, default=-1) <= max(places, default=0) <= len(run.ledger):
         raise ValueError(
             f"checkpoints must ascend within 0 … {len(run.ledger)}, the edits of {run.folder}, not {places}"
@@ -328,7 +350,8 @@ def editing_of(run):
     Raises ValueError, naming it, if one of these or the code of the method is no longer that of the ledger.
     """
     given = run.parameters
-    editing = editors.prepare(run.lm, given["method"], given["hparams"], given["moments"], **_sampling(run))
+    sampling = _sampling(run) | {"facts_per_step": run.facts_per_step}
+    editing = editors.prepare(run.lm, given["method"], given["hparams"], given["moments"], **sampling)
     now = sequence.fingerprint(run.lm, editing, given["together"], given["on_collapse"])
     run.ledger.check(now, MACHINE, "undo that, or run notebook 02a again with another out folder")
     return editing

@@ -43,6 +43,17 @@ def chosen_edits(n_recorded, upto=None, without=(), reverse=False):
     return edits[::-1] if reverse else edits
 
 
+def check_steps(edits, facts_per_step):
+    """Raise ValueError unless these edits are whole steps of a run, each with one update for all of its facts."""
+    for edit in edits:
+        first = edit - (edit - 1) % facts_per_step
+        if not {*range(first, first + facts_per_step)} <= {*edits}:
+            raise ValueError(
+                f"edits {first} to {first + facts_per_step - 1} are one step of the run and have one update; take or "
+                "leave whole steps with --upto and --without"
+            )
+
+
 def check_sequence(method, edits, recorded_updates):
     """Raise ValueError if these edits are not the beginning of the run, and its updates would have been others then."""
     if edits == list(range(1, len(edits) + 1)) or editors.method(method).order_free or recorded_updates:
@@ -190,7 +201,9 @@ def replay(folder, target=None, *, upto=None, without=(), reverse=False, recorde
     Edits are chosen as by `chosen_edits`; raises ValueError or OSError that says what cannot be replayed.
     """
     method = past_runs.record_of(folder)["parameters"]["method"]
-    edits = chosen_edits(len(Ledger(folder)), upto, without, reverse)
+    book = Ledger(folder)
+    edits = chosen_edits(len(book), upto, without, reverse)
+    check_steps(edits, book.facts_per_step)
     check_sequence(method, edits, recorded_updates)
     if target:
         _check_new(target)

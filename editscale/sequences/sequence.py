@@ -6,6 +6,10 @@ unedited model throughout. There, resuming skipped finished edits but started fr
 finds edits in its ledger replays them first and continues from the same bits.
 
 Orders that do not depend on each other can be edited together, one batch for the n-th facts of all (`run_together`).
+
+A step of a run is one fact, or `Editing.facts_per_step` of its facts in one call of the method. Edits are counted in
+facts all the same: each has a row in the ledger, with scores after its step. The step's updates are recorded with its
+last fact, so that a step whose rows are not all there is made again.
 """
 
 import hashlib
@@ -58,6 +62,7 @@ def fingerprint(lm, editing, together=(), on_collapse="stop"):
         "together": list(together),
         "on_collapse": on_collapse,
         "code_sha256": dependencies.identity(f"import {__name__}\n" + modules.code_of(editing.method)),
+        **({} if editing.facts_per_step == 1 else {"facts_per_step": editing.facts_per_step}),  # ledgers of before stay
     }
 
 
@@ -82,8 +87,8 @@ def state_after(lm, editing, ledger, upto, *, after=0, state=None):
     Args:
         state: that after the first `after` edits, where these are not to be read again.
     """
-    state = editing.start if state is None else state
-    for edit in range(after + 1, upto + 1 if state is not None else 1):
+    state, step = editing.start if state is None else state, editing.facts_per_step
+    for edit in range(after + step, upto + 1 if state is not None else 1, step):
         state = editors.after(editing, state, [update.to(lm.device) for update in ledger.updates(edit)])
     return state
 
@@ -126,10 +131,12 @@ def run(lm, facts, editing, ledger, *, on_collapse="stop", batch_tokens=scoring.
         on_collapse: what follows an edit that is not finite or whose solve failed (`editors.status`), which is recorded
             and never applied: "stop" ends the sequence there, "skip" continues with the next fact. A fact that a method
             left out on purpose ("screened") ends no sequence.
-        batch_tokens: most tokens in one forward over the unedited model, see `scoring.score_facts`.
+        batch_tokens: most tokens in one forward over the unedited model, or after a step of several facts, see
+            `scoring.score_facts`.
 
-    Raises ValueError, before anything is edited, if a fact cannot be (see `check_facts`), or if the ledger holds edits
-    of other facts; `stopping.Stopped` or `Interrupted` where memory, disk, device, Ctrl-C or SIGTERM ends it early.
+    Raises ValueError, before anything is edited, if a fact cannot be (see `check_facts`), if the ledger holds edits of
+    other facts, or as `editors.check_steps`; `stopping.Stopped` or `Interrupted` where memory, disk, device, Ctrl-C or
+    SIGTERM ends it early.
     """
     with stopping.says_how_to_go_on([ledger], len(facts)):
         _run(lm, [facts], [editing], [ledger], on_collapse, batch_tokens, stack=False)
@@ -159,26 +166,35 @@ def run_together(lm, orders, editings, ledgers, *, on_collapse="stop", batch_tok
         raise ValueError(
             f"{', '.join(dict.fromkeys(methods))} are no batch, which holds one method or variants of ROME"
         )
-    if any((e.params, e.contexts) != (editings[0].params, editings[0].contexts) for e in editings):
+    alike = [(editing.params, editing.contexts, editing.facts_per_step) for editing in editings]
+    if any(one != alike[0] for one in alike):
         raise ValueError(
-            "the editings of a batch differ in hyper-parameters or contexts; prepare one, replace its method"
+            "the editings of a batch differ in hyper-parameters, contexts or facts per step; prepare one, replace its "
+            "method"
         )
     with stopping.says_how_to_go_on(ledgers, max(map(len, orders))):
         _run(lm, orders, editings, ledgers, on_collapse, batch_tokens, stack=True)
 
 
 def _run(lm, orders, editings, ledgers, on_collapse, batch_tokens, *, stack):
-    """Edit the n-th facts of all orders in one batch, for each n that is not in all ledgers yet."""
+    """Edit the n-th steps of all orders in one batch, for each n that is not in all ledgers yet."""
     from tqdm import tqdm
 
     if on_collapse not in ("stop", "skip"):
         raise ValueError(f"on_collapse is {on_collapse!r}; expected 'stop' or 'skip'")
-    for ledger in ledgers:
+    for editing, ledger in zip(editings, ledgers, strict=True):
+        if ledger.facts_per_step != editing.facts_per_step:
+            raise ValueError(
+                f"facts_per_step is {editing.facts_per_step}, and {ledger.facts_per_step} in the ledger at "
+                f"{ledger.folder}; choose another out folder"
+            )
         if (recorded := ledger.fingerprint.get("on_collapse", on_collapse)) != on_collapse:
             raise ValueError(
                 f"on_collapse is {on_collapse!r}, and {recorded!r} in the ledger at {ledger.folder}; choose another "
                 "out folder"
             )
+    for facts, editing in zip(orders, editings, strict=True):
+        editors.check_steps(editing.method, len(facts), editing.facts_per_step)
     identities = [_checked(lm, *order) for order in zip(orders, editings, ledgers, strict=True)]
     if missing := scoring.without_true([fact for facts in orders for fact in facts]):
         tqdm.write(missing)
@@ -186,9 +202,9 @@ def _run(lm, orders, editings, ledgers, on_collapse, batch_tokens, *, stack):
         if len(ledger.unedited()) < len(facts):
             _score_unedited(lm, facts, of, ledger, batch_tokens)
 
-    n_facts, first = max(map(len, orders)), editings[0]
-    unfinished = [len(b) for i, b in enumerate(ledgers) if i in _going(len(b), orders, ledgers, on_collapse)]
-    start = min(unfinished, default=n_facts)
+    n_facts, first, size = max(map(len, orders)), editings[0], editings[0].facts_per_step
+    ends = [_whole(ledger) for ledger in ledgers]
+    start = min((n for i, n in enumerate(ends) if i in _going(n, orders, ledgers, on_collapse)), default=n_facts)
     batch = _going(start, orders, ledgers, on_collapse) or list(range(len(ledgers)))
     ahead = [_ahead(of, lm, facts, start, _at_once(batch_tokens)) for of, facts in zip(editings, orders, strict=True)]
     model = stacks.copies(lm, first.layers, len(batch)) if stack else lm
@@ -199,21 +215,22 @@ def _run(lm, orders, editings, ledgers, on_collapse, batch_tokens, *, stack):
         states[i] = state_after(lm, first, ledgers[i], done)
 
     title = f"edit with {', '.join(dict.fromkeys(editing.method for editing in editings))}"
-    for place in tqdm(range(start, n_facts), desc=title, unit="edit", total=n_facts, initial=start):
+    steps, unit = range(start, n_facts, size), "edit" if size == 1 else "step"
+    for place in tqdm(steps, desc=title, unit=unit, total=n_facts // size, initial=start // size):
         staying = _going(place, orders, ledgers, on_collapse)
         if not staying:
             break
         if staying != batch:
             model = stacks.subset(model, [batch.index(i) for i in staying])
             batch = staying
-        facts = [orders[i][place] for i in batch]
+        facts = [orders[i][place : place + size] for i in batch]
         found = [ahead[i][place] for i in batch]
         runs = [(ledgers[i], states[i]) for i in batch]
-        edits, seconds = _step(model, facts, first, found, runs, place, stack)
-        for (edit, state, scores), fact, i in zip(edits, facts, batch, strict=True):
+        edits, seconds = _step(model, facts, first, found, runs, place, stack, batch_tokens)
+        for (edit, state, scores), of, i in zip(edits, facts, batch, strict=True):
             states[i] = state
-            if place == len(ledgers[i]):
-                _record(ledgers[i], fact, identities[i][place], edit, scores, seconds)
+            for n in range(len(ledgers[i]) - place, size):  # none where the ledger was ahead
+                _record(ledgers[i], of[n], identities[i][place + n], edit, n, scores[n], seconds, last=n == size - 1)
 
 
 def _checked(lm, facts, editing, ledger):
@@ -224,45 +241,62 @@ def _checked(lm, facts, editing, ledger):
     return identities
 
 
+def _whole(ledger):
+    """How many edits of whole steps a ledger holds: a step that was stopped between its rows is made again."""
+    return len(ledger) - len(ledger) % ledger.facts_per_step
+
+
 def _going(place, orders, ledgers, on_collapse):
     """The orders that edit their fact number `place`, counted from 0: they have one, and did not end before."""
-    ended = [on_collapse == "stop" and 0 < len(b) <= place and b.rows[-1]["status"] not in SOUND for b in ledgers]
+    ends = [(_whole(ledger), ledger) for ledger in ledgers]
+    ended = [on_collapse == "stop" and 0 < n <= place and b.rows[n - 1]["status"] not in SOUND for n, b in ends]
     return [i for i, over in enumerate(ended) if not over and place < len(orders[i])]
 
 
-def _step(model, facts, editing, ahead, runs, place, stack):
-    """One edit of each fact, applied and scored: a list of (edit, state after it, scores), and seconds of each.
+def _step(model, facts, editing, ahead, runs, place, stack, batch_tokens):
+    """One step of each run, applied and scored: a list of (edit, state after it, scores of its facts), and seconds of
+    each fact.
 
     An order that was ahead of the others when they were stopped keeps what it recorded.
 
     Args:
-        runs: the ledger and the state of the run of each fact.
+        facts: those of the step, for each run.
+        ahead: what no edit changes (`_ahead`), of the first fact of each.
+        runs: the ledger and the state of each.
     """
-    began = time.perf_counter()
-    given = [ahead] if editors.method(editing.method).ahead else []
-    edits, after = editors.edit_each(editing, model, facts, *given, states=[state for _, state in runs]), []
+    began, size, states = time.perf_counter(), editing.facts_per_step, [state for _, state in runs]
+    if size == 1:
+        given = [ahead] if editors.method(editing.method).ahead else []
+        edits = editors.edit_each(editing, model, [fact for (fact,) in facts], *given, states=states)
+    else:
+        edits = editors.edit_steps(editing, model, facts, states)
+    after = []
     for row, (edit, (ledger, state)) in enumerate(zip(edits, runs, strict=True)):
-        made = edit.updates if editors.status(edit) == "edited" else []
-        made = [u.to(model.device) for u in ledger.updates(place + 1)] if place < len(ledger) else list(made)
+        made, last = edit.updates if editors.status(edit) == "edited" else [], place + size
+        made = [u.to(model.device) for u in ledger.updates(last)] if last <= len(ledger) else list(made)
         _apply(model, made, row if stack else None)
         after.append(editors.after(editing, state, made))
     with editors.looked_at(editing, model, after):
-        scores = scoring.score_each(model, facts)
-    return list(zip(edits, after, scores, strict=True)), (time.perf_counter() - began) / len(facts)
+        if size == 1:
+            scores = [[of] for of in scoring.score_each(model, [fact for (fact,) in facts])]
+        else:
+            copies = [stacks.subset(model, [row]) for row in range(len(facts))]
+            scores = [scoring.score_facts(*of, batch_tokens=batch_tokens) for of in zip(copies, facts, strict=True)]
+    return list(zip(edits, after, scores, strict=True)), (time.perf_counter() - began) / (len(facts) * size)
 
 
-def _record(ledger, fact, identity, edit, scores, seconds):
-    """Append an edit to a ledger: its row, and its updates if it was applied."""
+def _record(ledger, fact, identity, edit, n, scores, seconds, *, last):
+    """Append fact number n of an edit to a ledger: its row, and with the last one the updates if they were applied."""
     status = editors.status(edit)
     row = {
         "case_id": fact.case_id,
         "fact_sha256": identity,
         "relation_id": fact.relation_id,
         "status": status,
-        **editors.summary(edit),
+        **editors.summary(edit, n),
         **scoring.fact_scores(scores),
     }
-    ledger.append(row, edit.updates if status == "edited" else [], seconds)
+    ledger.append(row, edit.updates if last and status == "edited" else [], seconds)
 
 
 def _check_same_facts(ledger, facts, identities):
