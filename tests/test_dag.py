@@ -37,6 +37,7 @@ EDITING = """\
 model: str = "owner/model-1b"  # a hub id
 device: str = "cpu"  # cpu or cuda
 n_edits: int = 1  # facts edited one after another
+facts_per_step: int = 1  # facts edited together
 method: str = "rome"  # which editor
 hparams: str = ""  # its hyper-parameters
 order: int = 1  # which order of facts
@@ -58,6 +59,7 @@ words: list = []  # other contexts
 out: str = "runs"  # folder for results"""
 ALONG = """\
 run: str = ""  # folder of a run
+every: int = 5  # edits between looks
 device: str = "cpu"  # cpu or cuda
 out: str = "runs"  # folder for results"""
 ALONGS = ("03a_recall_history", "04a_glue_eval")
@@ -409,6 +411,27 @@ def test_where_the_grid_says_so_batches_are_edited_before_the_runs(study):
         answer = snakemake(study, "-n", "-p", "--forceall")
         assert "-m editscale together tiny rome\n" in answer.stdout
         assert "-p n_edits 9 -p together '[rome/order-0-reversed]'" in answer.stdout
+    finally:
+        path.write_text(GRID)
+
+
+def test_steps_of_several_facts_are_passed_on_or_refused_before_any_job(study):
+    path = study / "params/tiny/grid.yaml"
+
+    def answer(size, method, n_edits):
+        line = f"reverse: true, facts_per_step: {size}, n_edits: {n_edits}"
+        path.write_text(GRID.replace("reverse: true", line).replace("method: rome", f"method: {method}"))
+        return snakemake(study, "-n", "-p", "--forceall")
+
+    try:
+        assert "-p n_edits 10 -p facts_per_step 5 -p out" in answer(5, "memit", 10).stdout
+        for given, message in (
+            ((5, "rome", 10), "scale tiny: facts_per_step is 5, and rome edits one fact in a step"),
+            ((5, "memit", 9), "n_edits is 9, no multiple of facts_per_step 5"),
+            ((2, "memit", 10), "5 edits end inside a step of the run, which edits 2 facts at a time"),
+        ):
+            refused = answer(*given)
+            assert refused.returncode != 0 and message in refused.stdout + refused.stderr
     finally:
         path.write_text(GRID)
 

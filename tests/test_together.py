@@ -1,5 +1,6 @@
 """Orders edited in one batch leave the ledgers that notebook 02a goes on from."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -62,3 +63,18 @@ def test_runs_that_cannot_share_a_batch_are_refused_before_a_model_is_loaded(tmp
 def test_a_batch_that_the_grid_lacks_is_refused(capsys):
     assert cli.main(["together", "smoke", "p-rome"]) == 2
     assert "p-rome is no batch of smoke; its grid has rome" in capsys.readouterr().err
+
+
+def test_runs_of_a_batch_take_as_many_facts_in_a_step_and_whole_steps(tmp_path):
+    line = {"method": "memit", "hparams": "params/memit/tiny-gpt2.yaml", "order": 0, "reverse": False}
+    given = {name: one.default for name, one in parameters.notebook_parameters(together.NOTEBOOK).items()}
+    assert given["facts_per_step"] == 1
+    (tmp_path / "grid.yaml").write_text(json.dumps({"runs": [line | {"facts_per_step": 10}]}))
+    assert parameters.read_grid(tmp_path / "grid.yaml")["memit", "order-0"]["facts_per_step"] == 10
+    (tmp_path / "grid.yaml").write_text(json.dumps({"runs": [line | {"facts_per_step": True}]}))
+    with pytest.raises(ValueError, match="a run has method"):
+        parameters.read_grid(tmp_path / "grid.yaml")
+    with pytest.raises(ValueError, match="runs of memit with facts_per_step 1, 2 are no batch"):
+        together.edit(given, [line, line | {"order": 1, "facts_per_step": 2}], [tmp_path / "a", tmp_path / "b"])
+    with pytest.raises(ValueError, match="n_edits is 6, no multiple of facts_per_step 4"):
+        together.edit(given | {"facts_per_step": 4}, [line], [tmp_path / "a"])

@@ -183,11 +183,12 @@ def read_grid(path: str | Path) -> dict[tuple[str, str], dict]:
     """Runs of a grid file, one line each under `runs`, by (what the method is called, sequence).
 
     A run has `method` (its name, or my_module:function), `hparams` (its YAML file), `order` (of facts) and `reverse`,
-    and may have `n_edits` instead of the scale's, `batch`, see `batches`, and `label`, what its method is called there;
-    its sequence is order-0 or order-0-reversed. ValueError names the line that lacks one of them, has another type or
-    comes twice, and the label that is another method's or has several files of hyper-parameters."""
+    and may have `n_edits` and `facts_per_step` instead of the scale's, `batch`, see `batches`, and `label`, what its
+    method is called there; its sequence is order-0 or order-0-reversed. ValueError names the line that lacks one of
+    them, has another type or comes twice, and the label that is another method's or has several files of
+    hyper-parameters."""
     kinds = {"method": str, "hparams": str, "order": int, "reverse": bool}
-    optional = {"n_edits": int, "batch": str, "label": str}
+    optional = {"n_edits": int, "facts_per_step": int, "batch": str, "label": str}
     lines, runs = read_parameters(path).get("runs"), {}
     if not lines or type(lines) is not list:
         raise ValueError(f"{path} lists no run under 'runs'")

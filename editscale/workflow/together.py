@@ -38,10 +38,17 @@ def edit(given, runs, folders):
             f"runs of {', '.join(dict.fromkeys(methods))} with hyper-parameters {', '.join(files)} are no batch, which "
             "holds runs of one method or of variants of ROME, with one file of hyper-parameters"
         )
+    lengths = [run.get("n_edits", given["n_edits"]) for run in runs]
+    steps = sorted({run.get("facts_per_step", given["facts_per_step"]) for run in runs})
+    if len(steps) > 1:
+        raise ValueError(
+            f"runs of {', '.join(dict.fromkeys(methods))} with facts_per_step {', '.join(map(str, steps))} are no "
+            "batch, whose runs all edit as many facts in a step; give their lines batches of their own (batch: …)"
+        )
+    for method, n_edits in zip(methods, lengths, strict=True):
+        editors.check_steps(method, n_edits, steps[0])
     known = open_set(given["fact_set"])
-    orders = [
-        in_order(known, run["order"], run.get("n_edits", given["n_edits"]), reverse=run["reverse"]) for run in runs
-    ]
+    orders = [in_order(known, run["order"], n, reverse=run["reverse"]) for run, n in zip(runs, lengths, strict=True)]
     lm = loading.load(
         given["model"],
         revision=given["revision"],
@@ -55,6 +62,7 @@ def edit(given, runs, folders):
         methods[0],
         files[0],
         given["moments"],
+        facts_per_step=steps[0],
         prefix_seeds=given["prefix_seeds"],
         n_short=given["n_short_prefixes"],
         n_long=given["n_long_prefixes"],
