@@ -1,6 +1,6 @@
 """Stop sequences of edits, and a study, again and again, and see that nothing is lost: `make crashtest N=100`.
 
-A sequence of the smoke scale (tiny GPT-2, invented facts; a method of `CONTEXTS`) runs in a process of its own, which
+A sequence of the smoke scale (tiny GPT-2, invented facts; a line of `CONTEXTS`) runs in a process of its own, which
 is stopped (SIGKILL, SIGTERM, SIGINT) at a random moment, or killed inside a write to its ledger: after a random number
 of bytes, when the disk is full, when fsync fails, with a system that writes a few bytes at a time. Some logs then lose
 bytes of their last edit, or have a bit flipped there. The sequence is started again, until it ends; its ledger and
@@ -55,12 +55,14 @@ STOPS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 GRACE = 10  # seconds that kernels have to notice that what started them is gone
 CONTEXTS = {"rome": ["{}", *SAMPLED], "memit": [["{}"], SAMPLED], "ft-c": ["{}"]}
 CONTEXTS |= {"memit-seq": CONTEXTS["memit"], "ultraedit": ["{}"]}  # with a state between edits
+CONTEXTS["memit-seq by 3"] = CONTEXTS["memit"]  # and three facts in a step
 
 
 class Sequence:
     """The first facts of the smoke scale, edited into the tiny GPT-2 with one method."""
 
     def __init__(self, lm, method, n_edits=N_EDITS):
+        method, _, size = method.partition(" by ")
         self.lm, self.method = lm, method
         params = editors.read_params(method, hparams.folder(method) / "tiny-gpt2.yaml")
         self.facts = in_order(facts.load(ROOT / "params/smoke/invented_facts.json"), 0, n_edits)
@@ -68,7 +70,8 @@ class Sequence:
             layers = editors.moment_layers(method, params)
             known = {layer: torch.from_numpy(file[f"mom2.layer{layer}"]) for layer in layers}
         factors = editors.cholesky_factors(known, lm.device)
-        self.editing = editors.begun(lm, editors.Editing(method, params, CONTEXTS[method], factors))
+        editing = editors.Editing(method, params, CONTEXTS[method], factors, facts_per_step=int(size or 1))
+        self.editing = editors.begun(lm, editing)
 
     def run(self, folder):
         """Edit from where the ledger in `folder` ends, then write the tables. The model is edited."""
