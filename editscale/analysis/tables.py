@@ -54,7 +54,7 @@ def unedited_table(ledger, method, order, reverse):
 
 
 def drift_table(ledger, method, order, reverse):
-    """One row per edit and edited layer: norms of `drift.of_ledger`."""
+    """One row per edit, or step of several, and edited layer: norms of `drift.of_ledger`."""
     return of_run(drift.of_ledger(ledger), {"method": method_label(method), "order": order, "reversed": reverse})
 
 
