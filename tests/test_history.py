@@ -37,7 +37,7 @@ def test_the_model_at_each_place_is_that_of_the_run(edited):
         expected = tiny.tiny_model("gpt2")
         editing = editors.of_record(expected, run.key["method"], run.ledger.fingerprint["params"])
         sequence.replay(expected, run.ledger, upto=edits)
-        with editors.looked_at(editing, expected, [sequence.state_after(expected, editing, run.ledger, edits)]):
+        with editors.looked_at([editing], expected, [sequence.state_after(expected, editing, run.ledger, edits)]):
             assert all(torch.equal(run.lm.weight(layer), expected.weight(layer)) for layer in layers)
         seen.append(edits)
     assert seen == [0, 2, 5]

@@ -102,7 +102,7 @@ def test_methods_are_one_another_where_what_sets_them_apart_is_nothing(family):
     assert torch.allclose(
         sequence(lm, methods["alphaedit"], anywhere), sequence(lm, identity, MEMIT), rtol=1e-6, atol=1e-9
     )
-    anchored, both = of(norm_anchor.MemitNasParams, MEMIT, anchor_norm=2.0), norm_anchor.METHODS
+    anchored, both = of(norm_anchor.MemitNasParams, MEMIT, anchor_norm=10.0), norm_anchor.METHODS
     alone, with_both = (sequence(lm, both[name], anchored) for name in ("memit-nas", "memit-seq-nas"))
     assert torch.allclose(with_both[first], alone[first], rtol=1e-6, atol=1e-9) and not torch.allclose(with_both, alone)
     whole = of(rect.MemitRectParams, MEMIT, zeroed_fraction=0.0)
@@ -115,7 +115,7 @@ def test_one_fact_and_one_layer_of_emmet_send_the_key_where_they_should(family):
     params = of(memit_family.EmmetParams, MEMIT, layers=[1], emmet_lambda=0.1, update_norm_lambda=0.0)
     factors = {1: torch.linalg.cholesky(moment(lm.d_key))}
     state = memit_family.with_ridge(lm, params, CONTEXTS, factors)
-    (edit,) = memit_family.edit_each(lm, FACTS[:1], params, CONTEXTS, factors, states=[state])
+    (edit,) = memit_family.METHODS["emmet"].edit(lm, FACTS[:1], params, CONTEXTS, factors, states=[state])
     seen, (update,) = edit.trace[1], edit.updates
     torch.testing.assert_close(update.matrix() @ seen["keys"], seen["residual"], rtol=1e-9, atol=1e-12)
 
@@ -174,7 +174,7 @@ def test_a_masked_edit_of_rome_is_its_largest_entries_beside_the_weight():
     params = of(rect.RomeRectParams, plain, zeroed_fraction=0.8)
     (whole,), (masked,) = (
         method(lm, FACTS[:1], params, ["{}", "Lund. {}"], factors)[0].updates
-        for method in (rome.edit_each, rect.rome_each)
+        for method in (rome.edit_each, rect.METHODS["rome-rect"].edit)
     )
     kept = masked.matrix() != 0
     assert kept.sum() == kept.numel() - int(0.8 * kept.numel())

@@ -222,7 +222,7 @@ def test_the_weights_of_a_look_are_taken_off_bit_for_bit(restraining, method):
     state = editors.after(editing, editing.start, made)
     updates.apply(lm, made)
     before = {layer: lm.weight(layer).clone() for layer in layers}
-    with pytest.raises(ZeroDivisionError), editors.looked_at(editing, lm, [state]):
+    with pytest.raises(ZeroDivisionError), editors.looked_at([editing], lm, [state]):
         assert not any(torch.equal(lm.weight(layer), before[layer]) for layer in layers)
         raise ZeroDivisionError
     assert all(torch.equal(lm.weight(layer), before[layer]) for layer in layers)

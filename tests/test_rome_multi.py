@@ -16,11 +16,12 @@ from editscale.sequences import single
 
 PARAMS = RomeMultiParams([0, 1, 2], 4, 0.3, 0.5, 2.0, 0.0625)
 FACT = FACTS["middle, many tokens"]
+EDIT = {two: rome_multi.METHODS["rome-multi" + "-two-keys" * two].edit for two in (False, True)}
 
 
 def edited(lm, layers=(0, 1, 2), facts=(FACT,)):
     params = RomeMultiParams(list(layers), 4, 0.3, 0.5, 2.0, 0.0625)
-    return rome_multi.edit_each(lm, list(facts), params, CONTEXTS, factors_of(lm))
+    return EDIT[False](lm, list(facts), params, CONTEXTS, factors_of(lm))
 
 
 def at_subject(lm, fact, contexts, module):
@@ -119,7 +120,7 @@ def at_one_layer(model_type, variant, fact=FACT, *, two_keys):
         lm, fact, RomeParams(1, mom2_adjustment=True, **NO_DECAY), CONTEXTS, factors_of(lm), variant=variant
     )
     given = [fact], RomeMultiParams([1], **NO_DECAY), CONTEXTS, factors_of(lm)
-    (ours,) = rome_multi.edit_each(lm, *given, two_keys=two_keys)
+    (ours,) = EDIT[two_keys](lm, *given)
     return of_rome, ours
 
 
@@ -150,7 +151,7 @@ def test_with_one_key_and_one_layer_only_a_term_of_the_value_parts_it_from_r_rom
 def test_with_two_keys_each_layer_sends_the_bare_key_to_its_part_along_the_mean_key(model_type):
     lm = tiny.tiny_model(model_type, dtype=torch.float64)
     params, factors = RomeMultiParams([0, 1, 2], 4, 0.3, 0.5, 2.0, 0.0625), factors_of(lm)
-    (edit,) = rome_multi.edit_each(lm, [FACT], params, CONTEXTS, factors, two_keys=True)
+    (edit,) = EDIT[True](lm, [FACT], params, CONTEXTS, factors)
     denominators = []
     for i, update in enumerate(edit.updates):
         keys, _ = at_subject(lm, FACT, CONTEXTS, lm.projection(update.layer))
@@ -170,7 +171,7 @@ def test_its_denominator_is_known_from_the_unedited_model_and_shown_layer_by_lay
     lm = tiny.tiny_model("gpt2", dtype=torch.float64)
     factors = factors_of(lm)
     editing = editors.Editing("rome-multi-two-keys", PARAMS, CONTEXTS, factors)
-    (first,) = rome_multi.edit_each(lm, [FACT], PARAMS, CONTEXTS, factors, two_keys=True)
+    (first,) = EDIT[True](lm, [FACT], PARAMS, CONTEXTS, factors)
     updates.apply(lm, first.updates)
     (again,) = editors.edit_each(editing, lm, [FACT])
     torch.testing.assert_close(again.trace["denominator"], first.trace["denominator"], rtol=1e-9, atol=0)

@@ -116,7 +116,7 @@ def test_rome_multi_sends_all_keys_of_a_step_where_they_should_go_and_moves_othe
 
 def test_these_are_the_methods_with_a_batch_form():
     assert {name for name in PARAMS} <= {name for name in modules.MODULES if editors.method(name).edit_batches}
-    for name in ("rome", "r-rome", "p-rome", "rome-rect", "rome-nas", "ft-c"):
+    for name in ("rome", "r-rome", "p-rome", "rome-rect", "rome-nas", "rome-prune", "rome-multi-two-keys", "ft-c"):
         assert editors.method(name).edit_batches is None
 
 

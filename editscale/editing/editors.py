@@ -12,6 +12,9 @@ from editscale.editing import context_sampling, modules, moments, updates
 from editscale.editing.method import Method
 from editscale.models import stacks
 
+# Hyper-parameters of the optimization of values.
+DESCENT = """layer layers v_num_grad_steps v_lr v_weight_decay clamp_norm_factor kl_factor prob_cutoff stop_tokens
+             mom2_adjustment""".split()
 SUMMARY = ("steps", "loss_first", "loss_last", "nll_last", "kl_last", "delta_norm", "init_norm", "denominator")
 TOGETHER = 16  # facts that are edited or scored together where they do not depend on each other
 
@@ -103,9 +106,26 @@ def register(name, function):
         raise ValueError(f"the code of {name} is not to be found ({error}): write it in a cell or a file") from error
 
 
-def same_kind(names):
-    """Whether facts of all these methods can be edited in one batch."""
-    return len(set(names)) == 1 or len({method(name).kind or name for name in names}) == 1
+def alike(name, params, facts_per_step=1):
+    """What all runs of a batch have in common: a value that is equal for those that one batch can hold.
+
+    Methods that have the same `Method.together` share a batch where they optimize the same values (DESCENT) after the
+    same contexts, a fact at a time. Any other batch holds one method with one set of hyper-parameters.
+    """
+    made = method(name)
+    if made.way is None or facts_per_step > 1:
+        return name, params, facts_per_step
+    return made.together, made.contexts, {entry: getattr(params, entry, None) for entry in DESCENT}
+
+
+def no_batch(names):
+    """What is wrong with a batch of runs of these methods that are not `alike`."""
+    return (
+        f"runs of {', '.join(dict.fromkeys(names))} are no batch: it holds runs that optimize the same values at the "
+        "same layers, a fact at a time (MEMIT and methods that spread as it does, or variants of ROME, with equal "
+        f"{', '.join(DESCENT)}), or else runs of one method with the same hyper-parameters and facts per step; give "
+        "other lines of the grid batches of their own (batch: …)"
+    )
 
 
 @dataclass(frozen=True)
@@ -148,13 +168,14 @@ def sample_contexts(lm, name, *, prefix_seeds=(), n_short=10, n_long=10, seed=0)
     return method(name).contexts(lm, starts, generator, n_short, n_long)
 
 
-def prepare(lm, name, hparams, moments_path, *, factors=None, facts_per_step=1, **sampling):
+def prepare(lm, name, hparams, moments_path, *, factors=None, contexts=None, facts_per_step=1, **sampling):
     """The `Editing` of a method on a model as it stands, which should be unedited.
 
     Args:
         hparams: YAML file of hyper-parameters.
         moments_path: file of second moments that notebook 01 wrote, of this model, even if the method needs none.
         factors: factors made before, of the same model and file: taken where they are, added to where they are not.
+        contexts: contexts sampled before, in the same way (`Method.contexts`) and with the same `sampling`.
         facts_per_step: see `Editing`.
         sampling: see `sample_contexts`.
 
@@ -167,7 +188,7 @@ def prepare(lm, name, hparams, moments_path, *, factors=None, facts_per_step=1, 
     missing = {layer: moment for layer, moment in second_moments.moments.items() if layer not in factors}
     factors |= cholesky_factors(missing, lm.device)
     own = {layer: factors[layer] for layer in layers}
-    contexts = sample_contexts(lm, name, **sampling)
+    contexts = sample_contexts(lm, name, **sampling) if contexts is None else contexts
     return begun(lm, Editing(name, params, contexts, own, second_moments.identity, facts_per_step=facts_per_step))
 
 
@@ -211,22 +232,23 @@ def of_record(lm, name, params):
 
 
 @contextmanager
-def looked_at(editing, lm, states):
+def looked_at(editings, lm, states):
     """For the block, give the model, or each copy of a stack, the weights that are scored (`Method.evaluated`).
 
     Args:
-        states: of the run on each copy, after its edits so far.
+        editings, states: of the run on each copy, the states after its edits so far.
 
     Afterwards the weights have their bits again, also after an error.
     """
-    evaluated = method(editing.method).evaluated
-    if evaluated is None:
+    evaluated = [method(editing.method).evaluated for editing in editings]
+    if not any(evaluated):
         yield
         return
-    with updates.put_back(lm, editing.layers):
-        stacked = lm.weight(editing.layers[0]).ndim == 3
-        for copy, state in enumerate(states):
-            updates.apply(lm, evaluated(state), copy if stacked else None)
+    layers = editings[0].layers
+    with updates.put_back(lm, layers):
+        stacked = lm.weight(layers[0]).ndim == 3
+        for copy, (of, state) in enumerate(zip(evaluated, states, strict=True)):
+            updates.apply(lm, of(state) if of else [], copy if stacked else None)
         yield
 
 
@@ -239,6 +261,25 @@ def edit_each(editing, lm, facts, *ahead, states=None):
         states: of the run that each fact belongs to, for a method with states; None: all before their first edit.
     """
     return _edits(method(editing.method).edit, editing, lm, facts, *ahead, states=states)
+
+
+def edit_together(editings, lm, facts, *ahead, states):
+    """`edit_each` for facts of runs that are `alike`, each with its own editing: fact i on copy i of a stack."""
+    import torch
+
+    first = editings[0]
+    if all((editing.method, editing.params) == (first.method, first.params) for editing in editings):
+        return edit_each(first, lm, facts, *ahead, states=states)
+    ways = [method(e.method).way(e.params, e.factors, state, 1) for e, state in zip(editings, states, strict=True)]
+    given = first.params, first.contexts, first.factors
+    try:
+        return method(first.method).together(lm, facts, *given, *ahead, ways=ways)
+    except torch.linalg.LinAlgError:
+        of_each = zip(editings, facts, states, strict=True)
+        return [
+            edit_each(editing, stacks.subset(lm, [i]), [fact], *([x[i]] for x in ahead), states=[state])[0]
+            for i, (editing, fact, state) in enumerate(of_each)
+        ]
 
 
 def edit_steps(editing, lm, batches, states=None):
@@ -293,7 +334,7 @@ def each_alone(editing, lm, facts, look):
         with updates.put_back(lm, editing.layers):
             made = edit.updates if status(edit) == "edited" else ()
             updates.apply(lm, made)
-            with looked_at(editing, lm, [after(editing, editing.start, made)]):
+            with looked_at([editing], lm, [after(editing, editing.start, made)]):
                 found.append(look(fact, edit))
     return found
 

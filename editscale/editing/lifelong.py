@@ -344,15 +344,19 @@ def _joined(first, second):
     return tuple(replace(b, left=both("left", a, b), right=both("right", a, b)) for a, b in pairs)
 
 
+LIFELONG = {
+    "edit": edit,
+    "edit_batches": edit_batches,
+    "contexts": bare_context,
+    "moments": False,
+    "after": after,
+}
 METHODS = {
-    "ultraedit": Method(UltraEditParams, edit, bare_context, moments=False, start=start_ultraedit, after=after),
+    "ultraedit": Method(UltraEditParams, start=start_ultraedit, **LIFELONG),
     "stableedit": Method(
         StableEditParams,
-        edit,
-        bare_context,
-        moments=False,
         start=start_stableedit,
-        after=after,
         made_of=lambda state: updates.to_bytes(state.shift),
+        **LIFELONG,
     ),
 }

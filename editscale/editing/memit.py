@@ -9,7 +9,7 @@ from functools import partial
 
 from editscale.editing import moments, updates, values
 from editscale.editing.context_sampling import memit_contexts
-from editscale.editing.method import Method
+from editscale.editing.method import Method, Way
 from editscale.editing.updates import Edit, Update
 from editscale.kernels import cuda_graphs
 from editscale.models import anatomy, hidden_states, stacks
@@ -59,7 +59,12 @@ def mean_keys(keys, groups):
     return torch.stack([part.mean(0) for part in keys.split(groups)]).mean(0)
 
 
-def edit(lm, facts, params, contexts, factors, *, adjust=None, forward=None):
+def way(params, factors, state, n):
+    """The `Way` of MEMIT."""
+    return Way(lambda keys, layer, bare: solve(keys, factors[layer], params.mom2_update_weight))
+
+
+def edit(lm, facts, params, contexts, factors, *, forward=None):
     """The updates of all edited layers that together make the model say the new targets of `facts`.
 
     The model is left as it was.
@@ -68,7 +73,6 @@ def edit(lm, facts, params, contexts, factors, *, adjust=None, forward=None):
         facts: one fact or more; they are edited together.
         contexts: groups of context templates, the first group the bare one: [["{}"], ["The river. {}", …]].
         factors: layer ↦ lower Cholesky factor of C of the unedited model.
-        adjust: `Optimized` ↦ `Optimized`, what becomes of each value before it is written; None: nothing.
         forward: way to optimize the values, see `values.optimize`.
 
     Returns:
@@ -77,43 +81,47 @@ def edit(lm, facts, params, contexts, factors, *, adjust=None, forward=None):
     Raises ValueError if there is a norm between the model's MLPs and the residual stream (Gemma 2 and later): there,
     a change of the residual stream is not a change of the projection's output.
     """
-    return edit_batches(lm, [facts], params, contexts, factors, adjust=adjust, forward=forward)[0]
+    return spread(lm, [facts], params, contexts, [way(params, factors, None, len(facts))], forward=forward)[0]
 
 
-def edit_each(lm, facts, params, contexts, factors, *, adjust=None, forward=None):
+def edit_each(lm, facts, params, contexts, factors, *, ways=None, forward=None):
     """For each fact the updates that make the model, or copy i of a stack, say its new target: one `Edit` per fact.
 
     The edits do not depend on each other. Arguments and errors as for `edit`.
+
+    Args:
+        ways: a `Way` for each fact; None: MEMIT's.
     """
-    return edit_batches(lm, [[fact] for fact in facts], params, contexts, factors, adjust=adjust, forward=forward)
+    ways = ways or [way(params, factors, None, 1)] * len(facts)
+    return spread(lm, [[fact] for fact in facts], params, contexts, ways, forward=forward)
 
 
-def edit_batches(lm, batches, params, contexts, factors, **options):
-    """For each list of facts the updates that `edit` makes of it, on the model or on copy i of a stack.
+def method(params, way, contexts=memit_contexts, **more):
+    """The `Method` that spreads values as MEMIT does, in a `Way` of its own. Its edits take `forward` too."""
 
-    Arguments and errors as for `edit`.
-    """
+    def edit_batches(lm, batches, params, contexts, factors, *, states=None, forward=None):
+        of = [way(params, factors, state, len(batches[0])) for state in states or [None] * len(batches)]
+        return spread(lm, batches, params, contexts, of, forward=forward)
 
-    def of_layer(keys, layer, _):
-        return solve(keys, factors[layer], params.mom2_update_weight)
+    def edit_alone(lm, facts, *given, **options):
+        return edit_batches(lm, [[fact] for fact in facts], *given, **options)
 
-    return spread(lm, batches, params, contexts, of_layer, **options)
+    return Method(params, edit_alone, contexts, way=way, together=edit_each, edit_batches=edit_batches, **more)
 
 
-def spread(lm, batches, params, contexts, solve, *, keep=False, two_keys=False, adjust=None, forward=None):
+def spread(lm, batches, params, contexts, ways, *, forward=None):
     """One `Edit` for each batch of facts, all batches of the same size: the residual spread over `params.layers`.
 
     Each batch has its own copy of the model. Each layer, ascending and with the layers before it changed, takes an even
-    part of what is still missing at the last layer's output.
+    part of what is still missing at the last layer's output. With A of the batch's `Way.solve` its change is (part) Aᵀ.
 
     Args:
         batches: lists of facts; the facts of a batch are edited together.
         params: has `layers`, and what `descent.Descent` needs.
-        contexts: groups of context templates, see `mean_keys`; the first of all is the bare one.
-        solve: (keys (d_key, n), layer, number of the batch) ↦ A (d_key, n); a layer's change is (its part) Aᵀ.
-        two_keys: whether `solve` gets the keys of the bare prompts too, (d_key, n), as its last argument.
-        keep: whether an `Update` keeps the layer's "keys", (d_key, n) in the weight's dtype, for the run's state.
-        adjust, forward: see `edit`.
+        contexts: groups of context templates, see `mean_keys`, or templates that are one group; the first of all is the
+            bare one.
+        ways: a `Way` for each batch.
+        forward: see `edit`.
 
     Batches of several facts are taken one after the other, and their prompts PER_FORWARD facts at a time: what enters
     the first layer is all that grows with the number of facts.
@@ -123,19 +131,21 @@ def spread(lm, batches, params, contexts, solve, *, keep=False, two_keys=False, 
     import torch
 
     if len(batches) > 1 and len(batches[0]) > 1:
-        each = [(stacks.subset(lm, [i]), [batch], _of_batch(solve, i)) for i, batch in enumerate(batches)]
-        options = {"keep": keep, "adjust": adjust, "forward": forward}
-        return [spread(of, batch, params, contexts, own, **options)[0] for of, batch, own in each]
+        each = [
+            (stacks.subset(lm, [i]), [batch], way) for i, (batch, way) in enumerate(zip(batches, ways, strict=True))
+        ]
+        return [spread(of, batch, params, contexts, [way], forward=forward)[0] for of, batch, way in each]
     if lm.family.post_norm:
         raise ValueError(
             "MEMIT and ROME over several layers need MLP outputs that are added to the residual stream as they are; "
             f"{lm.name} has {lm.family.post_norm} in between; use a ROME variant of one layer"
         )
+    contexts = [contexts] if isinstance(contexts[0], str) else contexts
     layers, groups = sorted(params.layers), [len(group) for group in contexts]
     contexts = [context for group in contexts for context in group]
     facts, n_each = [fact for batch in batches for fact in batch], len(batches[0])
     found = values.optimize(lm, facts, contexts, layers[-1], params, at="block", forward=forward)
-    found = [adjust(one) for one in found] if adjust else found
+    found = [ways[i // n_each].adjust(one) for i, one in enumerate(found)]
     z = torch.stack([one.init + one.delta for one in found])
     size = len(facts) if n_each == 1 else PER_FORWARD
     forwards = [_prepared(lm, facts[i : i + size], contexts, layers[0]) for i in range(0, len(facts), size)]
@@ -153,20 +163,18 @@ def spread(lm, batches, params, contexts, solve, *, keep=False, two_keys=False, 
         keys, bare, out = torch.stack(keys), torch.cat(bare), torch.cat(out)
         residual = (z - out).double() / (len(layers) - i)
         parts = (x.split(n_each) for x in (keys, bare, out, residual))
-        for batch, of_batch in enumerate(zip(*parts, strict=True)):
-            k, bare, now, r = (x.T for x in of_batch)
-            solved = solve(k, layer, batch, *([bare] if two_keys else []))
-            kept = {"keys": k.to(lm.dtype)} if keep else {}
+        for batch, (way, *of_batch) in enumerate(zip(ways, *parts, strict=True)):
+            k, k_bare, now, r = (x.T for x in of_batch)
+            solved = way.solve(k, layer, k_bare)
+            kept = {"keys": k.to(lm.dtype)} if way.keep else {}
             update = Update(layer, *updates.factors(r, solved, lm.dtype), kept=kept)
             changes[f"left.{layer}"][batch], changes[f"right.{layer}"][batch] = update.left, update.right
             updated[batch].append(update)
-            traces[batch][layer] = {"keys": k, "bare": bare, "current": now, "solved": solved, "residual": r}
-    return [Edit(tuple(u), trace) for u, trace in zip(updated, traces, strict=True)]
-
-
-def _of_batch(solve, i):
-    """The solve of batch i alone."""
-    return lambda keys, layer, _: solve(keys, layer, i)
+            traces[batch][layer] = {"keys": k, "bare": k_bare, "current": now, "solved": solved, "residual": r}
+    edits = [Edit(tuple(u), trace) for u, trace in zip(updated, traces, strict=True)]
+    return [
+        way.finish(lm, i, edit) if way.finish else edit for i, (way, edit) in enumerate(zip(ways, edits, strict=True))
+    ]
 
 
 def _trace(z, found, batch, n_each):
@@ -244,4 +252,4 @@ def _changed(lm, layers, t):
     return found | {"out": out[each, t["at"]][:, 0]}
 
 
-METHODS = {"memit": Method(MemitParams, edit_each, memit_contexts, edit_batches=edit_batches)}
+METHODS = {"memit": method(MemitParams, way)}

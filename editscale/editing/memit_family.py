@@ -19,9 +19,8 @@ scalable-model-editing/encore `encore/` (arXiv:2502.01636); scalable-model-editi
 from dataclasses import dataclass
 
 from editscale.editing import history, memit
-from editscale.editing.context_sampling import memit_contexts
 from editscale.editing.memit import MemitParams
-from editscale.editing.method import Method
+from editscale.editing.method import Way
 
 
 @dataclass(frozen=True)
@@ -83,43 +82,25 @@ def with_keys(state, updates):
     return state | {update.layer: state[update.layer].after(update.kept["keys"]) for update in updates}
 
 
-def as_it_is(state, updates):
+def unchanged(state, updates):
+    """The state, whatever was edited."""
     return state
 
 
-def edit(lm, facts, params, contexts, factors, *, states, **options):
-    """The `Edit` that makes the model say the new targets of all facts, made together on one state."""
-    return edit_batches(lm, [facts], params, contexts, factors, states=states, **options)[0]
+def way(params, factors, state, n):
+    """The `Way` of a method of the family in a state."""
+    return Way(lambda keys, layer, bare: history.solve(state[layer], keys), keep=True)
 
 
-def edit_each(lm, facts, params, contexts, factors, *, states, **options):
-    """For each fact the `Edit` that makes the model, or copy i of a stack with state i, say its new target."""
-    return edit_batches(lm, [[fact] for fact in facts], params, contexts, factors, states=states, **options)
-
-
-def edit_batches(lm, batches, params, contexts, factors, *, states, **options):
-    """For each list of facts the `Edit` that `edit` makes of it, on the model or on copy i of a stack, with state i.
-
-    `options`: adjust and forward, see `memit.edit`.
-    """
-    own = 1.0
-    if isinstance(params, EmmetParams):
-        own = params.emmet_lambda if len(batches[0]) > 1 else 0.0
-    keep = not isinstance(params, EmmetParams)
-
-    def solve(keys, layer, batch):
-        return history.solve(states[batch][layer], keys, own)
-
-    return memit.spread(lm, batches, params, contexts, solve, keep=keep, **options)
-
-
-def _method(params, start, after=with_keys):
-    return Method(params, edit_each, memit_contexts, start=start, after=after, edit_batches=edit_batches)
+def way_of_emmet(params, factors, state, n):
+    """The `Way` of EMMET: constraints met exactly, or with ε where there are several, and no keys of earlier edits."""
+    own = params.emmet_lambda if n > 1 else 0.0
+    return Way(lambda keys, layer, bare: history.solve(state[layer], keys, own))
 
 
 METHODS = {
-    "memit-seq": _method(MemitParams, with_moment),
-    "alphaedit": _method(AlphaEditParams, in_null_space),
-    "encore": _method(EncoreParams, with_ridge),
-    "emmet": _method(EmmetParams, with_ridge, after=as_it_is),
+    "memit-seq": memit.method(MemitParams, way, start=with_moment, after=with_keys),
+    "alphaedit": memit.method(AlphaEditParams, way, start=in_null_space, after=with_keys),
+    "encore": memit.method(EncoreParams, way, start=with_ridge, after=with_keys),
+    "emmet": memit.method(EmmetParams, way_of_emmet, start=with_ridge, after=unchanged),
 }

@@ -5,6 +5,29 @@ from dataclasses import dataclass
 from editscale.editing.context_sampling import rome_contexts
 
 
+def as_it_is(value):
+    """The value."""
+    return value
+
+
+@dataclass(frozen=True)
+class Way:
+    """How optimized values become the edits of one run: all that sets methods apart which optimize the same values.
+
+    Attributes:
+        solve: (keys (d_key, n), layer, keys of the bare prompts (d_key, n)) ↦ A (d_key, n), see `memit.spread`; ROME
+            has none.
+        adjust: `values.Optimized` ↦ `Optimized`, what becomes of a value before it is written.
+        finish: (lm, i, `Edit`) ↦ `Edit`, what becomes of an edit of the model, or of copy i of a stack; None: nothing.
+        keep: whether an `Update` keeps the layer's "keys", (d_key, n) in the weight's dtype, for the run's state.
+    """
+
+    solve: object = None
+    adjust: object = as_it_is
+    finish: object = None
+    keep: bool = False
+
+
 @dataclass(frozen=True)
 class Method:
     """One editing method.
@@ -18,7 +41,9 @@ class Method:
         ahead: (lm, facts, params, contexts, factors) -> list of what no edit of the method changes, one value per fact,
             computed for many facts at once before the first edit and given to `edit` as its last argument; or None.
         moments: whether it weighs its changes against second moments of keys.
-        kind: methods of one kind differ only in what `ahead` gives, so a batch may hold facts of several of them.
+        way: (params, factors, state, n) -> the `Way` of a run, n facts being edited at a time; None: it has none.
+        together: as `edit`, of facts of several methods that have the same `together`, given `ways`, one for each fact,
+            by that name; they share contexts and hyper-parameters of the optimization (`editors.alike`).
         order_free: whether an update is the same whatever was edited before it.
         start: (lm, params, contexts, factors) -> the state of a run before its first edit, made once from the unedited
             model; None for a method without one. `edit` then takes `states`, one for each fact, by that name.
@@ -39,7 +64,8 @@ class Method:
     contexts: object = rome_contexts
     ahead: object = None
     moments: bool = True
-    kind: str = ""
+    way: object = None
+    together: object = None
     order_free: bool = False
     start: object = None
     after: object = None

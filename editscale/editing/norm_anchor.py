@@ -9,10 +9,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from editscale.editing import memit, memit_family, rome, values
-from editscale.editing.context_sampling import memit_contexts
 from editscale.editing.memit import MemitParams
 from editscale.editing.memit_family import AlphaEditParams
-from editscale.editing.method import Method
 from editscale.editing.rome import RomeParams
 
 GROUP = 16  # facts whose values are optimized together where the anchor is found, as in the released code
@@ -69,36 +67,22 @@ def anchor(found):
     return ordered[: len(ordered) - int((1 - KEPT) * len(ordered))].mean().item()
 
 
-def _adjusting(edit, at="block"):
-    def adjusted(lm, facts, params, contexts, factors, *ahead, **more):
-        adjust = partial(anchored, anchor=params.anchor_norm, at=at)
-        return edit(lm, facts, params, contexts, factors, *ahead, adjust=adjust, **more)
+def _anchoring(way, at="block"):
+    """A way of another method, with values scaled to the anchor's norm before they are written."""
 
-    return adjusted
+    def anchoring(params, factors, state, n):
+        return replace(way(params, factors, state, n), adjust=partial(anchored, anchor=params.anchor_norm, at=at))
+
+    return anchoring
 
 
 METHODS = {
-    "rome-nas": Method(RomeNasParams, _adjusting(rome.edit_each, "mlp"), ahead=rome.directions),
-    "memit-nas": Method(
-        MemitNasParams,
-        _adjusting(memit.edit_each),
-        memit_contexts,
-        edit_batches=_adjusting(memit.edit_batches),
+    "rome-nas": rome.method(RomeNasParams, _anchoring(rome.way, "mlp")),
+    "memit-nas": memit.method(MemitNasParams, _anchoring(memit.way)),
+    "memit-seq-nas": memit.method(
+        MemitNasParams, _anchoring(memit_family.way), start=memit_family.with_moment, after=memit_family.with_keys
     ),
-    "memit-seq-nas": Method(
-        MemitNasParams,
-        _adjusting(memit_family.edit_each),
-        memit_contexts,
-        start=memit_family.with_moment,
-        after=memit_family.with_keys,
-        edit_batches=_adjusting(memit_family.edit_batches),
-    ),
-    "alphaedit-nas": Method(
-        AlphaEditNasParams,
-        _adjusting(memit_family.edit_each),
-        memit_contexts,
-        start=memit_family.in_null_space,
-        after=memit_family.with_keys,
-        edit_batches=_adjusting(memit_family.edit_batches),
+    "alphaedit-nas": memit.method(
+        AlphaEditNasParams, _anchoring(memit_family.way), start=memit_family.in_null_space, after=memit_family.with_keys
     ),
 }

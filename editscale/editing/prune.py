@@ -22,9 +22,7 @@ import warnings
 from dataclasses import dataclass, replace
 
 from editscale.editing import memit, rome
-from editscale.editing.context_sampling import memit_contexts
 from editscale.editing.memit import MemitParams
-from editscale.editing.method import Method
 from editscale.editing.rome import RomeParams
 from editscale.editing.updates import Update
 
@@ -159,21 +157,8 @@ def evaluated(state):
     return [Update(layer, *factors) for layer, factors in sorted(found.items()) if factors]
 
 
-def memit_each(lm, facts, params, contexts, factors, *, states):
-    """`memit.edit_each`, whatever was edited before."""
-    return memit.edit_each(lm, facts, params, contexts, factors)
-
-
-def rome_each(lm, facts, params, contexts, factors, ahead=None, *, states):
-    """`rome.edit_each`, whatever was edited before."""
-    return rome.edit_each(lm, facts, params, contexts, factors, ahead)
-
-
+PRUNE = {"start": started, "after": after, "evaluated": evaluated}
 METHODS = {
-    "rome-prune": Method(
-        RomePruneParams, rome_each, ahead=rome.directions, start=started, after=after, evaluated=evaluated
-    ),
-    "memit-prune": Method(
-        MemitPruneParams, memit_each, memit_contexts, start=started, after=after, evaluated=evaluated
-    ),
+    "rome-prune": rome.method(RomePruneParams, rome.way, **PRUNE),
+    "memit-prune": memit.method(MemitPruneParams, memit.way, **PRUNE),
 }

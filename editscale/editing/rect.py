@@ -14,11 +14,10 @@ rank and a bit for each entry.
 """
 
 from dataclasses import dataclass, replace
+from functools import partial
 
 from editscale.editing import memit, rome, updates
-from editscale.editing.context_sampling import memit_contexts
 from editscale.editing.memit import MemitParams
-from editscale.editing.method import Method
 from editscale.editing.rome import RomeParams
 
 TINY = 1e-8
@@ -47,8 +46,8 @@ def largest(scores, zeroed, *, one_more=False):
     return scores >= ordered[max(int(zeroed * scores.numel()) - one_more, 0)]
 
 
-def _masked(lm, edit, i, zeroed, tiny, one_more):
-    """An `Edit`, of copy i of a stack or of the model, with masks."""
+def masked(lm, i, edit, *, zeroed, tiny, one_more):
+    """An `Edit` of the model, or of copy i of a stack, with masks."""
     found = []
     for update in edit.updates:
         weight = lm.weight(update.layer)
@@ -60,32 +59,17 @@ def _masked(lm, edit, i, zeroed, tiny, one_more):
     return replace(edit, updates=tuple(found))
 
 
-def rome_masked(lm, edits, params):
-    """Edits of ROME, one for each copy of a stack, with masks."""
-    return [_masked(lm, edit, i, params.zeroed_fraction, 0.0, False) for i, edit in enumerate(edits)]
+def _masking(way, **how):
+    """A way of another method, with masks on its edits."""
 
+    def masking(params, factors, state, n):
+        finish = partial(masked, zeroed=params.zeroed_fraction, **how)
+        return replace(way(params, factors, state, n), finish=finish)
 
-def memit_masked(lm, edits, params):
-    """Edits of MEMIT, one for each copy of a stack, with masks."""
-    return [_masked(lm, edit, i, params.zeroed_fraction, TINY, True) for i, edit in enumerate(edits)]
-
-
-def rome_each(lm, facts, params, *given, **options):
-    """`rome.edit_each` with masks."""
-    return rome_masked(lm, rome.edit_each(lm, facts, params, *given, **options), params)
-
-
-def memit_each(lm, facts, params, *given, **options):
-    """`memit.edit_each` with masks."""
-    return memit_batches(lm, [[fact] for fact in facts], params, *given, **options)
-
-
-def memit_batches(lm, batches, params, *given, **options):
-    """`memit.edit_batches` with masks."""
-    return memit_masked(lm, memit.edit_batches(lm, batches, params, *given, **options), params)
+    return masking
 
 
 METHODS = {
-    "rome-rect": Method(RomeRectParams, rome_each, ahead=rome.directions),
-    "memit-rect": Method(MemitRectParams, memit_each, memit_contexts, edit_batches=memit_batches),
+    "rome-rect": rome.method(RomeRectParams, _masking(rome.way, tiny=0.0, one_more=False)),
+    "memit-rect": memit.method(MemitRectParams, _masking(memit.way, tiny=TINY, one_more=True)),
 }

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from editscale.editing import moments, values
-from editscale.editing.method import Method
+from editscale.editing.method import Method, Way
 from editscale.editing.updates import Edit, Update
 from editscale.models import anatomy
 
@@ -109,7 +109,7 @@ def edit(lm, fact, params, contexts, factors, *, variant="rome", forward=None):
     return edit_each(lm, [fact], params, contexts, factors, variant=variant, forward=forward)[0]
 
 
-def edit_each(lm, facts, params, contexts, factors, ahead=None, *, variant="rome", adjust=None, forward=None):
+def edit_each(lm, facts, params, contexts, factors, ahead=None, *, variant="rome", ways=None, forward=None):
     """For each fact the rank-one update that makes the model, or copy i of a stack, say `fact.target_new`.
 
     The model is not changed, and the edits do not depend on each other.
@@ -119,7 +119,7 @@ def edit_each(lm, facts, params, contexts, factors, ahead=None, *, variant="rome
         factors: layer ↦ lower Cholesky factor of C of the unedited model.
         ahead: the facts' `directions` if they were computed before; they may be of several variants.
         variant: "rome", "r-rome" or "p-rome", see the module's table; unused where `ahead` is given.
-        adjust: `Optimized` ↦ `Optimized`, what becomes of each value before it is written; None: nothing.
+        ways: a `Way` for each fact; None: what the module says.
         forward: way to optimize the values, see `values.optimize`.
 
     Returns:
@@ -128,11 +128,15 @@ def edit_each(lm, facts, params, contexts, factors, ahead=None, *, variant="rome
     if variant not in VARIANTS:
         raise ValueError(f"variant {variant!r} is not one of {', '.join(VARIANTS)}")
     found = values.optimize(lm, facts, contexts, params.layer, params, at="mlp", forward=forward)
-    found = [adjust(one) for one in found] if adjust else found
+    ways = ways or [Way()] * len(facts)
+    found = [way.adjust(one) for way, one in zip(ways, found, strict=True)]
     if ahead is None:
         factor = factors[params.layer] if params.mom2_adjustment else None
         ahead = [_direction(one.keys, factor, variant) for one in found]
-    return [_edit(one, of, params.layer, lm.dtype) for one, of in zip(found, ahead, strict=True)]
+    edits = [_edit(one, of, params.layer, lm.dtype) for one, of in zip(found, ahead, strict=True)]
+    return [
+        way.finish(lm, i, edit) if way.finish else edit for i, (way, edit) in enumerate(zip(ways, edits, strict=True))
+    ]
 
 
 def _edit(found, along, layer, dtype):
@@ -154,7 +158,20 @@ def _edit(found, along, layer, dtype):
     return Edit((Update(layer, left.to(dtype), right.to(dtype)),), trace)
 
 
-METHODS = {
-    name: Method(RomeParams, partial(edit_each, variant=name), ahead=partial(directions, variant=name), kind="rome")
-    for name in VARIANTS
-}
+def way(params, factors, state, n):
+    """The `Way` of ROME and its variants, which differ in what `directions` gives."""
+    return Way()
+
+
+def method(params, way, variant="rome", **more):
+    """The `Method` that edits as a variant of ROME does, in a `Way` of its own. Its edits take `forward` too."""
+
+    def edit_alone(lm, facts, params, contexts, factors, ahead=None, *, states=None, forward=None):
+        of = [way(params, factors, state, 1) for state in states or [None] * len(facts)]
+        return edit_each(lm, facts, params, contexts, factors, ahead, variant=variant, ways=of, forward=forward)
+
+    ahead = partial(directions, variant=variant)
+    return Method(params, edit_alone, ahead=ahead, way=way, together=edit_each, **more)
+
+
+METHODS = {name: method(RomeParams, way, name) for name in VARIANTS}

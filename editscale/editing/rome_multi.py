@@ -16,11 +16,12 @@ ROME in what δ is held against, ‖h₀‖ of the block instead of ‖m₀‖ o
 rome-multi writes δ, m₀ and m̄ being the MLP's outputs at the bare prompt and their mean over the contexts.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from editscale.editing import memit, moments
-from editscale.editing.method import Method
+from editscale.editing.context_sampling import rome_contexts
+from editscale.editing.method import Way
 
 
 @dataclass(frozen=True)
@@ -51,47 +52,29 @@ def solve(keys, factor, bare=None):
     return solved / inner if keys.shape[1] == 1 else torch.linalg.solve(inner, solved, left=False)
 
 
-def edit_each(lm, facts, params, contexts, factors, *, two_keys=False, forward=None):
-    """For each fact the updates of all layers that make the model, or copy i of a stack, say `fact.target_new`.
+def way(params, factors, state, n, two_keys=False):
+    """The `Way` of ROME over layers; with two keys, k is that of the bare prompt.
 
-    The model is left as it was.
+    The trace of an edit has then ROME's "denominator" for each layer, k·u with u = C⁻¹k̄ / ‖C⁻¹k̄‖, and the first
+    layer's as its own: no edit of the run changes it.
 
-    Args:
-        contexts: context templates, the bare one "{}" first.
-        factors: layer ↦ lower Cholesky factor of C of the unedited model.
-        two_keys: whether k is the key of the bare prompt.
-        forward: way to optimize the values, see `values.optimize`.
-
-    Returns:
-        One `Edit` per fact, with one `Update` of rank one per layer. With two keys the trace has ROME's "denominator",
-        k·u with u = C⁻¹k̄ / ‖C⁻¹k̄‖, of each layer, and of the first one as the edit's: no edit of the run changes it.
-
-    Raises ValueError as `memit.edit` does.
+    Raises ValueError for more facts at a time than keys have entries: no weight meets all these constraints.
     """
-    batches = [[fact] for fact in facts]
-    return edit_batches(lm, batches, params, contexts, factors, two_keys=two_keys, forward=forward)
-
-
-def edit_batches(lm, batches, params, contexts, factors, *, two_keys=False, forward=None):
-    """For each list of facts one `Edit`, as `edit_each` makes it, whose updates have the rank of their number.
-
-    Raises ValueError for more facts in a list than keys have entries: no weight meets all these constraints.
-    """
-    if len(batches[0]) > lm.d_key:
+    if n > (d_key := len(factors[min(params.layers)])):
         raise ValueError(
-            f"facts_per_step is {len(batches[0])}, and rome-multi meets each fact of a step exactly, which a weight of "
-            f"{lm.name} can do for {lm.d_key}; give fewer, or a method such as memit"
+            f"facts_per_step is {n}, and rome-multi meets each fact of a step exactly, which a weight here can do for "
+            f"{d_key}; give fewer, or a method such as memit"
         )
+    if two_keys:
+        return Way(lambda keys, layer, bare: solve(keys, factors[layer], bare), finish=_with_denominators)
+    return Way(lambda keys, layer, bare: solve(keys, factors[layer]))
 
-    def of_layer(keys, layer, _, bare=None):
-        return solve(keys, factors[layer], bare)
 
-    edits = memit.spread(lm, batches, params, [contexts], of_layer, two_keys=two_keys, forward=forward)
-    for edit in edits if two_keys else []:
-        for layer in params.layers:
-            edit.trace[layer]["denominator"] = _denominator(**edit.trace[layer])
-        edit.trace["denominator"] = edit.trace[min(params.layers)]["denominator"]
-    return edits
+def _with_denominators(lm, i, edit):
+    seen = {update.layer: edit.trace[update.layer] for update in edit.updates}
+    for of_layer in seen.values():
+        of_layer["denominator"] = _denominator(**of_layer)
+    return replace(edit, trace=edit.trace | {"denominator": seen[min(seen)]["denominator"]})
 
 
 def _denominator(keys, solved, **_):
@@ -100,6 +83,8 @@ def _denominator(keys, solved, **_):
 
 
 METHODS = {
-    "rome-multi": Method(RomeMultiParams, edit_each, edit_batches=edit_batches),
-    "rome-multi-two-keys": Method(RomeMultiParams, partial(edit_each, two_keys=True)),
+    "rome-multi": memit.method(RomeMultiParams, way, rome_contexts),
+    "rome-multi-two-keys": replace(
+        memit.method(RomeMultiParams, partial(way, two_keys=True), rome_contexts), edit_batches=None
+    ),
 }

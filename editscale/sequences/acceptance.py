@@ -130,7 +130,7 @@ def sequence_rows(lm, facts, editing, at, task, batch_tokens):
                     of = {"layer": layer, "case_id": fact.case_id, "value": distance}
                     rows.append({"part": "sequence", "metric": "distance", **of, **here})
             if edits in at:
-                with editors.looked_at(editing, lm, [state]):
+                with editors.looked_at([editing], lm, [state]):
                     rows += task_rows(lm, task, method, edits, batch_tokens)
     for layer, values in distances.items():
         for metric, value in growth(values).items():

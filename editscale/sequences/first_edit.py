@@ -115,7 +115,7 @@ def edited(lm, method, facts, *, hparams="", moments="", text="", n_new=12, seed
             updates.apply(lm, made)
             state = editors.after(editing, state, made)
             shown.edits.append(edit)
-        with editors.looked_at(editing, lm, [state]):
+        with editors.looked_at([editing], lm, [state]):
             shown.table = _table(facts, before, _state(lm, facts, n_new), shown.edits, saved)
             if show:
                 print("\n".join(said))

@@ -205,7 +205,7 @@ def replayed(run, places):
             sequence.replay(run.lm, run.ledger, checkpoint, after=done)
             state = sequence.state_after(run.lm, editing, run.ledger, checkpoint, after=done, state=state)
             done = checkpoint
-            with editors.looked_at(editing, run.lm, [state]):
+            with editors.looked_at([editing], run.lm, [state]):
                 yield checkpoint
 
 

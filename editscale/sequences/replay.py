@@ -77,7 +77,7 @@ def edited(run, edits):
         for edit in edits:
             sequence.replay(run.lm, run.ledger, edit, after=edit - 1)
             state = sequence.state_after(run.lm, editing, run.ledger, edit, after=edit - 1, state=state)
-        with editors.looked_at(editing, run.lm, [state]):
+        with editors.looked_at([editing], run.lm, [state]):
             yield run.lm
 
 

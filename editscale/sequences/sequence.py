@@ -150,28 +150,20 @@ def run_together(lm, orders, editings, ledgers, *, on_collapse="stop", batch_tok
 
     Args:
         orders: lists of facts.
-        editings: one for each order, the same for all but for the method: one method, or variants of ROME.
+        editings: one for each order, of methods and hyper-parameters that are `editors.alike`.
         ledgers: one for each order, opened with a fingerprint that names all of them as `together`.
         Others as for `run`.
 
     Raises ValueError as `run` does, and if there is not an editing and a ledger for each order, or editings differ in
-    more than what is computed before the first edit.
+    what values are optimized.
     """
     if not len(orders) == len(editings) == len(ledgers):
         raise ValueError(
             f"{len(orders)} orders with {len(editings)} editings and {len(ledgers)} ledgers; each needs one of both"
         )
-    methods = [editing.method for editing in editings]
-    if not editors.same_kind(methods):
-        raise ValueError(
-            f"{', '.join(dict.fromkeys(methods))} are no batch, which holds one method or variants of ROME"
-        )
-    alike = [(editing.params, editing.contexts, editing.facts_per_step) for editing in editings]
+    alike = [(editors.alike(of.method, of.params, of.facts_per_step), of.contexts) for of in editings]
     if any(one != alike[0] for one in alike):
-        raise ValueError(
-            "the editings of a batch differ in hyper-parameters, contexts or facts per step; prepare one, replace its "
-            "method"
-        )
+        raise ValueError(editors.no_batch(editing.method for editing in editings))
     with stopping.says_how_to_go_on(ledgers, max(map(len, orders))):
         _run(lm, orders, editings, ledgers, on_collapse, batch_tokens, stack=True)
 
@@ -212,7 +204,7 @@ def _run(lm, orders, editings, ledgers, on_collapse, batch_tokens, *, stack):
     for row, i in enumerate(batch):
         done = min(start, len(ledgers[i]))
         replay(model, ledgers[i], done, copy=row if stack else None)
-        states[i] = state_after(lm, first, ledgers[i], done)
+        states[i] = state_after(lm, editings[i], ledgers[i], done)
 
     title = f"edit with {', '.join(dict.fromkeys(editing.method for editing in editings))}"
     steps, unit = range(start, n_facts, size), "edit" if size == 1 else "step"
@@ -225,8 +217,8 @@ def _run(lm, orders, editings, ledgers, on_collapse, batch_tokens, *, stack):
             batch = staying
         facts = [orders[i][place : place + size] for i in batch]
         found = [ahead[i][place] for i in batch]
-        runs = [(ledgers[i], states[i]) for i in batch]
-        edits, seconds = _step(model, facts, first, found, runs, place, stack, batch_tokens)
+        runs = [(editings[i], ledgers[i], states[i]) for i in batch]
+        edits, seconds = _step(model, facts, found, runs, place, stack, batch_tokens)
         for (edit, state, scores), of, i in zip(edits, facts, batch, strict=True):
             states[i] = state
             for n in range(len(ledgers[i]) - place, size):  # none where the ledger was ahead
@@ -253,7 +245,7 @@ def _going(place, orders, ledgers, on_collapse):
     return [i for i, over in enumerate(ended) if not over and place < len(orders[i])]
 
 
-def _step(model, facts, editing, ahead, runs, place, stack, batch_tokens):
+def _step(model, facts, ahead, runs, place, stack, batch_tokens):
     """One step of each run, applied and scored: a list of (edit, state after it, scores of its facts), and seconds of
     each fact.
 
@@ -262,21 +254,22 @@ def _step(model, facts, editing, ahead, runs, place, stack, batch_tokens):
     Args:
         facts: those of the step, for each run.
         ahead: what no edit changes (`_ahead`), of the first fact of each.
-        runs: the ledger and the state of each.
+        runs: the editing, the ledger and the state of each.
     """
-    began, size, states = time.perf_counter(), editing.facts_per_step, [state for _, state in runs]
+    began, (editings, _, states) = time.perf_counter(), map(list, zip(*runs, strict=True))
+    first, size = editings[0], editings[0].facts_per_step
     if size == 1:
-        given = [ahead] if editors.method(editing.method).ahead else []
-        edits = editors.edit_each(editing, model, [fact for (fact,) in facts], *given, states=states)
+        given = [ahead] if editors.method(first.method).ahead else []
+        edits = editors.edit_together(editings, model, [fact for (fact,) in facts], *given, states=states)
     else:
-        edits = editors.edit_steps(editing, model, facts, states)
+        edits = editors.edit_steps(first, model, facts, states)
     after = []
-    for row, (edit, (ledger, state)) in enumerate(zip(edits, runs, strict=True)):
+    for row, (edit, (editing, ledger, state)) in enumerate(zip(edits, runs, strict=True)):
         made, last = edit.updates if editors.status(edit) == "edited" else [], place + size
         made = [u.to(model.device) for u in ledger.updates(last)] if last <= len(ledger) else list(made)
         _apply(model, made, row if stack else None)
         after.append(editors.after(editing, state, made))
-    with editors.looked_at(editing, model, after):
+    with editors.looked_at(editings, model, after):
         if size == 1:
             scores = [[of] for of in scoring.score_each(model, [fact for (fact,) in facts])]
         else:

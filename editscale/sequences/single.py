@@ -41,7 +41,7 @@ def shown_edit(lm, fact, editing, *, n_new=8):
     with updates.put_back(lm, editing.layers):
         made = edit.updates if status == "edited" else ()
         updates.apply(lm, made)
-        with editors.looked_at(editing, lm, [editors.after(editing, editing.start, made)]):
+        with editors.looked_at([editing], lm, [editors.after(editing, editing.start, made)]):
             after = _effect(lm, fact, n_new)
     effect = pd.DataFrame([before, after], ["before the edit", "after the edit" if status == "edited" else status])
     return _parts(edit, editing), effect.rename_axis(f"{fact.rewrite_prompt} …")

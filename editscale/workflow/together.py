@@ -4,11 +4,11 @@
 
 What a scale's grid asks for under `together: true`: on a GPU ten orders in one batch take a fraction of the time that
 they take one by one (`sequence.run_together`). A batch is all runs of a method or label, unless lines of the grid name
-another one (`batch: …`); variants of ROME may share one, and runs of different lengths. Parameters are those of
-notebook 02a at that scale; each run gets the ledger in its folder that notebook 02a would begin there and continues.
+another one (`batch: …`); methods that optimize the same values may share one (`editors.alike`), and runs of different
+lengths. Parameters are those of notebook 02a at that scale; each run gets the ledger in its folder that notebook 02a
+would begin there and continues.
 """
 
-from dataclasses import replace
 from pathlib import Path
 
 from editscale.workflow import gpus
@@ -22,7 +22,7 @@ def edit(given, runs, folders):
 
     Args:
         given: values of notebook 02a's parameters.
-        runs: lines of the grid, all with one file of hyper-parameters.
+        runs: lines of the grid, of methods and hyper-parameters that are `editors.alike`.
         folders: where each run's ledger goes, …/method or label/sequence; these names are the ledgers' `together`.
 
     Raises ValueError for runs that cannot share a batch, and as `sequence.run_together` does.
@@ -32,21 +32,14 @@ def edit(given, runs, folders):
     from editscale.models import loading
     from editscale.sequences import ledger, sequence
 
-    methods, files = [run["method"] for run in runs], sorted({run["hparams"] for run in runs})
-    if len(files) != 1 or not editors.same_kind(methods):
-        raise ValueError(
-            f"runs of {', '.join(dict.fromkeys(methods))} with hyper-parameters {', '.join(files)} are no batch, which "
-            "holds runs of one method or of variants of ROME, with one file of hyper-parameters"
-        )
     lengths = [run.get("n_edits", given["n_edits"]) for run in runs]
-    steps = sorted({run.get("facts_per_step", given["facts_per_step"]) for run in runs})
-    if len(steps) > 1:
-        raise ValueError(
-            f"runs of {', '.join(dict.fromkeys(methods))} with facts_per_step {', '.join(map(str, steps))} are no "
-            "batch, whose runs all edit as many facts in a step; give their lines batches of their own (batch: …)"
-        )
-    for method, n_edits in zip(methods, lengths, strict=True):
-        editors.check_steps(method, n_edits, steps[0])
+    steps = [run.get("facts_per_step", given["facts_per_step"]) for run in runs]
+    alike = []
+    for run, n_edits, step in zip(runs, lengths, steps, strict=True):
+        editors.check_steps(run["method"], n_edits, step)
+        alike.append(editors.alike(run["method"], editors.read_params(run["method"], run["hparams"]), step))
+    if any(one != alike[0] for one in alike):
+        raise ValueError(editors.no_batch(run["method"] for run in runs))
     known = open_set(given["fact_set"])
     orders = [in_order(known, run["order"], n, reverse=run["reverse"]) for run, n in zip(runs, lengths, strict=True)]
     lm = loading.load(
@@ -57,18 +50,14 @@ def edit(given, runs, folders):
         cache=given["model_cache"],
         tf32_steps=given["tf32"],
     )
-    editing = editors.prepare(
-        lm,
-        methods[0],
-        files[0],
-        given["moments"],
-        facts_per_step=steps[0],
-        prefix_seeds=given["prefix_seeds"],
-        n_short=given["n_short_prefixes"],
-        n_long=given["n_long_prefixes"],
-        seed=given["seed"],
-    )
-    editings = [replace(editing, method=method) for method in methods]
+    factors, made, contexts = {}, {}, None
+    sampling = {"n_short": given["n_short_prefixes"], "n_long": given["n_long_prefixes"]}
+    sampling |= {name: given[name] for name in ("prefix_seeds", "seed")}
+    for of in dict.fromkeys((run["method"], run["hparams"]) for run in runs):
+        shared = {"factors": factors, "contexts": contexts, "facts_per_step": steps[0]}
+        made[of] = editors.prepare(lm, *of, given["moments"], **shared, **sampling)
+        contexts = made[of].contexts
+    editings = [made[run["method"], run["hparams"]] for run in runs]
     names, collapse = ["/".join(Path(folder).parts[-2:]) for folder in folders], given["on_collapse"]
     books = [
         ledger.Ledger(folder, sequence.fingerprint(lm, of, names, collapse), sequence.weights_record(lm, of.layers))

@@ -11,25 +11,18 @@ facts that were edited. Learning fewer facts does not help a setting, and keepin
 not either.
 """
 
-import json
 import math
 import time
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 from editscale.data import orders
-from editscale.editing import corpora, editors, history, memit, moments, norm_anchor, rect, rome, updates
+from editscale.editing import corpora, editors, moments, norm_anchor, updates
 from editscale.metrics import generation, scoring
 from editscale.models import stacks, tokens
 
 SPEC = ["n_sequences", "outside", "corpus", "document_length", "text", "text_tokens"]
 # Hyper-parameters that only `Method.start` reads.
 OF_START = ("mom2_update_weight", "update_norm_lambda", "nullspace_threshold", "L2")
-# Methods that share how values are optimized, and hyper-parameters that are not about these.
-SHARING = {
-    "memit": "memit memit-seq alphaedit emmet memit-rect memit-nas memit-seq-nas alphaedit-nas".split(),
-    "rome": "rome r-rome p-rome rome-rect rome-nas".split(),
-}
-OF_EACH = (*OF_START, "emmet_lambda", "zeroed_fraction", "anchor_norm")
 MOST = 7  # settings in a stack
 N_ANCHOR = 300  # facts that an anchor is the mean of; 1,000 in the released code
 MOST_PERPLEXITY = 1.5  # times that of the unedited model
@@ -48,49 +41,26 @@ def unused(facts, outside, n):
 
 
 def in_stacks(settings, most=MOST):
-    """Lists of at most so many settings (method, params) that one stack can edit.
+    """Lists of at most so many settings (method, params) that one stack can edit, see `editors.alike`.
 
-    They optimize the same values at the same layers: methods of MEMIT's family, variants of ROME, or settings of one
-    method that differ in what its first state is made of.
+    Settings of a method that shares no stack with others may still differ in what its first state is made of.
     """
-    stacks_of = {}
+    found = []
     for method, params in settings:
-        kind = next((kind for kind, of in SHARING.items() if method in of), method)
-        shared = [name for name in asdict(params) if name not in (OF_START if kind == method else OF_EACH)]
-        key = kind, json.dumps({name: getattr(params, name) for name in shared})
-        stacks_of.setdefault(key, []).append((method, params))
-    return [of[i : i + most] for of in stacks_of.values() for i in range(0, len(of), most)]
+        here = editors.alike(method, _without_start(method, params))
+        for alike, of in found:
+            if alike == here and len(of) < most:
+                of.append((method, params))
+                break
+        else:
+            found.append((here, [(method, params)]))
+    return [of for _, of in found]
 
 
-def edits_of(editings, model, facts, states, ahead):
-    """`editors.edit_each` for a stack whose copies are edited by several methods that share their values."""
-    first, adjusts, of_rome = editings[0], iter(editings), editings[0].method in SHARING["rome"]
-    if not of_rome and first.method not in SHARING["memit"]:
-        return editors.edit_each(first, model, facts, *ahead, states=states)
-
-    def adjust(found):
-        params, at = next(adjusts).params, "mlp" if of_rome else "block"
-        return norm_anchor.anchored(found, params.anchor_norm, at) if hasattr(params, "anchor_norm") else found
-
-    def solve(keys, layer, i):
-        editing = editings[i]
-        if states[i] is None:
-            return memit.solve(keys, editing.factors[layer], editing.params.mom2_update_weight)
-        return history.solve(states[i][layer], keys, own=float(editing.method != "emmet"))
-
-    given = model, facts, first.params, first.contexts, first.factors
-    if of_rome:
-        edits = rome.edit_each(*given, *ahead, adjust=adjust)
-    else:
-        batches = [[fact] for fact in facts]
-        edits = memit.spread(model, batches, first.params, first.contexts, solve, keep=True, adjust=adjust)
-    masked = {"rome-rect": rect.rome_masked, "memit-rect": rect.memit_masked}
-    return [
-        masked[editing.method](stacks.subset(model, [i]), [edit], editing.params)[0]
-        if editing.method in masked
-        else edit
-        for i, (editing, edit) in enumerate(zip(editings, edits, strict=True))
-    ]
+def _without_start(method, params):
+    """Hyper-parameters with a 0 for what only the first state of a run is made of."""
+    state = editors.method(method).start is not None
+    return replace(params, **{name: 0.0 for name in OF_START if state and hasattr(params, name)})
 
 
 def documents_of(lm, path, n_tokens):
@@ -133,7 +103,7 @@ def sequences(lm, of_facts, editings, documents):
     for place in range(n_facts):
         facts = [of[place] for _, of in runs]
         ahead = [[of[place] for of in looked_up]] if looked_up else []
-        edits = edits_of(of_runs, model, facts, states, ahead)
+        edits = editors.edit_together(of_runs, model, facts, *ahead, states=states)
         for i, edit in enumerate(edits):
             made = list(edit.updates) if editors.status(edit) == "edited" else []
             updates.apply(model, made, i)

@@ -4,11 +4,11 @@ FOLDER has setup.json and <method>_f32.npz, <method>_f64.npz; model, records, co
 another folder in the format of tests/golden, which setup.json names from there (`records_contexts_second_moments`).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from editscale.data.facts import Fact
-from editscale.editing import editors, memit, memit_family, norm_anchor, rect, rome, updates, values
+from editscale.editing import editors, memit, norm_anchor, rome, updates, values
 from editscale.editing.memit import MemitParams
 from editscale.editing.suffix import cached_forward
 
@@ -155,18 +155,13 @@ class _Ours:
 
     def _edit(self, facts, params):
         """The `Edit` of some facts in one call, values noted before and after they are scaled to the anchor."""
-        options = {"forward": self._noting_first}
+        way = editors.method(self.method).way(params, self.factors, self.state, len(facts))
         if self.file.startswith("nas"):
-            scale = partial(norm_anchor.anchored, anchor=params.anchor_norm, at="mlp" if self.of_rome else "block")
-            options["adjust"] = partial(self._noting, scale)
-        given = self.lm, facts, params, self.contexts, self.factors
+            way = replace(way, adjust=partial(self._noting, way.adjust))
         if self.of_rome:
-            (edit,) = rome.edit_each(*given, **options)
-            return rect.rome_masked(self.lm, [edit], params)[0] if self.file.startswith("rect") else edit
-        if self.state is not None:
-            return memit_family.edit(*given, states=[self.state], **options)
-        edit = memit.edit(*given, **options)
-        return rect.memit_masked(self.lm, [edit], params)[0] if self.file.startswith("rect") else edit
+            given = self.lm, facts, params, self.contexts, self.factors
+            return rome.edit_each(*given, ways=[way], forward=self._noting_first)[0]
+        return memit.spread(self.lm, [facts], params, self.contexts, [way], forward=self._noting_first)[0]
 
     def _noting(self, scale, one):
         self.values.append((one, scale(one)))
