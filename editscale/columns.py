@@ -14,6 +14,7 @@ SOUND = ("edited", "screened")  # statuses of an edit that did not fail: made, o
 _MEANINGS = yaml.safe_load(bundled("columns.yaml", counts=False).read_text(encoding="utf-8"))
 COLUMNS = _MEANINGS["runs"]  # column of the tables of runs ↦ what it means
 ACCEPTANCE = _MEANINGS["acceptance"]  # the same of measurements that are compared with published ones
+OVERLAP = _MEANINGS["overlap"]  # the same of what edits would do at the keys of earlier ones
 ACCEPTANCE_KEY = ["part", "method", "metric", "layer", "edits"]
 
 
