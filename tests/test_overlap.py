@@ -1,4 +1,4 @@
-"""The overlap of new directions with earlier keys: limits on invented keys, and what real edits of the tiny model do."""
+"""The overlap of new directions with earlier keys: limits on invented keys, and what edits of the tiny model do."""
 
 import math
 from dataclasses import replace

@@ -194,6 +194,6 @@ def shares(keys, most=50):
 
 
 def share_table(keys, factor, most=50):
-    """`shares` of keys (n, d_key) once whitened and once as they are: columns keys (whitened, raw), directions, share."""
+    """`shares` of keys (n, d_key), whitened and as they are: columns keys ("whitened" or "raw"), directions, share."""
     ways = {"whitened": whitened(keys, factor), "raw": keys}
     return pd.DataFrame([{"keys": way, **row} for way, of in ways.items() for row in shares(of, most)])

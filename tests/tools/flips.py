@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from editscale.analysis import disabling, tables, targets
+from editscale.analysis import disabling, mitigations, tables, targets
 from editscale.files import read_record, vouched
 from editscale.models import loading
 from editscale.sequences import past_runs
@@ -111,8 +111,8 @@ def read_beside(path):
             raise ValueError(f"{path} was altered since it was executed")
         return repr(notebook)
     if path.suffix == ".parquet":
-        of = targets.read_measured if path.stem == "acceptance" else disabling.read_single
-        return of(path).to_csv()
+        of = {"acceptance": targets.read_measured, "overlap": mitigations.read_overlap}
+        return of.get(path.stem, disabling.read_single)(path).to_csv()
     if path.name in ("done.json", "record.json"):
         return repr(read_record(path, ""))
     if is_of_figure(path):

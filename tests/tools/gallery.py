@@ -37,6 +37,9 @@ FIGURES = {
         "Not drawn. Scores and distances of single edits are published for GPT-2 XL.",
     ),
     "fig7_findings": ("07_findings", "Not drawn; its claims are those of the table."),
+    "fig8_mitigations": ("09b_mitigations", "Not asked: what could prevent forgetting is one of its open questions."),
+    "fig8b_overlap": ("09b_mitigations", "Not asked."),
+    "fig8c_steps": ("09b_mitigations", "Not asked: facts are edited one at a time."),
 }
 COMPARED = ("efficacy", "neighborhood", "forgotten", "sst2", "distance", "disabling")  # entries of data/paper.yaml
 

@@ -3,8 +3,9 @@
     python -m editscale record SCALE [--partly] [--from FOLDER …]
 
 `figures/<scale>/tables` is laid out like one run's folder and holds the rows of all runs (`recorded`), beside them
-single.parquet and acceptance.parquet, and record.json, which names what made them. Notebooks that gather take that
-folder for their one run. Numbers are float32; no text of a fact is in it, facts are named by case id.
+single.parquet, acceptance.parquet and, where the scale measures it, overlap.parquet; and record.json, which names what
+made them. Notebooks that gather take that folder for their one run. Numbers are float32; no text of a fact is in it,
+facts are named by case id.
 
 A scale may be run a slice at a time and on several machines: tables are merged from runs/<scale>, from what is recorded
 already, and from the folders given with --from, copies of such a folder. Of each run and part that one is taken which
@@ -43,7 +44,8 @@ def record(scale, *, partly=False, others=()):
         for run in recorded.grid_of(scale)
         if (part or "edits") not in whole.made.get(run, {})
     ]
-    missing += [f"runs/{scale}/{folder}/{name}.parquet" for name, folder in BESIDE.items() if name not in whole.beside]
+    beside = recorded.beside_of(scale)
+    missing += [f"runs/{scale}/{folder}/{name}.parquet" for name, folder in beside.items() if name not in whole.beside]
     if not whole.made or (missing and not partly):
         raise FileNotFoundError(
             f"no {missing[0]}, one of {len(missing)} results that are not there; run the graph of scale {scale} to its "

@@ -22,7 +22,8 @@ PARTS = {
     "downstream": ("downstream", "generation"),
 }
 TIMING = "timing"  # seconds of each edit: of the part "", and of a run made before they were recorded there are none
-BESIDE = {"single": "single", "acceptance": "acceptance"}  # table ↦ its folder among those of the runs
+# Table ↦ its folder among those of the runs. A scale has "overlap" only with values for the notebook that measures it.
+BESIDE = {"single": "single", "acceptance": "acceptance", "overlap": "overlap"}
 RECORD = "record.json"
 
 
@@ -67,6 +68,12 @@ def grid_of(scale):
     }
 
 
+def beside_of(scale):
+    """Those tables of BESIDE that a scale has, with their folders."""
+    measured = Path(f"params/{scale}/09a_key_overlap.yaml").is_file()
+    return {name: folder for name, folder in BESIDE.items() if name != "overlap" or measured}
+
+
 def in_runs(scale):
     """The `Results` that are finished in runs/<scale>."""
     grid, made, found = grid_of(scale), {}, {}
@@ -79,7 +86,7 @@ def in_runs(scale):
     times = [tables.timing_table(_timing(folder), *grid[folder]) for folder in made]
     if any(len(table) for table in times):
         found[TIMING] = as_recorded(pd.concat([table for table in times if len(table)], ignore_index=True))
-    paths = {name: Path("runs") / scale / folder / f"{name}.parquet" for name, folder in BESIDE.items()}
+    paths = {name: Path("runs") / scale / folder / f"{name}.parquet" for name, folder in beside_of(scale).items()}
     return Results(made, found, {name: _as_it_is(path) for name, path in paths.items() if path.is_file()})
 
 

@@ -1,0 +1,166 @@
+"""What is left after many edits, run by run, and whether a method keeps more than the one that it changes.
+
+Runs are compared on the same facts in the same order. No verdicts: differences, with what each order says.
+"""
+
+import re
+
+import numpy as np
+import pandas as pd
+
+from editscale.analysis import tables
+from editscale.analysis.rows import groups, require, rows_of, were_learned
+from editscale.columns import OVERLAP, RUN
+
+LAST = 50  # edits whose neighborhood scores are averaged
+MEASURES = ("learned", "recall_learned", "recall_all", "neighborhood", "perplexity", "drift", "seconds")
+# What a method changes, where its name does not begin with that; of those that are not there, no base is named.
+BASES = {"encore": "memit", "alphaedit": "memit", "emmet": "memit", "r-rome": "rome", "p-rome": "rome"}
+STEPS = re.compile(r"-(\d+|once)$")  # how labels end that name facts per step, or all facts in a single one
+
+
+def kept(edits, unedited, history, perplexity, drift, timing=None, *, at, last=LAST):
+    """What each run has kept after `at` edits: one row per run.
+
+    Args:
+        edits, unedited, history, perplexity, drift: tables of the runs (`tables.gather`).
+        timing: columns method, order, reversed, edits, seconds; None, or no rows of a run: seconds are not known.
+        at: a number of edits; a run without a checkpoint of recall there is left out.
+        last: edits whose neighborhood scores are averaged; of the last ones up to `at`.
+
+    Returns:
+        method, order, reversed, edits (`at`); learned: share of the facts whose new object was the first choice right
+        after their edit; recall_learned, recall_all: share of these, and of all facts edited, whose new object is the
+        first choice now; neighborhood: score of the last edits' facts right after their edit, minus that on the
+        unedited model; perplexity: of fixed sentences, over the unedited model's; drift: ‖W − W₀‖ / ‖W₀‖ of the most
+        moved layer; seconds: per edit, NaN where they are not known. Shares are 0–1.
+
+    Raises ValueError if columns are missing, or if no run has a checkpoint there.
+    """
+    require(history, (*RUN, "edits", "edit", "efficacy_accuracy"), "recall/history")
+    require(perplexity, (*RUN, "edits", "perplexity"), "recall/perplexity")
+    require(drift, (*RUN, "edits", "relative_drift"), "drift")
+    found = []
+    for run, asked in groups(history[history["edits"] == at]):
+        own, before, moved = (rows_of(table, **run) for table in (edits, unedited, drift))
+        own = own[own["edits"] <= at]
+        learned = own.loc[were_learned(own), "edits"]
+        late = own[own["edits"] > at - last].merge(before[["edits", "neighborhood"]], on="edits", suffixes=("", "_0"))
+        texts = rows_of(perplexity, **run).set_index("edits")["perplexity"]
+        times = None if timing is None else rows_of(timing, **run).query("edits <= @at")["seconds"]
+        found.append(
+            {
+                **run,
+                "edits": at,
+                "learned": len(learned) / at,
+                "recall_learned": asked.loc[asked["edit"].isin(learned), "efficacy_accuracy"].mean(),
+                "recall_all": asked["efficacy_accuracy"].mean(),
+                "neighborhood": (late["neighborhood"] - late["neighborhood_0"]).mean(),
+                "perplexity": texts.get(at, np.nan) / texts.get(0, np.nan),
+                "drift": moved.loc[moved["edits"] == at, "relative_drift"].max(),
+                "seconds": np.nan if times is None or times.empty else times.mean(),
+            }
+        )
+    if not found:
+        raise ValueError(f"no run has a checkpoint of recall after {at} edits; choose one of the history's, or 0")
+    return pd.DataFrame(found)
+
+
+def base_of(name, names):
+    """The method among `names` that a method changes; "" where none is there.
+
+    That is the longest that its name begins with (memit-seq of memit-seq-nas and of memit-seq-10), else BASES'.
+    """
+    longer = [other for other in names if name.startswith(f"{other}-")]
+    base = max(longer, key=len, default=BASES.get(name, ""))
+    return base if base in names else ""
+
+
+def against_base(table, column="recall_all"):
+    """Each method against the one that it changes, on the orders both have: one row per order.
+
+    Args:
+        table: of `kept`; its forward runs count.
+
+    Returns method, base, order, its value of `column`, that of the base, and difference; no rows without pairs.
+    """
+    forward, rows = table[~table["reversed"]], []
+    names = list(forward["method"].unique())
+    for name in names:
+        if base := base_of(name, names):
+            pair = [forward[forward["method"] == of].set_index("order")[column] for of in (name, base)]
+            for order in sorted(pair[0].index.intersection(pair[1].index)):
+                own, other = (float(values[order]) for values in pair)
+                of = {"method": name, "base": base, "order": order}
+                rows.append({**of, "own": own, "of_base": other, "difference": own - other})
+    return pd.DataFrame(rows, columns=["method", "base", "order", "own", "of_base", "difference"])
+
+
+def by_order(pairs):
+    """`against_base` for reading, in points: a row per method, its base, each order's difference, and their mean."""
+    points = pairs.assign(difference=100 * pairs["difference"], order="order " + pairs["order"].astype(str))
+    shown = points.pivot_table(index=["method", "base"], columns="order", values="difference", sort=False)
+    return shown.assign(mean=shown.mean(axis=1)).sort_values("mean", ascending=False)
+
+
+def compared(pairs):
+    """Sentences: which methods have more than their base in every order, in none, and in some of several.
+
+    Args:
+        pairs: of `against_base`.
+    """
+    kinds = {"every": [], "no": [], "some": []}
+    for (method, base), rows in pairs.groupby(["method", "base"], sort=False):
+        more = rows["difference"] > 0
+        values = ", ".join(f"{100 * x:+z.0f}" for x in rows["difference"])
+        kinds["every" if more.all() else "some" if more.any() else "no"].append(f"{method} against {base} ({values})")
+    said = {
+        "every": "More of all facts is recalled than under the base in every order (points, by order)",
+        "no": "No more than under the base in any order",
+        "some": "More in some orders and not in others",
+    }
+    return [f"{said[kind]}: {'; '.join(names)}." for kind, names in kinds.items() if names]
+
+
+def steps(table):
+    """Recall of all facts by the facts of a step: method (of single facts), order, facts_per_step, recall_all.
+
+    Args:
+        table: of `kept`. Labels that end in -10 have ten facts in a step, in -once all; the rows without such an end
+            of a method that has others are its runs of one.
+
+    No rows where no label ends so.
+    """
+    forward = table[~table["reversed"]]
+    parts = forward["method"].str.extract(STEPS, expand=False)
+    named = forward.assign(label=forward["method"], method=forward["method"].str.replace(STEPS, "", regex=True))
+    many = [
+        edits if part == "once" else int(part) for part, edits in zip(parts.fillna("1"), named["edits"], strict=True)
+    ]
+    named = named.assign(facts_per_step=many)
+    with_steps = set(named.loc[named["label"] != named["method"], "method"])
+    columns = ["method", "order", "facts_per_step", "recall_all"]
+    return named.loc[named["method"].isin(with_steps), columns].sort_values(columns[:3], ignore_index=True)
+
+
+def read_overlap(path):
+    """The table of notebook 09a. Raises as `tables.read`."""
+    return tables.read(path, "run notebook 09a, or give the path of its table", _measured)
+
+
+def _measured(table):
+    if missing := [name for name in OVERLAP if name not in table]:
+        raise ValueError(f"it lacks the columns {', '.join(missing)}")
+    return table.assign(**{name: pd.to_numeric(table[name]) for name in OVERLAP if name != "method"})
+
+
+def with_overlap(table, overlap):
+    """Mean overlap and recall of all facts, a row per method that has both: method, overlap, leading, recall_all.
+
+    Args:
+        table: of `kept`; means over its forward runs.
+        overlap: of `read_overlap`; the mean over edits, the first left out.
+    """
+    means = overlap.groupby("method", sort=False)[["overlap", "leading"]].mean()
+    recall = table[~table["reversed"]].groupby("method")["recall_all"].mean()
+    return means.join(recall, how="inner").reset_index()
