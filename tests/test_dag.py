@@ -428,7 +428,7 @@ def test_steps_of_several_facts_are_passed_on_or_refused_before_any_job(study):
         for given, message in (
             ((5, "rome", 10), "scale tiny: facts_per_step is 5, and rome edits one fact in a step"),
             ((5, "memit", 9), "n_edits is 9, no multiple of facts_per_step 5"),
-            ((2, "memit", 10), "5 edits end inside a step of the run, which edits 2 facts at a time"),
+            ((4, "memit", 8), "every 5 edits does not fit a run of 8 in steps of 4"),
         ):
             refused = answer(*given)
             assert refused.returncode != 0 and message in refused.stdout + refused.stderr

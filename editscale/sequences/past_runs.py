@@ -161,14 +161,17 @@ def reopen(folder, *, device="cpu", model_cache="runs/models", load=None):
 
 
 def checkpoints(n_edits, every, facts_per_step=1):
-    """The numbers of edits every, 2·every, … up to n_edits.
+    """The numbers of edits every, 2·every, … up to n_edits, those of them that end a step.
 
-    Raises ValueError if there is none, or as `check_places`.
+    Raises ValueError if there is none.
     """
-    check_places([every], facts_per_step)
-    if not 1 <= every <= n_edits:
-        raise ValueError(f"a checkpoint every {every} edits does not fit a run of {n_edits}; choose 1 to {n_edits}")
-    return list(range(every, n_edits + 1, every))
+    found = [place for place in range(every, n_edits + 1, every) if place % facts_per_step == 0] if every > 0 else []
+    if not found:
+        raise ValueError(
+            f"a checkpoint every {every} edits does not fit a run of {n_edits} in steps of {facts_per_step}; choose 1 to "
+            f"{n_edits}, with a multiple that ends a step"
+        )
+    return found
 
 
 def check_places(places, facts_per_step):
