@@ -196,7 +196,7 @@ def arrays(data):
     import numpy as np
     from safetensors import deserialize
 
-    kinds, found = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "U8": "u1"}, {}
+    kinds, found = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "U8": "u1", "I32": "<i4"}, {}
     for name, stored in deserialize(data):
         values = np.frombuffer(stored["data"], dtype=kinds[stored["dtype"]])
         if stored["dtype"] == "BF16":
