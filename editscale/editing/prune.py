@@ -96,7 +96,7 @@ class Change:
             u, sigma, v = torch.linalg.svd(self.left, full_matrices=False)
             return u, sigma, v.T
         (left, a), (right, b) = torch.linalg.qr(self.left), torch.linalg.qr(self.right)
-        u, sigma, v = torch.linalg.svd(a @ b.T)
+        u, sigma, v = (x.to(left) for x in torch.linalg.svd((a @ b.T).cpu()))  # which a GPU is slow at
         return left @ u, sigma, right @ v.T
 
     def correction(self):
