@@ -219,6 +219,18 @@ def after(editing, state, updates):
     return state if state is None else method(editing.method).after(state, updates)
 
 
+def bytes_per_edit(editing, lm):
+    """Bytes of the tensors that a ledger keeps of an edit, or of a step of several facts; None: not known before one.
+
+    Of UltraEdit and StableEdit (`Method.by_token`) it is what each token of the facts' targets takes. A fact that is
+    left out takes none, and `rome-screened` at most this.
+    """
+    made = method(editing.method)
+    if made.size is None:
+        return None
+    return made.size(lm, editing.params, 1 if made.by_token else editing.facts_per_step)
+
+
 def of_record(lm, name, params):
     """The `Editing` of a recorded run as far as looks at its model need it, the model being unedited.
 

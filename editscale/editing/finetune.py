@@ -184,4 +184,10 @@ def edit_each(lm, facts, params, contexts, factors):
     return edits
 
 
-METHODS = {"ft-c": Method(FtParams, edit_each, bare_context, moments=False)}
+def size(lm, params, n):
+    """Bytes of ΔW and Δb of n facts, each edited by itself."""
+    weight, bias = lm.weight(params.layer), lm.bias(params.layer)
+    return n * (weight.shape[-2] * weight.shape[-1] + (0 if bias is None else bias.shape[-1])) * lm.dtype.itemsize
+
+
+METHODS = {"ft-c": Method(FtParams, edit_each, bare_context, moments=False, size=size)}

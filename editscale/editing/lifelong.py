@@ -25,6 +25,7 @@ Statistics and solves are in float64, where the released code takes float32.
 
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 
 from editscale.data import orders
 from editscale.editing import updates
@@ -350,6 +351,8 @@ LIFELONG = {
     "contexts": bare_context,
     "moments": False,
     "after": after,
+    "size": partial(updates.low_rank_bytes, left=2),  # the gradients are kept
+    "by_token": True,
 }
 METHODS = {
     "ultraedit": Method(UltraEditParams, start=start_ultraedit, **LIFELONG),

@@ -96,7 +96,7 @@ def edit_each(lm, facts, params, contexts, factors, *, ways=None, forward=None):
     return spread(lm, [[fact] for fact in facts], params, contexts, ways, forward=forward)
 
 
-def method(params, way, contexts=memit_contexts, **more):
+def method(params, way, contexts=memit_contexts, size=updates.low_rank_bytes, **more):
     """The `Method` that spreads values as MEMIT does, in a `Way` of its own. Its edits take `forward` too."""
 
     def edit_batches(lm, batches, params, contexts, factors, *, states=None, forward=None):
@@ -106,7 +106,9 @@ def method(params, way, contexts=memit_contexts, **more):
     def edit_alone(lm, facts, *given, **options):
         return edit_batches(lm, [[fact] for fact in facts], *given, **options)
 
-    return Method(params, edit_alone, contexts, way=way, together=edit_each, edit_batches=edit_batches, **more)
+    return Method(
+        params, edit_alone, contexts, way=way, together=edit_each, edit_batches=edit_batches, size=size, **more
+    )
 
 
 def spread(lm, batches, params, contexts, ways, *, forward=None):

@@ -17,8 +17,9 @@ scalable-model-editing/encore `encore/` (arXiv:2502.01636); scalable-model-editi
 """
 
 from dataclasses import dataclass
+from functools import partial
 
-from editscale.editing import history, memit
+from editscale.editing import history, memit, updates
 from editscale.editing.memit import MemitParams
 from editscale.editing.method import Way
 
@@ -98,9 +99,10 @@ def way_of_emmet(params, factors, state, n):
     return Way(lambda keys, layer, bare: history.solve(state[layer], keys, own))
 
 
+SIZE = partial(updates.low_rank_bytes, right=2)  # the keys are kept
 METHODS = {
-    "memit-seq": memit.method(MemitParams, way, start=with_moment, after=with_keys),
-    "alphaedit": memit.method(AlphaEditParams, way, start=in_null_space, after=with_keys),
-    "encore": memit.method(EncoreParams, way, start=with_ridge, after=with_keys),
+    "memit-seq": memit.method(MemitParams, way, start=with_moment, after=with_keys, size=SIZE),
+    "alphaedit": memit.method(AlphaEditParams, way, start=in_null_space, after=with_keys, size=SIZE),
+    "encore": memit.method(EncoreParams, way, start=with_ridge, after=with_keys, size=SIZE),
     "emmet": memit.method(EmmetParams, way_of_emmet, start=with_ridge, after=unchanged),
 }

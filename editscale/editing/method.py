@@ -57,6 +57,9 @@ class Method:
             edited together. All lists have one size; given a stack, list i is edited on copy i. It takes `states`, one
             for each list, where `edit` does. With lists of one fact it gives what `edit` gives. Of how values were
             found, a trace has an entry or a column for each fact. None: there is no such form.
+        size: (lm, params, n) -> bytes of the tensors that are recorded of n facts edited together, at most, from shapes
+            alone. None: not known before the first edit.
+        by_token: whether `size` is that of n tokens of the facts' targets.
     """
 
     params: type
@@ -72,3 +75,5 @@ class Method:
     evaluated: object = None
     made_of: object = None
     edit_batches: object = None
+    size: object = None
+    by_token: bool = False

@@ -76,13 +76,14 @@ def _anchoring(way, at="block"):
     return anchoring
 
 
+KEEPING = {"after": memit_family.with_keys, "size": memit_family.SIZE}
 METHODS = {
     "rome-nas": rome.method(RomeNasParams, _anchoring(rome.way, "mlp")),
     "memit-nas": memit.method(MemitNasParams, _anchoring(memit.way)),
     "memit-seq-nas": memit.method(
-        MemitNasParams, _anchoring(memit_family.way), start=memit_family.with_moment, after=memit_family.with_keys
+        MemitNasParams, _anchoring(memit_family.way), start=memit_family.with_moment, **KEEPING
     ),
     "alphaedit-nas": memit.method(
-        AlphaEditNasParams, _anchoring(memit_family.way), start=memit_family.in_null_space, after=memit_family.with_keys
+        AlphaEditNasParams, _anchoring(memit_family.way), start=memit_family.in_null_space, **KEEPING
     ),
 }

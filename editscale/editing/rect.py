@@ -69,7 +69,8 @@ def _masking(way, **how):
     return masking
 
 
+SIZE = partial(updates.low_rank_bytes, masked=True)
 METHODS = {
-    "rome-rect": rome.method(RomeRectParams, _masking(rome.way, tiny=0.0, one_more=False)),
-    "memit-rect": memit.method(MemitRectParams, _masking(memit.way, tiny=TINY, one_more=True)),
+    "rome-rect": rome.method(RomeRectParams, _masking(rome.way, tiny=0.0, one_more=False), size=SIZE),
+    "memit-rect": memit.method(MemitRectParams, _masking(memit.way, tiny=TINY, one_more=True), size=SIZE),
 }

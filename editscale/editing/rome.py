@@ -16,7 +16,7 @@ mean (a subject that opens the prompt) its denominator gets tiny and the update 
 from dataclasses import dataclass
 from functools import partial
 
-from editscale.editing import moments, values
+from editscale.editing import moments, updates, values
 from editscale.editing.method import Method, Way
 from editscale.editing.updates import Edit, Update
 from editscale.models import anatomy
@@ -163,7 +163,7 @@ def way(params, factors, state, n):
     return Way()
 
 
-def method(params, way, variant="rome", **more):
+def method(params, way, variant="rome", size=updates.low_rank_bytes, **more):
     """The `Method` that edits as a variant of ROME does, in a `Way` of its own. Its edits take `forward` too."""
 
     def edit_alone(lm, facts, params, contexts, factors, ahead=None, *, states=None, forward=None):
@@ -171,7 +171,7 @@ def method(params, way, variant="rome", **more):
         return edit_each(lm, facts, params, contexts, factors, ahead, variant=variant, ways=of, forward=forward)
 
     ahead = partial(directions, variant=variant)
-    return Method(params, edit_alone, ahead=ahead, way=way, together=edit_each, **more)
+    return Method(params, edit_alone, ahead=ahead, way=way, together=edit_each, size=size, **more)
 
 
 METHODS = {name: method(RomeParams, way, name) for name in VARIANTS}

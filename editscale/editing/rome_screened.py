@@ -7,9 +7,9 @@ bit where no other method changes what enters ROME's layer: keys of ROME's edits
 while what is screened follows from the unedited model alone.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from editscale.editing import context_sampling, editors, finetune, memit, norm_anchor, rect, rome, rome_multi
+from editscale.editing import context_sampling, editors, finetune, memit, norm_anchor, rect, rome, rome_multi, updates
 from editscale.editing.method import Method
 from editscale.editing.rome import RomeParams
 from editscale.editing.updates import Edit
@@ -115,4 +115,11 @@ def _put(edits, rows, made):
         edits[i] = edit
 
 
-METHODS = {"rome-screened": Method(RomeScreenedParams, edit_each, ahead=rome.directions)}
+def size(lm, params, n):
+    """Bytes of n facts: ROME's, or those of the other method if these are more. What is left out takes none."""
+    own = updates.low_rank_bytes(lm, replace(params, instead={}), n)
+    method, of = params.other or (None, None)
+    return max(own, method.size(lm, of, n)) if method else own
+
+
+METHODS = {"rome-screened": Method(RomeScreenedParams, edit_each, ahead=rome.directions, size=size)}

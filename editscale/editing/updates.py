@@ -90,6 +90,21 @@ def factors(left, right, dtype):
     return left.to(dtype), right.to(dtype)
 
 
+def low_rank_bytes(lm, params, n, *, left=1, right=1, masked=False):
+    """Bytes of the tensors of an `Update` of rank n for each of `params.layers`, in the weights' dtype.
+
+    Args:
+        left, right: how many tensors (d_value, n) and (d_key, n) an update holds, with those that are kept.
+        masked: whether it has a mask.
+    """
+    total = 0
+    for layer in params.layers:
+        d_value, d_key = lm.weight(layer).shape[-2:]
+        total += n * (left * d_value + right * d_key) * lm.dtype.itemsize
+        total += -(-d_value * d_key // 8) if masked else 0
+    return total
+
+
 @dataclass(frozen=True)
 class Edit:
     """What an editor returns: the updates, and a trace of named tensors that says how they came about."""

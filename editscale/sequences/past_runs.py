@@ -168,8 +168,8 @@ def checkpoints(n_edits, every, facts_per_step=1):
     found = [place for place in range(every, n_edits + 1, every) if place % facts_per_step == 0] if every > 0 else []
     if not found:
         raise ValueError(
-            f"a checkpoint every {every} edits does not fit a run of {n_edits} in steps of {facts_per_step}; choose 1 to "
-            f"{n_edits}, with a multiple that ends a step"
+            f"a checkpoint every {every} edits does not fit a run of {n_edits} in steps of {facts_per_step}; choose a "
+            f"number from 1 to {n_edits} with a multiple that ends a step"
         )
     return found
 

@@ -109,6 +109,30 @@ def check_facts(lm, facts, contexts):
             raise ValueError(f"case {fact.case_id}: {error}") from error
 
 
+def ledger_size(lm, facts, editing):
+    """A sentence that says, before the first edit, how many bytes the tensors of these edits take in a ledger.
+
+    That is known of the package's methods from shapes alone, of UltraEdit and StableEdit for each token of a target,
+    and not of one's own.
+    """
+    each, step = editors.bytes_per_edit(editing, lm), editing.facts_per_step
+    if each is None:
+        return f"How much an edit of {editing.method} takes in the ledger is known after the first one."
+    what = f"An edit of {editing.method}" if step == 1 else f"A step of {step} edits of {editing.method}"
+    total, per = each * (len(facts) // step), ""
+    if editors.method(editing.method).by_token:
+        pairs = tokens.with_targets(lm.tokenizer, [f.rewrite_prompt for f in facts], [f.target_new for f in facts])
+        total, per = each * sum(len(target) for _, target in pairs), " for each token of a target"
+        total += sum(x.nbytes for update in getattr(editing.start, "shift", ()) for x in update.change().values())
+    return f"{what} takes {_bytes(each)} in the ledger{per}; all {len(facts)} edits take {_bytes(total)}."
+
+
+def _bytes(n):
+    """A number of bytes in words, with three digits."""
+    unit, size = next((u, k) for u, k in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3), ("bytes", 1)) if n >= k or k == 1)
+    return f"{n / size:.3g} {unit}"
+
+
 def refused_facts(lm, facts):
     """case_id ↦ what `check_facts` says, of each fact that cannot be edited or scored after the bare prompt."""
     from tqdm import tqdm
