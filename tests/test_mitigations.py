@@ -151,6 +151,17 @@ def test_a_share_of_entries_that_there_is_not_is_refused(zeroed):
         rect.largest(random(3, 3), zeroed)
 
 
+@pytest.mark.parametrize("one_more", (False, True))
+@pytest.mark.parametrize("zeroed", (0.0, 0.3, 0.8, 0.999))
+@pytest.mark.parametrize("special", ((), (float("inf"),), (float("nan"), float("inf"), 0.0, 0.0)))
+def test_the_border_of_a_mask_is_the_entry_at_its_place_among_all_sorted_ones(special, zeroed, one_more):
+    """NaN sorts last: the ratio of no change to a weight of 0."""
+    scores = random(9, 20).abs()
+    scores[4, : len(special)] = torch.tensor(special, dtype=scores.dtype)
+    border = scores.flatten().sort().values[max(int(zeroed * 180) - one_more, 0)]
+    assert torch.equal(rect.largest(scores, zeroed, one_more=one_more), scores >= border)
+
+
 def test_the_anchor_leaves_out_the_largest_norms():
     norms = torch.arange(1.0, 41)
     assert norm_anchor.anchor(norms[torch.randperm(40)]) == pytest.approx(norms[:38].mean().item())

@@ -25,7 +25,7 @@ Statistics and solves are in float64, where the released code takes float32.
 
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 
 from editscale.data import orders
 from editscale.editing import updates
@@ -81,6 +81,17 @@ class State:
     products: object = None  # StableEdit
     unbiased: bool = False
     shift: tuple = ()  # StableEdit
+
+    @cached_property
+    def whitening(self):
+        """Q, (d_value, d_value) float64: the inverse square root of the gradients' covariance, one for all layers. None
+        where nothing is whitened, or too few gradients were seen."""
+        import torch
+
+        if self.products is None or self.n <= (d := len(self.products)) + 1:
+            return None
+        values, vectors = torch.linalg.eigh(self.products / (self.n - d - 1 + EPSILON))
+        return vectors / values.clamp(min=SMALLEST).sqrt() @ vectors.T
 
 
 def start_ultraedit(lm, params, contexts, factors):
@@ -177,9 +188,8 @@ def asked(state, keys, gradients, eta, *, whiten=True):
     x = torch.cat([keys, gradients]).to(state.mean) - state.mean[:, None]
     normalized, d = x / deviation[:, None], len(gradients)
     direction = normalized[-d:]
-    if whiten and state.products is not None and state.n > d + 1:  # StableEdit
-        values, vectors = torch.linalg.eigh(state.products / (state.n - d - 1 + EPSILON))  # StableEdit
-        direction = vectors / values.clamp(min=SMALLEST).sqrt() @ vectors.T @ x[-d:]  # StableEdit
+    if whiten and state.whitening is not None:  # StableEdit
+        direction = state.whitening @ x[-d:]  # StableEdit
     return -eta * (normalized[:-d] ** 2).sum(0) * direction
 
 

@@ -42,8 +42,8 @@ def largest(scores, zeroed, *, one_more=False):
     these too. Entries of equal score at the border all remain."""
     if not 0 <= zeroed < 1:
         raise ValueError(f"zeroed_fraction is {zeroed}; expected a share from 0 to below 1")
-    ordered = scores.flatten().sort().values
-    return scores >= ordered[max(int(zeroed * scores.numel()) - one_more, 0)]
+    place = max(int(zeroed * scores.numel()) - one_more, 0)  # among all, in ascending order, from 0
+    return scores >= scores.flatten().kthvalue(place + 1).values
 
 
 def masked(lm, i, edit, *, zeroed, tiny, one_more):
