@@ -1,8 +1,8 @@
 """What edits, scores and checkpoints cost, each beside its plain path: `python -m editscale bench`.
 
 The two paths run in turns, so that their ratio holds where seconds waver, and their results are compared. The plain
-path is that of the public implementations: full forwards of the unmodified model (`plain`). What is run: `parts`; the
-tables: `costs`.
+path is that of the public implementations: full forwards of the unmodified model (`plain`). What is run: `parts`, and
+one edit of every method beside MEMIT's: `method_costs`. The tables: `costs`.
 """
 
 import statistics
@@ -13,9 +13,9 @@ from pathlib import Path
 
 import click
 
-from editscale.editing import editors
+from editscale.editing import editors, modules
 from editscale.kernels import cuda_graphs
-from tools import costs, parts, plain
+from tools import costs, method_costs, parts, plain
 from tools import shape as published
 
 
@@ -233,6 +233,7 @@ class SeveralValues(click.Command):
         return rest
 
 
+METHODS = "methods"  # the part that `method_costs` measures
 LIST = {"multiple": True, "show_default": False}
 
 
@@ -240,21 +241,28 @@ LIST = {"multiple": True, "show_default": False}
 @click.option("--device", default="cpu", help="cpu, cuda, …")
 @click.option("--shapes", "names", type=click.Choice(list(SHAPES)), **LIST, help="Models.")
 @click.option(
-    "--parts", "wanted", type=click.Choice(list(parts.PARTS)), default=list(parts.PARTS), **LIST, help="What is run."
+    "--parts",
+    "wanted",
+    type=click.Choice([*parts.PARTS, METHODS]),
+    default=[*parts.PARTS, METHODS],
+    **LIST,
+    help="What is run.",
 )
+@click.option("--methods", type=click.Choice(list(modules.MODULES)), **LIST, help="Those of part methods.")
 @click.option("--precisions", type=click.Choice(["float32", "tf32"]), **LIST, help="Of matrix products.")
-@click.option("--repeats", type=int, help="Timed rounds of a part: 2 on a CPU, 3 on a GPU.")
-@click.option("--seconds", default=60.0, help="No further round of a part after this.")
+@click.option("--repeats", type=int, help="Timed rounds of a part: 2 on a CPU, 3 on a GPU; of a method 5.")
+@click.option("--seconds", default=60.0, help="No further round of a part, or method, after this.")
 @click.option("--orders", type=int, **LIST, help="Sizes of batches.")
 @click.option("--facts", default="atlas", help='"atlas" or a CounterFact file.')
 @click.option("--tokenizer", default="", help="Folder, for random weights: SmolLM2's.")
 @click.option("--out", default="figures/cost", help="Folder of the tables, which rows are merged into.")
 @click.option("--profile", "profiled", is_flag=True, help="Print what one ROME edit spends its time in.")
-def main(device, names, wanted, precisions, repeats, seconds, orders, facts, tokenizer, out, profiled):
+def main(device, names, wanted, methods, precisions, repeats, seconds, orders, facts, tokenizer, out, profiled):
     """Measure what edits, scores and checkpoints cost, print each row, and write the table and pages of this device.
 
     Without --shapes, SmolLM2 on a CPU and the others on a GPU; without --parts, all; without --precisions, on a GPU
-    both; without --orders, batches of 1 to 10 orders. These take several values.
+    both; without --orders, batches of 1 to 10 orders; without --methods, all, on a model for which there are
+    hyper-parameters of all. These take several values.
     """
     from editscale.data.orders import in_order, open_set
     from editscale.models import loading
@@ -272,12 +280,17 @@ def main(device, names, wanted, precisions, repeats, seconds, orders, facts, tok
                 case = replace(whole, lm=replace(lm, graphs={}), precision=precision)
                 warm_up(case)
                 peak = peak_row(case)
-                for part in wanted:
+                for part in (part for part in wanted if part != METHODS):
                     peak = max(peak, peak_row(case), key=lambda row: row["tflops"])
                     costs.write(out, [peak])
                     for row in measure(case, part, peak["tflops"], repeats=repeats, seconds=seconds):
                         costs.write(out, [row])
                         print(costs.line(row), flush=True)
+                stem = SHAPES[shape].hparams
+                compared = (methods or method_costs.available(stem)) if METHODS in wanted else ()
+                for row in method_costs.rows(case, compared, stem, repeats=repeats, seconds=seconds):
+                    costs.write(out, [row])
+                    print(costs.line(row), flush=True)
                 if profiled:
                     print(profile(case))
     costs.write_pages(out)

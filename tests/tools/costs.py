@@ -15,7 +15,16 @@
 
 The difference is the largest ‖A − B‖ / ‖A‖ of changed weights or second moments, the largest relative one of a negative
 log-likelihood or (history) a probability, or the share of answers that differ (GLUE-like round). A field that does not
-apply is null. `full-<study>.json` is what `full_cost` found.
+apply is null. `full-<study>.json` is what `full_cost` found, `methods-<device>.json` one edit of each method:
+
+| field | meaning |
+|---|---|
+| method, shape, device, precision | the method, and as above |
+| earlier | how many edits were made before |
+| rounds | how often it was timed |
+| seconds, ratio | median seconds of one edit, and median ratio to MEMIT's edit in the same round |
+| ledger_bytes | what the edit takes in the ledger, with the header of its tensors |
+| state_bytes | what the run's state holds in memory, without the second moments |
 """
 
 import json
@@ -26,6 +35,7 @@ from pathlib import Path
 import click
 import pandas as pd
 
+from editscale.editing import context_sampling, editors
 from editscale.files import write_whole
 from tools import recorded
 
@@ -46,6 +56,21 @@ HEADS = {  # field ↦ what stands above its column
 }
 FIELDS = tuple(HEADS)
 KEY = ("part", "shape", "precision", "orders")  # what names a row in the table of one device
+METHOD_HEADS = {  # the same of a row of `method_costs`
+    "method": "method",
+    "shape": "model",
+    "device": "device",
+    "precision": "precision",
+    "earlier": "earlier edits",
+    "rounds": "rounds",
+    "seconds": "one edit, s",
+    "ratio": "times MEMIT's",
+    "ledger_bytes": "bytes in the ledger",
+    "state_bytes": "bytes of the state",
+}
+METHODS = "methods-"  # begins the names of files of methods
+LIMIT = 1.2  # times MEMIT's edit: no method but ROME's kind, and UltraEdit's, shall take longer
+METHOD_KEY = ("method", "shape", "precision", "earlier")
 SHOWN = ("smollm2-135m", "gpt2-xl")  # the models on the first page
 SCALE = "smollm2"  # the recorded one
 ORDERS = 10  # the published ones
@@ -57,9 +82,18 @@ GROUPS = ("second moments", "editing", "recall", "tasks", "edits alone", "notebo
 
 def row(**given):
     """A row with all FIELDS, floats rounded to four digits; what is not given is None, and orders 1."""
-    if unknown := set(given) - set(FIELDS):
-        raise ValueError(f"no field {', '.join(sorted(unknown))} in a row of costs; the fields are {', '.join(FIELDS)}")
-    values = {**dict.fromkeys(FIELDS), "orders": 1, **given}
+    return _row(FIELDS, {"orders": 1, **given})
+
+
+def method_row(**given):
+    """A row of a method's costs, with the names in METHOD_HEADS."""
+    return _row(tuple(METHOD_HEADS), given)
+
+
+def _row(names, given):
+    if unknown := set(given) - set(names):
+        raise ValueError(f"no field {', '.join(sorted(unknown))} in a row of costs; the fields are {', '.join(names)}")
+    values = {**dict.fromkeys(names), **given}
     return {name: float(f"{x:.4g}") if isinstance(x, float) else x for name, x in values.items()}
 
 
@@ -80,29 +114,37 @@ def slug(name):
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
-def merged(old, new):
-    """`old` rows with `new` ones in the place of those of the same KEY, or after them."""
-    by_key = {tuple(r[name] for name in KEY): r for rows in (old, new) for r in rows}
+def merged(old, new, key=KEY):
+    """`old` rows with `new` ones in the place of those of the same key, or after them."""
+    by_key = {tuple(r[name] for name in key): r for rows in (old, new) for r in rows}
     return list(by_key.values())
 
 
 def read(folder):
     """File stem ↦ rows, of all tables of a device in a folder, by name."""
-    paths = [path for path in sorted(Path(folder).glob("*.json")) if not path.name.startswith("full-")]
+    paths = [path for path in sorted(Path(folder).glob("*.json")) if not path.name.startswith(("full-", METHODS))]
     return {path.stem: json.loads(path.read_text()) for path in paths}
 
 
+def read_methods(folder):
+    """Stem of a device's page ↦ rows of methods, of all devices in a folder."""
+    paths = sorted(Path(folder).glob(f"{METHODS}*.json"))
+    return {path.stem.removeprefix(METHODS): json.loads(path.read_text()) for path in paths}
+
+
 def write(folder, rows):
-    """Merge the rows of one device into its table in `folder`; the path of that."""
-    path = Path(folder) / f"{slug(rows[0]['device'])}.json"
-    rows = merged(json.loads(path.read_text()) if path.exists() else [], rows)
+    """Merge the rows of one device, `row`s or `method_row`s, into its table in `folder`; the path of that."""
+    prefix, key = (METHODS, METHOD_KEY) if "method" in rows[0] else ("", KEY)
+    path = Path(folder) / f"{prefix}{slug(rows[0]['device'])}.json"
+    rows = merged(json.loads(path.read_text()) if path.exists() else [], rows, key)
     lines = ",\n".join(" " + json.dumps(r, ensure_ascii=False) for r in rows)
     return write_whole(path, f"[\n{lines}\n]\n".encode())
 
 
 def line(r):
     """A row in a line of text."""
-    return ", ".join(f"{HEADS[name]} {_cell(x)}" for name, x in r.items() if x is not None)
+    heads = METHOD_HEADS if "method" in r else HEADS
+    return ", ".join(f"{heads[name]} {_cell(x)}" for name, x in r.items() if x is not None)
 
 
 # ------------------------------------------------------------------------------------------------- pages
@@ -114,21 +156,23 @@ def write_pages(folder=FOLDER, tables=f"figures/{SCALE}/tables"):
     Args:
         tables: the folder with the recorded tables of scale SCALE.
     """
-    folder, devices = Path(folder), read(folder)
+    folder, devices, methods = Path(folder), read(folder), read_methods(folder)
     studies = {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("full-*.json"))}
-    texts = {stem: device_page(rows) for stem, rows in devices.items()}
+    stems = dict.fromkeys([*devices, *methods])
+    texts = {stem: device_page(devices.get(stem, []), methods.get(stem, [])) for stem in stems}
     texts |= {stem: study_page(one) for stem, one in studies.items()}
-    texts["README"] = first_page(devices, recorded.read(tables, SCALE), studies)
+    texts["README"] = first_page(devices, recorded.read(tables, SCALE), studies, methods)
     return [write_whole(folder / f"{stem}.md", text.encode()) for stem, text in texts.items()]
 
 
-def first_page(devices, results, studies):
+def first_page(devices, results, studies, methods):
     """figures/cost/README.md.
 
     Args:
         devices: what `read` returns.
         results: `recorded.Results` of scale SCALE.
         studies: file stem ↦ what `full_cost.cost` returns.
+        methods: what `read_methods` returns.
     """
     sections = [_beside_plain(stem, rows, shape) for shape in SHOWN for stem, rows in devices.items()]
     gpus = {parts["edits"].get("gpu") for run, parts in results.made.items() if _on_gpu(results, run, "edits")}
@@ -145,7 +189,7 @@ layers are computed here by oneDNN on a CPU and on the tensor cores of an H100, 
 on the page of each device shows that part alone: one large product in both ways. "Again" is a later checkpoint of the
 same run, which keeps what enters the lowest edited layer.
 
-{"".join(filter(None, sections))}## The recorded study
+{"".join(filter(None, sections))}{"".join(map(_methods_said, methods, methods.values()))}## The recorded study
 
 Scale `{SCALE}` took this long on one {" or ".join(sorted(filter(None, gpus))) or "GPU"}. These times are older than
 [tensor_cores.py](../../editscale/kernels/tensor_cores.py), which makes edits, scores and tasks faster. One edit is time
@@ -201,18 +245,98 @@ def _growth(rows):
     return "".join(said)
 
 
-def device_page(rows):
-    """The table of one device as a page."""
-    cells = [{head: _cell(r[name]) for name, head in HEADS.items() if name != "device"} for r in rows]
-    return f"""# What it costs on {rows[0]["device"]}
+def _limited(name):
+    """Whether a method shall take at most LIMIT times as long as MEMIT."""
+    of = editors.method(name)
+    return of.contexts is not context_sampling.rome_contexts and not of.by_token
 
-Measured by `python -m editscale bench`. [README.md](README.md) says what the plain path is,
+
+def _methods_said(stem, rows):
+    """What the first page says of the methods on one device."""
+    asked = [r for r in rows if _limited(r["method"])]
+    over = list(dict.fromkeys(r["method"] for r in asked if r["ratio"] > LIMIT))
+    most = max(asked, key=lambda r: r["ratio"])
+    return f"""### One edit of every method on {rows[0]["device"]}
+
+Beside MEMIT's edit in the same run, methods that are neither of ROME's kind nor of UltraEdit's take up to
+{most["ratio"]:.2f} times as long ({most["method"]}, after {most["earlier"]:,} edits); more than {LIMIT} times:
+{", ".join(over) or "none"}. Seconds, bytes in the ledger and of the state: [{rows[0]["device"]}]({stem}.md#methods).
+
+"""
+
+
+def device_page(rows, methods=()):
+    """The tables of one device as a page: `row`s of parts, and `method_row`s."""
+    device = (rows or methods)[0]["device"]
+    return f"# What it costs on {device}\n\n{_parts_section(rows)}{_methods_section(methods)}".rstrip("\n") + "\n"
+
+
+def _methods_section(rows):
+    """The methods of each model on one device; "" where none was measured."""
+    text = ""
+    for shape in dict.fromkeys(r["shape"] for r in rows):
+        of = [r for r in rows if r["shape"] == shape]
+        text += f"{table([_method_cells(name, of) for name in dict.fromkeys(r['method'] for r in of)])}\n\n"
+    if not text:
+        return ""
+    shapes = ", ".join(dict.fromkeys(r["shape"] for r in rows))
+    return f"""## Methods
+
+One edit of every method on {shapes}, measured in turns with MEMIT's by `python -m editscale bench --parts methods`.
+[method_costs.py](../../tests/tools/method_costs.py) says what is timed, and with which settings. "×" is the median of
+the ratios to MEMIT's edit in the same round, of {_span([r["rounds"] for r in rows])}; for `memit` itself it shows how
+far two runs of the same edit differ. "≤ {LIMIT} ×" says whether all of them keep the limit, which is not asked of
+methods of ROME's kind, with their 20 contexts, and of UltraEdit's. Columns "after" are of an edit that many others with
+random keys came before. Bytes in the ledger are those of one such edit with the header of its tensors; UltraEdit and
+StableEdit take as much for each token of a target, and StableEdit's first edit holds its warm-up too
+(`editors.bytes_per_edit`). A state is held in memory, and grows with every edit of a method that minds earlier keys.
+
+{text}"""
+
+
+def _span(numbers):
+    return " to ".join(map(str, sorted({min(numbers), max(numbers)})))
+
+
+def _method_cells(name, rows):
+    """A row of the table of methods, from the rows of one model."""
+    by_earlier = {r["earlier"]: r for r in rows if r["method"] == name}
+    first, last = by_earlier[min(by_earlier)], by_earlier[max(by_earlier)]
+    cells = {"method": name}
+    for earlier in sorted({r["earlier"] for r in rows}):
+        r = by_earlier.get(earlier)
+        head = f"after {earlier:,}" if earlier else "first edit"
+        cells |= {head: _number(r and r["seconds"], "s"), f"{head}, ×": f"{r['ratio']:.2f}" if r else ""}
+    holds = all(r["ratio"] <= LIMIT for r in by_earlier.values())
+    cells[f"≤ {LIMIT} ×"] = ("yes" if holds else "no") if _limited(name) else "not asked"
+    n = last["earlier"] - first["earlier"]
+    grown = (last["state_bytes"] - first["state_bytes"]) / n if n else 0
+    return cells | {
+        "ledger, per edit": _bytes(last["ledger_bytes"]),
+        "state, per edit": _bytes(grown),
+        "state, in all": _bytes(last["state_bytes"]),
+    }
+
+
+def _bytes(n):
+    """Bytes with a unit and three digits; "0" for none."""
+    unit, size = next((u, k) for u, k in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3), ("bytes", 1)) if abs(n) >= k or k == 1)
+    return f"{n / size:.3g} {unit}" if n else "0"
+
+
+def _parts_section(rows):
+    """The parts on one device; "" where none was measured."""
+    if not rows:
+        return ""
+    cells = [{head: _cell(r[name]) for name, head in HEADS.items() if name != "device"} for r in rows]
+    return f"""Measured by `python -m editscale bench`. [README.md](README.md) says what the plain path is,
 [parts.py](../../tests/tools/parts.py) what is run, and [costs.py](../../tests/tools/costs.py) what each column means.
 Seconds are medians of one edit, one round or one checkpoint. An edit is all of its 20 steps where no other number is
 named. gpt2-small, gpt2-xl and gpt-j have random weights of these sizes. The GLUE-like round asks `reviews` and
 `paraphrases`, the tasks that come with the package, in place of GLUE's.
 
 {table(cells)}
+
 """
 
 
