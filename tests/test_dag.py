@@ -290,7 +290,7 @@ def test_the_papers_scale_is_every_method_on_ten_orders_looked_at_twice_and_gath
     found = jobs(REPOSITORY, "--forceall", scale="gpt2-xl")
     per_run = {"sequential_editing", "recall_history", "glue_eval"}
     assert {name: n for name, n in found.items() if name in per_run} == dict.fromkeys(per_run, 4 * 10)
-    own = {"first_edit", "extend"}  # at scale smoke only
+    own = {"first_edit", "extend", "key_overlap", "mitigations"}  # where a scale has values for them
     once = {path.stem.split("_", 1)[1] for path in (REPOSITORY / "notebooks").glob("*.ipynb")} - per_run - own
     assert {name: n for name, n in found.items() if name not in per_run} == dict.fromkeys(once, 1)
 
@@ -456,6 +456,26 @@ def test_of_a_recorded_scale_only_the_gathering_notebooks_run_on_its_tables(stud
         shutil.rmtree(tables)
 
 
+def test_what_could_prevent_forgetting_is_asked_where_a_scale_has_values_for_it(study):
+    assert not {"key_overlap", "mitigations"} & set(jobs(study, "--forceall"))
+    overlap = 'overlap: str = ""  # a table of another notebook\n'
+    write_notebook(study / "notebooks/09a_key_overlap.ipynb", MEASURING, MEASURE)
+    write_notebook(study / "notebooks/09b_mitigations.ipynb", overlap + GATHERING, GATHER)
+    values = [study / f"params/tiny/{name}.yaml" for name in ("09a_key_overlap", "09b_mitigations")]
+    try:
+        for path, text in zip(values, ("methods: {rome: params/rome/tiny.yaml}\n", ""), strict=True):
+            path.write_text(text)
+        found = jobs(study, "--forceall")
+        assert (found["key_overlap"], found["mitigations"]) == (1, 1)
+        printed = snakemake(study, "-n", "-p", "--forceall").stdout
+        assert "-p overlap runs/tiny/overlap/overlap.parquet -p figures_folder runs/tiny/figures" in printed
+        needed = snakemake(study, "-n", "-p", "--quiet", "rules", "--forceall", "runs/tiny/overlap/.finished")
+        assert "covariance_stats" in needed.stdout and "sequential_editing" not in needed.stdout
+    finally:
+        for path in values:
+            path.unlink(missing_ok=True)
+
+
 # ------------------------------------------------------------------------------------------------ a cluster
 
 PROFILE = REPOSITORY / "params/slurm/config.yaml"
@@ -481,7 +501,7 @@ def resources(scale):
 def test_every_job_says_its_memory_and_time_and_one_with_a_device_asks_for_a_gpu(scale, gres):
     asked = resources(scale)
     names = {path.stem.split("_", 1)[1] for path in (REPOSITORY / "notebooks").glob("*.ipynb")}
-    names -= set() if scale == "smoke" else {"first_edit", "extend"}
+    names -= set() if scale == "smoke" else {"first_edit", "extend", "key_overlap", "mitigations"}
     assert names <= {rule for rule, _ in asked} <= names | {"edit_together"}
     gathering = {name.split("_", 1)[1] for name in GATHERS} | {"acceptance"}
     for rule, given in asked:

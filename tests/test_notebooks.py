@@ -66,6 +66,8 @@ def study(tmp_path_factory):
     run(folder, "05b_disabling_edits", single=str(single / "single.parquet"), **runs)
     measured = run(folder, "06a_acceptance_measures", n_edits=2, moments=str(moments)) / "acceptance.parquet"
     run(folder, "06b_acceptance", table=str(measured), figures_folder=runs["figures_folder"])
+    met = run(folder, "09a_key_overlap", n_edits=7, moments=str(moments)) / "overlap.parquet"
+    run(folder, "09b_mitigations", overlap=str(met), **runs)
     for name in ("00_first_edit", "08_extend"):
         run(folder, name, moments=str(moments))
     judged = {"table": str(measured), "targets": "gpt2-xl"}
@@ -75,8 +77,9 @@ def study(tmp_path_factory):
 
 def test_every_notebook_leaves_figures_in_three_formats_with_data_and_origin(study):
     for stem in (
-        *(f"figures/{name}" for name in gallery.FIGURES),
+        *(f"figures/{name}" for name in gallery.FIGURES if name != "fig8c_steps"),  # no run has several facts in a step
         "01_covariance_stats/fig_spectrum",
+        "09a_key_overlap/overlap",
         "rome/run",
     ):
         for kind in ("svg", "pdf", "png", "csv", "json"):
@@ -149,6 +152,7 @@ def test_a_method_of_a_notebook_has_a_ledger_of_its_own_and_a_family_scores_as_t
 
 def test_takeaways_are_prose_that_renders(study):
     alone = ("01_covariance_stats", "05a_single_edits", "06a_acceptance_measures", "06b_acceptance")
+    alone += ("09a_key_overlap", "09b_mitigations")
     for name in ("00_first_edit", *alone, "08_extend", "rome", "rome/recall", "rome/downstream"):
         prose = outputs_of(study / f"{name}.ipynb", "takeaway")[-1]
         assert prose.endswith(".") and not re.search(r"\bnan\b", prose, re.I), name
@@ -259,6 +263,27 @@ def test_figure_5_shows_each_methods_single_edits_beside_those_of_its_runs(study
     # The first edit of a run is made on the unedited model, alone.
     alone = plotted[(plotted["case_id"] == first) & (plotted["edits"] == 1) & ~plotted["reversed"]]
     assert np.allclose(alone["update_norm_alone"], alone["update_norm_in_run"])
+
+
+def test_overlap_is_measured_of_the_facts_of_the_runs_without_any_edit(study):
+    measured = pd.read_parquet(study / "09a_key_overlap/overlap.parquet")
+    facts = pd.read_parquet(study / "rome/edits.parquet")["case_id"].tolist()
+    assert measured.groupby("method")["case_id"].apply(list).to_dict() == dict.fromkeys(
+        ("memit", "memit-seq", "rome", "rome-multi"), facts
+    )
+    assert measured.loc[measured["method"] == "rome", "own"].to_numpy() == pytest.approx(1, abs=1e-5)
+    shares = pd.read_parquet(study / "09a_key_overlap/shares.parquet")
+    assert shares[shares["directions"] == 7]["share"].to_numpy() == pytest.approx(1)
+
+
+def test_figure_8_plots_recall_of_all_facts_and_what_it_costs(study):
+    plotted = pd.read_csv(study / "figures" / "fig8_mitigations.csv")
+    history = pd.read_parquet(study / "memit" / "recall" / "history.parquet")
+    shown = plotted[(plotted["panel"] == "recall") & (plotted["method"] == "memit")]["recall_all"].item()
+    assert shown == pytest.approx(100 * history.loc[history["edits"] == 7, "efficacy_accuracy"].mean())
+    assert set(plotted["panel"]) == {"recall", "perplexity", "neighborhood"}  # seconds: of recorded runs only
+    both = pd.read_csv(study / "figures" / "fig8b_overlap.csv")
+    assert set(both.loc[both["panel"] == "recall", "method"]) == {"rome", "memit"}
 
 
 def test_single_edits_are_made_with_the_contexts_of_the_run_and_with_others(study):

@@ -75,7 +75,14 @@ def test_a_whole_study_needs_every_part(study):
         (study / f"runs/tiny/{folder}").mkdir()
         pd.DataFrame({"case_id": [7]}).to_parquet(study / f"runs/tiny/{folder}/{name}.parquet")
         finish(study / f"runs/tiny/{folder}")
-    assert len(record.record("tiny")) == 11
+    assert len(record.record("tiny")) == 11  # overlap.parquet is asked of scales with values for its notebook
+    Path("params/tiny/09a_key_overlap.yaml").write_text("")
+    assert len(record.record("tiny")) == 12
+    (study / "runs/tiny/overlap/overlap.parquet").unlink()
+    (study / "figures/tiny/tables/record.json").unlink()
+    with pytest.raises(FileNotFoundError, match="no runs/tiny/overlap/overlap.parquet"):
+        record.record("tiny")
+    assert len(record.record("tiny", partly=True)) == 11
     assert pd.read_parquet(study / "figures/tiny/tables/single.parquet")["case_id"].item() == 7
 
 

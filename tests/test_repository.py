@@ -136,15 +136,17 @@ def test_titles_of_notebooks_begin_with_their_number():
 
 
 def test_every_figure_of_all_runs_is_embedded_in_the_notebook_that_draws_it():
-    """As it was recorded, so that a notebook without outputs shows what it found."""
+    """As it was recorded, so that a notebook without outputs shows what it found. Before that there is none to show."""
     shown = 0
     for path in NOTEBOOKS:
         if "figures_folder" not in notebook_parameters(path):
             continue
         code = "\n".join(cell.source for cell in read_notebook(path).cells if cell.cell_type == "code")
         for name in re.findall(r'record\.figure\(\s*\w+,\s*"(\w+)"', code):
-            assert f"](../figures/smollm2/{name}.png)" in prose_of(path), f"{path.name}: {name}"
-            shown += 1
+            scales = [file.parent.name for file in ROOT.glob(f"figures/*/{name}.png")]
+            scale = "smollm2" if "smollm2" in scales else "mitigations"
+            assert not scales or f"](../figures/{scale}/{name}.png)" in prose_of(path), f"{path.name}: {name}"
+            shown += bool(scales)
     assert shown > 10
 
 

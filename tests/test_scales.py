@@ -9,6 +9,7 @@ from tools import bench
 from editscale.analysis import targets
 from editscale.data import glue
 from editscale.editing import editors
+from editscale.sequences import overlap
 from editscale.workflow.parameters import read_grid, read_parameters
 
 PARAMS = Path(__file__).parents[1] / "params"
@@ -53,6 +54,23 @@ def test_notebooks_of_a_scale_name_one_model_its_moments_and_itself(scale):
     assert [values_of["moments"] for values_of in given[1:]] == [moments, moments]
     named = [values(scale, notebook).get("scale") for notebook in ("02b", "03b", "04b", "05", "05b", "06b")]
     assert set(named) == {scale}
+
+
+ASKED = sorted(path.parent.name for path in PARAMS.glob("*/09b_mitigations.yaml"))  # what could prevent forgetting
+
+
+@pytest.mark.parametrize("scale", ASKED)
+def test_the_overlap_of_keys_is_measured_on_the_model_of_the_scale_for_methods_of_one_layer(scale):
+    given = values(scale, "09a")
+    assert given["moments"] == f"runs/{scale}/moments/second_moments.safetensors"
+    assert values(scale, "09b")["scale"] == scale
+    for method, path in given["methods"].items():
+        assert method in overlap.METHODS and editors.read_params(method, path)
+    if scale in SCALES:
+        of_runs = values(scale, "02a")
+        assert given["layer"] in values(scale, "01")["layers"] and given["fact_set"] == of_runs["fact_set"]
+        for name in ("model", "revision", "device", "prefix_seeds", "n_short_prefixes", "n_long_prefixes"):
+            assert given.get(name) == of_runs.get(name), name
 
 
 @pytest.mark.parametrize(("scale", "model"), LARGE.items())
