@@ -74,12 +74,21 @@ def test_shares_of_pairs_end_at_one_and_those_of_one_common_direction_are_its_ow
     rows = overlap.shares(random(9, 6))
     assert [row["directions"] for row in rows] == [0, 1, 2, 3, 4, 5, 6] and rows[-1]["share"] == pytest.approx(1)
     steps = [b["share"] - a["share"] for a, b in zip([{"share": 0}, *rows[1:]], rows[1:], strict=False)]
-    assert sum(steps) == pytest.approx(1) and all(row["share"] >= 0 for row in rows)
+    assert sum(steps) == pytest.approx(1) and all(row["share"] <= 1 + 1e-12 for row in rows)
     common = torch.eye(9, 12, dtype=torch.float64)  # orthogonal, but for a direction that all of them share
     common[:, -1] = 5
     first = {row["directions"]: row["share"] for row in overlap.shares(common)}
     assert first[0] == pytest.approx(1, abs=0.02) and first[1] == pytest.approx(1, abs=0.02)
     assert [row["directions"] for row in overlap.shares(random(9, 6), most=2)] == [0, 1, 2]
+
+
+def test_shares_are_what_is_gone_with_the_directions_of_the_decomposed_second_moment():
+    keys = random(6, 5)
+    values, directions = torch.linalg.eigh(keys.T @ keys)
+    rest = keys @ directions[:, :-2]  # without the first two
+    slow = sum((rest[s] @ rest[t]).item() ** 2 for s in range(6) for t in range(6) if s != t)
+    found = {row["directions"]: row["share"] for row in overlap.shares(keys)}
+    assert found[2] == pytest.approx(1 - slow / overlap.of_pairs(keys), rel=1e-9)
 
 
 def test_shares_are_given_of_whitened_and_of_raw_keys():

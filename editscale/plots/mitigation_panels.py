@@ -96,7 +96,7 @@ def overlap_lines(ax, overlap, *, window=20):
 
 
 def shares(ax, table):
-    """What the first principal directions of keys carry of the squared products of pairs, whitened and raw.
+    """How much of the squared products of pairs goes with the first principal directions of keys, whitened and raw.
 
     Args:
         table: of `overlap.share_table`; its row of direction 0, the mean key alone, is a cross at the left.
@@ -106,8 +106,8 @@ def shares(ax, table):
         mean, along = of[of["directions"] == 0], of[of["directions"] > 0]
         ax.plot(along["directions"], 100 * along["share"], **looks[way], label=f"{way} keys")
         ax.plot([0], 100 * mean["share"], color=looks[way]["color"], marker="x", linestyle="none", label="_mean key")
-    ax.set(xlabel="first principal directions (×: the mean key alone)", ylabel="share of squared products (%)")
-    ax.set_ylim(bottom=0)
+    ax.set(xlabel="first principal directions (×: the mean key alone)", ylabel="squared products gone without them (%)")
+    ax.set_ylim(top=103)
     ax.legend()
     return table.assign(share=100 * table["share"])
 

@@ -175,22 +175,21 @@ def of_pairs(keys):
 
 
 def shares(keys, most=50):
-    """Share of `of_pairs` that is left if only the first j principal directions of keys (n, d) are: one dict per j.
+    """Share of `of_pairs` that is gone once the first j principal directions of keys (n, d) are: one dict per j.
 
     Args:
         most: the largest j; fewer where the keys have fewer directions.
 
-    Returns directions (j; 0 stands for the direction of the mean key, alone) and share. With all directions it is 1.
-    It may rise above 1 on the way, where the products along other directions have the other sign.
+    Returns directions (j; 0 stands for the direction of the mean key, alone) and share. It is at most 1, and 1 with all
+    directions; below 0 where keys are more alike without them.
     """
     import torch
 
     total, mean = of_pairs(keys), keys.mean(0)
+    bases = [(0, (mean / mean.norm())[None])]
     basis = torch.linalg.svd(keys, full_matrices=False).Vh
-    rows = [{"directions": 0, "share": of_pairs((keys @ (mean / mean.norm()))[:, None]) / total}]
-    for j in range(1, min(most, len(basis)) + 1):
-        rows.append({"directions": j, "share": of_pairs(keys @ basis[:j].T) / total})
-    return rows
+    bases += [(j, basis[:j]) for j in range(1, min(most, len(basis)) + 1)]
+    return [{"directions": j, "share": 1 - of_pairs(keys - keys @ of.T @ of) / total} for j, of in bases]
 
 
 def share_table(keys, factor, most=50):
