@@ -38,10 +38,13 @@ def prepare(lm, methods, moments_path, layer, **sampling):
         )
     params = {name: _at(editors.read_params(name, path), layer) for name, path in methods.items()}
     factors = editors.cholesky_factors(moments.load(moments_path, lm, [layer]).moments, lm.device)
-    return {
-        name: editors.begun(lm, editors.Editing(name, of, editors.sample_contexts(lm, name, **sampling), factors))
-        for name, of in params.items()
-    }
+    made, sampled = {}, {}
+    for name, of in params.items():
+        kind = editors.method(name).contexts  # methods that share it sample the same from one seed
+        if kind not in sampled:
+            sampled[kind] = editors.sample_contexts(lm, name, **sampling)
+        made[name] = editors.begun(lm, editors.Editing(name, of, sampled[kind], factors))
+    return made
 
 
 def _at(params, layer):
