@@ -115,7 +115,7 @@ def test_pairs_are_of_the_same_order_and_said_by_what_all_orders_agree_on():
 
 
 def test_labels_name_the_facts_of_a_step():
-    table = four(memit=[0.1, 0.2], memit_10=[0.3], memit_once=[0.9], rome=[0.5])
+    table = four(memit=[0.1, 0.2], memit_10=[0.3], memit_once=[0.9], rome=[0.5], memit_lambda_1000=[0.4])
     found = mitigations.steps(table)
     assert found.to_numpy().tolist() == [
         ["memit", 0, 1, 0.1], ["memit", 0, 10, 0.3], ["memit", 0, 100, 0.9], ["memit", 1, 1, 0.2]

@@ -126,21 +126,22 @@ def steps(table):
     """Recall of all facts by the facts of a step: method (of single facts), order, facts_per_step, recall_all.
 
     Args:
-        table: of `kept`. Labels that end in -10 have ten facts in a step, in -once all; the rows without such an end
-            of a method that has others are its runs of one.
+        table: of `kept`. A label that ends in -10 after the name of a method that is there has ten facts in a step,
+            one in -once all; that method's own rows are its runs of one.
 
     No rows where no label ends so.
     """
-    forward = table[~table["reversed"]]
-    parts = forward["method"].str.extract(STEPS, expand=False)
-    named = forward.assign(label=forward["method"], method=forward["method"].str.replace(STEPS, "", regex=True))
-    many = [
-        edits if part == "once" else int(part) for part, edits in zip(parts.fillna("1"), named["edits"], strict=True)
-    ]
-    named = named.assign(facts_per_step=many)
-    with_steps = set(named.loc[named["label"] != named["method"], "method"])
+    forward, rows = table[~table["reversed"]], []
+    names = set(forward["method"])
+    for row in forward.itertuples():
+        found, single = STEPS.search(row.method), STEPS.sub("", row.method)
+        if found and single in names:
+            rows.append((single, row.order, row.edits if found[1] == "once" else int(found[1]), row.recall_all))
+    several = {single for single, *_ in rows}
+    ones = forward[forward["method"].isin(several)]
+    rows += [(row.method, row.order, 1, row.recall_all) for row in ones.itertuples()]
     columns = ["method", "order", "facts_per_step", "recall_all"]
-    return named.loc[named["method"].isin(with_steps), columns].sort_values(columns[:3], ignore_index=True)
+    return pd.DataFrame(rows, columns=columns).sort_values(columns[:3], ignore_index=True)
 
 
 def read_overlap(path):
