@@ -15,16 +15,16 @@ NEAREST = {"gpt2": "gpt2-xl", "gptj": "gpt-j-6b", "gpt_neox": "gpt-neox-20b"}
 
 
 def folder(method):
-    """The folder with the files of a method's hyper-parameters; variants of a method share one.
+    """The folder with the files of a method's hyper-parameters: its own, or that of a variant that it shares them with.
 
     Raises ValueError for a method whose dataclass of hyper-parameters has none.
     """
+    params = editors.method(method).params
     root = next(path for path in (_PACKAGE / "hparams", _PACKAGE.parent / "params") if path.is_dir())
-    for name in modules.MODULES:
-        if (root / name).is_dir() and editors.method(name).params is editors.method(method).params:
+    for name in (method, *modules.MODULES):
+        if (root / name).is_dir() and editors.method(name).params is params:
             return root / name
-    kind = editors.method(method).params.__name__
-    raise ValueError(f"editscale has no hyper-parameters {kind} of {method}; give a file of them")
+    raise ValueError(f"editscale has no hyper-parameters {params.__name__} of {method}; give a file of them")
 
 
 def for_model(lm, method):
