@@ -441,6 +441,9 @@ def test_of_a_recorded_scale_only_the_gathering_notebooks_run_on_its_tables(stud
     tables.mkdir(parents=True)
     try:
         (tables / "record.json").write_text("{}")
+        assert set(jobs(study, "--forceall")) == {"editing_proficiency"}  # nothing was looked at along the runs
+        for part in ("recall", "downstream"):
+            (tables / part).mkdir()
         once = {path.split("_", 1)[1]: 1 for path in GATHERS if path != "05b_disabling_edits"}
         assert jobs(study, "--forceall") == once  # no table of single edits, and none of notebook 06a
         (tables / "single.parquet").touch()

@@ -182,3 +182,53 @@ def test_sequences_in_a_stack_are_those_that_each_method_makes(kind):
         assert row["recall_of_all"] == pytest.approx(100 * sum(kept) / 4)
         assert row["relative_drift"] == pytest.approx(50 * sum(distance), rel=1e-6)
     assert len({round(row["relative_drift"], 6) for row in rows}) == len(rows)
+
+
+# ------------------------------------------------------------------------------------- what was swept
+
+SEQUENCES = FOLDER / "sweep" / "sequences-smollm2-135m"
+SWEPT, SPEC = pd.read_csv(SEQUENCES.with_suffix(".csv")), yaml.safe_load(SEQUENCES.with_suffix(".yaml").read_text())
+FILES = {"rome": "rome/smollm2-135m-sequences", "r-rome": "rome/smollm2-135m"}
+
+
+def cells(params):
+    """Hyper-parameters as a row of a table has them."""
+    return {name: json.dumps(value).lower() for name, value in asdict(params).items() if name != "mini_batch"}
+
+
+@pytest.mark.parametrize("method", dict.fromkeys(SWEPT["method"]))
+def test_the_shipped_parameters_are_what_sequences_choose(method):
+    shipped = editors.read_params(method, FOLDER / f"{FILES.get(method, f'{method}/smollm2-135m')}.yaml")
+    row = lasting.best(SWEPT, method)
+    assert {name: like_in(row[name], value) for name, value in cells(shipped).items()} == cells(shipped)
+
+
+def like_in(cell, like):
+    """A cell of the table in the words of `like`."""
+    value = json.loads(str(cell).lower())
+    return json.dumps(type(json.loads(like))(value))
+
+
+def test_the_table_of_sequences_holds_the_settings_of_its_spec_and_no_others():
+    of = list(SWEPT.itertuples())
+    wanted = [(method, params) for method, params in sweep.settings(SPEC)]
+    assert len(of) == len(wanted) and SWEPT["n_facts"].eq(SPEC["n_facts"] * SPEC["n_sequences"]).all()
+    for method, params in wanted:
+        rows = SWEPT[SWEPT["method"] == method]
+        for name, value in cells(params).items():
+            if not (name == "anchor_norm" and value == "0.0"):  # found by the sweep
+                rows = rows[[like_in(cell, value) == value for cell in rows[name]]]
+        assert len(rows) == 1, (method, params)
+
+
+def test_the_page_of_sweeps_is_what_their_table_gives():
+    assert (FOLDER / "sweep" / "README.md").read_text() == lasting.page(SWEPT, SPEC)
+
+
+def test_a_method_keeps_more_than_another_only_if_each_sequence_says_so():
+    def row(*recall):
+        return pd.Series({f"recall_of_all_{i}": x for i, x in enumerate(recall)})
+
+    base = row(50.0, 60.0)
+    assert lasting.keeps_more(row(51.0, 61.0), base) == "yes" and lasting.keeps_more(row(50.0, 10.0), base) == "no"
+    assert lasting.keeps_more(row(90.0, 60.0), base) == "undecided"

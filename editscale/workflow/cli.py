@@ -24,7 +24,8 @@ TOOLS = {
     "gallery": "Write the pages of figures, such as figures/README.md.",
     "shape": "Write a model of a published shape, with random weights.",
     "known": "Show how often the unedited model prefers the true object, per relation.",
-    "sweep": "Try hyper-parameters on single edits.",
+    "slice": "Run what is missing of a scale for some minutes, on all GPUs here, and record it.",
+    "sweep": "Try hyper-parameters, on single edits or on sequences.",
 }
 # Commands by what they are for, in the order of the list that --help shows.
 SECTIONS = {

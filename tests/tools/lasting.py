@@ -187,3 +187,93 @@ def anchored(lm, params, facts):
         return params
     found = norm_anchor.norms(lm, facts, editors.layers_of(params)[-1], params)
     return replace(params, anchor_norm=round(norm_anchor.anchor(found), 3))
+
+
+# Methods that change one thing of another: that one, whose row has the same values in these columns.
+BASES = {
+    **dict.fromkeys(("memit-seq", "encore", "alphaedit", "emmet", "memit-nas", "memit-rect"), ("memit", ())),
+    "memit-seq-nas": ("memit-seq", ("layers", "mom2_update_weight")),
+    "alphaedit-nas": ("alphaedit", ("layers", "nullspace_threshold", "L2")),
+    **dict.fromkeys(("r-rome", "rome-nas", "rome-rect"), ("rome", ("layer", "clamp_norm_factor"))),
+    "stableedit": ("ultraedit", ()),
+}
+SHOWN = ("layer", "layers", "clamp_norm_factor", *OF_START, "zeroed_fraction", "eta")
+PAGE = """# What the sweeps of hyper-parameters found
+
+`python -m editscale sweep SPEC.yaml OUT.csv` made the tables here. Two are of single edits, each on the unedited model:
+[smollm2-135m.csv](smollm2-135m.csv), [ft-c-smollm2-135m.csv](ft-c-smollm2-135m.csv). They chose the settings of the
+recorded study. The third, [sequences-smollm2-135m.csv](sequences-smollm2-135m.csv), is of sequences of edits, and chose
+those of the editors against forgetting.
+
+## Sequences
+
+SmolLM2-135M, {n_each} facts of CounterFact edited one after another, in {n} sequences, none of them a fact that the
+study edits. Below is the chosen setting of each method: the one with the highest recall of all facts at the end, unless
+it raises the perplexity of {text_tokens:,} tokens of WikiText-2 above {most} times that of the unedited model
+([lasting.py](../../tests/tools/lasting.py)). A fact is learned if its new object is the first choice right after its
+edit, and recalled if it is at the end. Both sequences' recall of all facts is given. *Keeps more?* compares it with the
+method that this one changes: yes or no if both sequences say so.
+
+{table}
+
+{found}
+"""
+
+
+def chosen(table):
+    """The chosen row of each method, by descending recall of all facts."""
+    rows = [best(table, method) for method in dict.fromkeys(table["method"])]
+    return sorted(rows, key=lambda row: -row["recall_of_all"])
+
+
+def base_of(table, row):
+    """The row of the method that a row's method changes one thing of; None for one that stands for itself."""
+    if row["method"] not in BASES:
+        return None
+    name, same = BASES[row["method"]]
+    of = table[table["method"] == name]
+    for column in same:
+        of = of[of[column] == row[column]]
+    return best(of, name)
+
+
+def keeps_more(row, base):
+    """ "yes" or "no", whether recall of all facts is higher in each sequence, or in none; else "undecided"."""
+    columns = [name for name in row.index if name.startswith("recall_of_all_")]
+    higher = [row[name] > base[name] for name in columns]
+    return "yes" if all(higher) else "undecided" if any(higher) else "no"
+
+
+def page(table, spec):
+    """The page params/sweep/README.md, from the table of sequences and its spec."""
+    import pandas as pd
+
+    rows, verdicts = [], {"yes": [], "no": [], "undecided": []}
+    for row in chosen(table):
+        base, of_each = base_of(table, row), [f"{row[f'recall_of_all_{i}']:.0f}" for i in range(spec["n_sequences"])]
+        verdict = "" if base is None else keeps_more(row, base)
+        verdicts.setdefault(verdict, []).append(row["method"])
+        values = {x: row[x] for x in SHOWN if x in row and pd.notna(row[x])}
+        rows.append(
+            {
+                "method": row["method"],
+                "setting": ", ".join(f"{x} {v:g}" if isinstance(v, float) else f"{x} {v}" for x, v in values.items()),
+                "learned (%)": f"{row['learned']:.0f}",
+                "recall of learned (%)": f"{row['recall_of_learned']:.0f}",
+                "recall of all (%)": f"{row['recall_of_all']:.0f} ({', '.join(of_each)})",
+                "neighborhood at the end (%)": f"{row['NS_end']:.0f}",
+                "perplexity (×)": f"{row['perplexity_ratio']:.3g}",
+                "drift (%)": f"{row['relative_drift']:.0f}",
+                "keeps more?": f"{verdict}, than {base['method']} ({base['recall_of_all']:.0f})" if verdict else "",
+            }
+        )
+    said = {"yes": "keep more than what they change", "no": "keep no more", "undecided": "differ by sequence"}
+    found = "; ".join(f"{', '.join(verdicts[of])} {words}" for of, words in said.items() if verdicts[of])
+    return PAGE.format(
+        n_each=spec["n_facts"],
+        n=spec["n_sequences"],
+        text_tokens=spec["text_tokens"],
+        most=MOST_PERPLEXITY,
+        table=pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True),
+        found=f"One fact at a time, {found}.",
+    )
