@@ -59,7 +59,8 @@ def test_edits_are_in_the_model_within_the_block_and_undone_bit_for_bit(lm, mome
     with editscale.edited(lm, method, FACTS, moments=moments, show=False) as edit:
         assert any(not torch.equal(before[layer], lm.weight(layer)) for layer in before)
         (score,) = scoring.score_prompts(lm, [("Ada Example is in the", "harp", "town")])
-        assert edit.table["p(new) after"][0] == pytest.approx(np.exp(-score.nll_new))
+        # In float32 an NLL of 9 is known to 1e-6, and the table's was computed in another batch.
+        assert edit.table["p(new) after"][0] == pytest.approx(np.exp(-score.nll_new), rel=1e-5)
         assert edit.table["writes after"][0].startswith(edit.says("Ada Example is in the", 4))
     assert all(torch.equal(before[layer], lm.weight(layer)) for layer in before)
     assert editscale.says(lm, "Ada Example is in the", 4) == said
@@ -148,11 +149,14 @@ def test_a_model_without_hyper_parameters_gets_those_of_another_at_the_same_dept
 
 
 def test_every_model_with_hyper_parameters_is_found_by_its_name():
+    known = ("tiny-gpt2", *hparams.N_LAYERS, "gpt2-medium", "gpt2-large")
     for path in sorted((ROOT / "params").glob("rome/*.yaml")):
+        if path.stem not in known:  # another setting for one of them
+            assert path.stem.startswith(known) and "-" in path.stem
+            continue
         lm = named(tiny.tiny_model("gpt2"), path.stem.replace("tiny-", "tiny_"))
         params, said = hparams.for_model(lm, "r-rome")
         assert params == editors.read_params("rome", path) and said == f"Hyper-parameters: params/rome/{path.name}."
-        assert path.stem == "tiny-gpt2" or path.stem in (*hparams.N_LAYERS, "gpt2-medium", "gpt2-large")
 
 
 def test_the_layers_of_models_that_others_begin_from_are_those_of_their_shapes():

@@ -246,7 +246,7 @@ def test_a_record_that_says_otherwise_than_its_ledger_is_refused(folder, capsys,
 def test_a_failure_on_the_way_leaves_no_folder_and_the_original_weights(run, tmp_path, monkeypatch):
     original = weights_of(run.lm, run.layers)
 
-    def fails(*_):
+    def fails(*_, **__):
         raise OSError("No space left on device")
 
     monkeypatch.setattr(replay, "card", fails)

@@ -54,7 +54,10 @@ def test_started_again_it_goes_on_where_the_ledgers_end(edited):
         together.edit(given, longer, folders)
 
 
-@pytest.mark.parametrize("other", ({"method": "memit"}, {"hparams": "params/rome/smollm2-135m.yaml"}))
+@pytest.mark.parametrize(
+    "other",
+    ({"method": "memit", "hparams": "params/memit/tiny-gpt2.yaml"}, {"hparams": "params/rome/smollm2-135m.yaml"}),
+)
 def test_runs_that_cannot_share_a_batch_are_refused_before_a_model_is_loaded(tmp_path, other):
     with pytest.raises(ValueError, match="runs of rome.* are no batch"):
         together.edit({"n_edits": 3, "facts_per_step": 1}, [RUNS[0], RUNS[0] | other], [tmp_path, tmp_path])

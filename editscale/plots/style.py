@@ -29,8 +29,8 @@ METHOD_STYLE = {
     "rome-screened": {"color": "#0173b2", "marker": "1", "linestyle": "-."},
     "memit-rect": {"color": "#d55e00", "marker": "p", "linestyle": "--"},
     "memit-nas": {"color": "#d55e00", "marker": "8", "linestyle": ":"},
-    "rome-prune": {"color": "#0173b2", "marker": "2", "linestyle": "-."},
-    "memit-prune": {"color": "#d55e00", "marker": "1", "linestyle": "-."},
+    "rome-prune": {"color": "#0173b2", "marker": "4", "linestyle": (0, (8, 2))},
+    "memit-prune": {"color": "#d55e00", "marker": "|", "linestyle": "-."},
     "ultraedit": {"color": "#949494", "marker": "x", "linestyle": "-"},
     "stableedit": {"color": "#949494", "marker": "+", "linestyle": "--"},
 }

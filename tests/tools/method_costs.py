@@ -81,7 +81,7 @@ class Edited:
         updates.apply(self.lm, edit.updates)
         recorded = updates.to_bytes(edit.updates)
         state = editors.after(self.editing, self.state, edit.updates)
-        with editors.looked_at(self.editing, self.lm, [state]):
+        with editors.looked_at([self.editing], self.lm, [state]):
             return recorded
 
     def _check_steps(self, edit):
