@@ -159,6 +159,13 @@ def test_every_model_with_hyper_parameters_is_found_by_its_name():
         assert params == editors.read_params("rome", path) and said == f"Hyper-parameters: params/rome/{path.name}."
 
 
+@pytest.mark.parametrize("model", ("gpt2-xl", "gpt-j-6b"))
+def test_a_method_with_a_folder_of_its_own_begins_with_what_is_published_for_it(model):
+    params, said = hparams.for_model(named(tiny.tiny_model("gpt2"), model), "memit-seq")
+    assert said == f"Hyper-parameters: params/memit-seq/{model}.yaml."
+    assert params == editors.read_params("memit", ROOT / f"params/memit/{model}.yaml")
+
+
 def test_the_layers_of_models_that_others_begin_from_are_those_of_their_shapes():
     of_shape = {"gpt2-xl": "gpt2-xl", "gpt-j-6b": "gpt-j"}
     assert {stem: hparams.N_LAYERS[stem] for stem in of_shape} == {

@@ -15,7 +15,6 @@ import statistics
 import time
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import partial
-from pathlib import Path
 
 from editscale.editing import context_sampling, editors, hparams, modules, updates
 from tools import costs
@@ -27,16 +26,11 @@ STEADY = {"lr": 1e-7, "least_denominator": 0.0, "nullspace_threshold": 0.75}
 
 
 def hparams_file(name, stem):
-    """The file with a method's hyper-parameters for a model: in its own folder, else with those of its kind.
-
-    Raises FileNotFoundError if there is none.
-    """
-    folders = dict.fromkeys((hparams.folder("rome").parent / name, hparams.folder(name)))
-    paths = [Path(folder) / f"{stem}.yaml" for folder in folders]
-    for path in paths:
-        if path.is_file():
-            return path
-    raise FileNotFoundError(f"no hyper-parameters of {name} for {stem} at {' or '.join(map(str, paths))}")
+    """The file with a method's hyper-parameters for a model. Raises FileNotFoundError if there is none."""
+    path = hparams.folder(name) / f"{stem}.yaml"
+    if not path.is_file():
+        raise FileNotFoundError(f"no hyper-parameters of {name} for {stem} at {path}")
+    return path
 
 
 def available(stem):
