@@ -161,10 +161,10 @@ def main(scales, minutes, looks_minutes, looks, parts):
         if not done(out := f"runs/{scale}/moments"):
             given = values(scale, MOMENTS) | {"out": out}
             run_notebook(MOMENTS, f"runs/{scale}/notebooks/{Path(MOMENTS).stem}.ipynb", given, threads=4)
-    share([job for scale in scales for job in edit_jobs(scale)], names, edit, time.monotonic() + 60 * minutes)
+    rows = share([job for scale in scales for job in edit_jobs(scale)], names, edit, time.monotonic() + 60 * minutes)
     chosen = [part for part in parts.split(",") if part in ALONG]
     todo = [job for scale in scales for job in look_jobs(scale, chosen)]
-    share(todo, names * looks, look, time.monotonic() + 60 * looks_minutes)
+    rows += share(todo, names * looks, look, time.monotonic() + 60 * looks_minutes)
     for scale in scales:
         left = [job[1] for job in edit_jobs(scale)]
         print(f"{scale}: {len(left)} batches have edits left ({', '.join(left) or 'none'})")
@@ -172,3 +172,5 @@ def main(scales, minutes, looks_minutes, looks, parts):
             print(f"{len(record.record(scale, partly=True))} files in figures/{scale}/tables")
         except FileNotFoundError as error:
             print(error, file=sys.stderr)
+    if failed := [error for _, _, error in rows if error]:
+        raise click.ClickException(f"{len(failed)} jobs failed; the first said: {failed[0]}")
