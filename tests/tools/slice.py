@@ -36,13 +36,17 @@ def n_edits(scale, run):
     return run.get("n_edits", values(scale, EDIT)["n_edits"])
 
 
-def edit_jobs(scale):
-    """(scale, batch) of every batch of a scale's grid that has an edit to make, those with most edits first."""
+def edit_jobs(scale, chosen=()):
+    """(scale, batch) of every batch of a scale's grid that has an edit to make.
+
+    Those with most edits come first; of `chosen` batches only these, in their order.
+    """
     grid, found = read_grid(f"params/{scale}/grid.yaml"), []
     for batch, keys in batches(grid).items():
         missing = sum(n_edits(scale, grid[key]) - edits_in(folder(scale, key)) for key in keys)
-        found.append((missing, (scale, batch)))
-    return [job for missing, job in sorted(found, key=lambda of: -of[0]) if missing]
+        if missing and (not chosen or batch in chosen):
+            found.append((chosen.index(batch) if chosen else -missing, (scale, batch)))
+    return [job for _, job in sorted(found)]
 
 
 def look_jobs(scale, parts):
@@ -95,6 +99,7 @@ def look(job):
 def worker(gpu, jobs, said, do):
     """Take jobs until there are none; say of each what became of it, and after how many seconds."""
     os.environ["CUDA_VISIBLE_DEVICES"] = gpu
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # with one for each core, small decompositions take a second
     while True:
         try:
             job = jobs.get_nowait()
@@ -151,7 +156,8 @@ def _words(job, seconds, error):
 @click.option(
     "--parts", default="recall,downstream", show_default=True, help="What is looked at, of recall, downstream."
 )
-def main(scales, minutes, looks_minutes, looks, parts):
+@click.option("--only", default="", help="Batches to edit, in this order (a,b); all of them unless given.")
+def main(scales, minutes, looks_minutes, looks, parts, only):
     """Run what is missing of SCALES for some minutes, on all GPUs of this machine, and record what is finished."""
     from editscale.workflow.execute import run_notebook
     from tools import record
@@ -161,9 +167,14 @@ def main(scales, minutes, looks_minutes, looks, parts):
         if not done(out := f"runs/{scale}/moments"):
             given = values(scale, MOMENTS) | {"out": out}
             run_notebook(MOMENTS, f"runs/{scale}/notebooks/{Path(MOMENTS).stem}.ipynb", given, threads=4)
-    rows = share([job for scale in scales for job in edit_jobs(scale)], names, edit, time.monotonic() + 60 * minutes)
-    chosen = [part for part in parts.split(",") if part in ALONG]
-    todo = [job for scale in scales for job in look_jobs(scale, chosen)]
+    chosen = [batch for batch in only.split(",") if batch]
+    if unknown := set(chosen).difference(*(batches(read_grid(f"params/{scale}/grid.yaml")) for scale in scales)):
+        raise click.BadParameter(f"{', '.join(sorted(unknown))}: no batch of {', '.join(scales)}")
+    rows = share(
+        [job for scale in scales for job in edit_jobs(scale, chosen)], names, edit, time.monotonic() + 60 * minutes
+    )
+    looked = [part for part in parts.split(",") if part in ALONG]
+    todo = [job for scale in scales for job in look_jobs(scale, looked)]
     rows += share(todo, names * looks, look, time.monotonic() + 60 * looks_minutes)
     for scale in scales:
         left = [job[1] for job in edit_jobs(scale)]
