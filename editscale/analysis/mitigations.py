@@ -13,18 +13,17 @@ from editscale.analysis.rows import groups, require, rows_of, were_learned
 from editscale.columns import OVERLAP, RUN
 
 LAST = 50  # edits whose neighborhood scores are averaged
-MEASURES = ("learned", "recall_learned", "recall_all", "neighborhood", "perplexity", "drift", "seconds")
+MEASURES = ("learned", "recall_learned", "recall_all", "neighborhood", "perplexity", "drift")
 # What a method changes, where its name does not begin with that; of those that are not there, no base is named.
 BASES = {"encore": "memit", "alphaedit": "memit", "emmet": "memit", "r-rome": "rome", "p-rome": "rome"}
 STEPS = re.compile(r"-(\d+|once)$")  # how labels end that name facts per step, or all facts in a single one
 
 
-def kept(edits, unedited, history, perplexity, drift, timing=None, *, at, last=LAST):
+def kept(edits, unedited, history, perplexity, drift, *, at, last=LAST):
     """What each run has kept after `at` edits: one row per run.
 
     Args:
         edits, unedited, history, perplexity, drift: tables of the runs (`tables.gather`).
-        timing: columns method, order, reversed, edits, seconds; None, or no rows of a run: seconds are not known.
         at: a number of edits; a run without a checkpoint of recall there is left out.
         last: edits whose neighborhood scores are averaged; of the last ones up to `at`.
 
@@ -33,7 +32,7 @@ def kept(edits, unedited, history, perplexity, drift, timing=None, *, at, last=L
         after their edit; recall_learned, recall_all: share of these, and of all facts edited, whose new object is the
         first choice now; neighborhood: score of the last edits' facts right after their edit, minus that on the
         unedited model; perplexity: of fixed sentences, over the unedited model's; drift: ‖W − W₀‖ / ‖W₀‖ of the most
-        moved layer; seconds: per edit, NaN where they are not known. Shares are 0–1.
+        moved layer. Shares are 0–1.
 
     Raises ValueError if columns are missing, or if no run has a checkpoint there.
     """
@@ -47,7 +46,6 @@ def kept(edits, unedited, history, perplexity, drift, timing=None, *, at, last=L
         learned = own.loc[were_learned(own), "edits"]
         late = own[own["edits"] > at - last].merge(before[["edits", "neighborhood"]], on="edits", suffixes=("", "_0"))
         texts = rows_of(perplexity, **run).set_index("edits")["perplexity"]
-        times = None if timing is None else rows_of(timing, **run).query("edits <= @at")["seconds"]
         found.append(
             {
                 **run,
@@ -58,7 +56,6 @@ def kept(edits, unedited, history, perplexity, drift, timing=None, *, at, last=L
                 "neighborhood": (late["neighborhood"] - late["neighborhood_0"]).mean(),
                 "perplexity": texts.get(at, np.nan) / texts.get(0, np.nan),
                 "drift": moved.loc[moved["edits"] == at, "relative_drift"].max(),
-                "seconds": np.nan if times is None or times.empty else times.mean(),
             }
         )
     if not found:
