@@ -1,4 +1,4 @@
-"""Regressions of loss on drift give back the slopes that were put in, within runs and between them."""
+"""Drift at the collapse, and the decay of scores, by hand."""
 
 import numpy as np
 import pandas as pd
@@ -7,57 +7,15 @@ import pytest
 from editscale.analysis import drift_loss
 
 
-def run(order, drift, lost):
-    edits = 20 * np.arange(1, len(drift) + 1)
-    return pd.DataFrame(
-        {"method": "rome", "order": order, "reversed": False, "edits": edits, "lost": lost, "drift": drift}
-    )
-
-
-def test_the_most_moved_layer_stands_for_a_run():
-    layers = [pd.DataFrame({**_key(), "layer": k, "edits": [20, 40], "relative_drift": d}) for k, d in
-              ((3, [0.1, 0.3]), (4, [0.2, 0.2]))]  # fmt: skip
-    recall = pd.DataFrame({**_key(), "edits": [20, 40, 60], "recall": [1.0, 0.8, 0.7]})
-    at = drift_loss.along(recall, pd.concat(layers))
-    assert at["drift"].tolist() == [0.2, 0.3] and at["lost"].round(6).tolist() == [0, 0.2]
-
-
-def _key():
-    return {"method": "memit", "order": 0, "reversed": False}
-
-
-def test_a_loss_that_follows_drift_is_explained_by_it_beyond_the_edits():
-    drift = np.array([0.1, 0.15, 0.9, 0.95, 1.0, 1.02])  # a step
-    (row,) = drift_loss.within(run(0, drift, 0.4 * drift)).itertuples()
-    assert row.per_step == pytest.approx(0.04) and row.r2_drift == pytest.approx(1) and row.rank == pytest.approx(1)
-    assert row.r2_edits < 0.9 and row.added == pytest.approx(1 - row.r2_edits)
-
-
-def test_a_loss_that_follows_the_edits_gains_nothing_from_drift():
-    drift = np.array([0.1, 0.3, 0.35, 0.6, 0.61, 0.9])
-    (row,) = drift_loss.within(run(0, drift, 0.1 * np.arange(6))).itertuples()
-    assert row.r2_edits == pytest.approx(1) and row.added == pytest.approx(0, abs=1e-9)
-
-
-def test_a_run_that_loses_nothing_has_no_slope():
-    (row,) = drift_loss.within(run(0, np.arange(5.0), np.zeros(5))).itertuples()
-    assert np.isnan(row.per_step) and row.checkpoints == 5
-
-
-def test_between_orders_the_common_course_does_not_count():
-    """Loss and drift both grow with the edits in all orders, but orders that drift further do not lose more."""
-    rng = np.random.default_rng(0)
-    steps, shifts = np.arange(1, 9), rng.normal(size=8)
-    same = [run(i, 0.1 * steps + 0.05 * shift, 0.05 * steps) for i, shift in enumerate(shifts)]
-    more = [run(i, 0.1 * steps + 0.05 * shift, 0.05 * steps + 0.03 * shift) for i, shift in enumerate(shifts)]
-    nothing, planted = (drift_loss.between(pd.concat(runs), rng) for runs in (same, more))
-    assert nothing.mean == pytest.approx(0, abs=1e-9) and nothing.n == 8
-    assert planted.mean == pytest.approx(0.1 * 0.03 / 0.05) and planted.low == pytest.approx(planted.high)
-
-
-def test_two_orders_are_too_few_between_runs():
-    found = drift_loss.between(pd.concat([run(i, np.arange(4.0), np.arange(4.0)) for i in range(2)]), None)
-    assert found.n == 2 and np.isnan(found.mean)
+def test_drift_at_the_collapse_is_that_of_the_most_moved_layer_after_the_edit_that_made_it():
+    key = {"method": "memit", "order": 0, "reversed": False}
+    layers = [
+        pd.DataFrame({**key, "layer": layer, "edits": [20, 40], "relative_drift": drift})
+        for layer, drift in ((3, [0.1, 0.3]), (4, [0.2, 0.2]))
+    ]
+    places = pd.DataFrame([{**key, "collapse": 20.0}, {**key, "order": 1, "collapse": np.inf}])
+    found = drift_loss.at_collapse(pd.concat(layers), places)
+    assert found[["order", "edits", "drift"]].to_numpy().tolist() == [[0, 20, 0.2]]
 
 
 def test_decay_is_the_change_from_the_same_facts_unedited_score():

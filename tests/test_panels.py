@@ -50,10 +50,12 @@ def test_one_order_is_a_line_and_several_are_thin_lines_with_a_band(ax):
     assert all(line.get_linewidth() < mean.get_linewidth() for line in thin)
     assert mean.get_label() == "rome, 2 orders" and mean.get_ydata().tolist() == [100, 50, 50, 0]
     band = plotted[plotted["method"] == "rome"].drop_duplicates("edits")
-    assert (band["low"] <= band["mean"]).all() and (band["mean"] <= band["high"]).all()
+    assert band["low"].isna().all()  # two orders have no interval
+    four = panels.lines(plt.subplots()[1], orders(n=4, recall=0.5), "recall", label="recall (%)", percent=True)
+    assert (four["low"] <= four["mean"]).all() and (four["mean"] <= four["high"]).all()
     assert plotted.loc[plotted["method"] == "memit", "mean"].isna().all()
     assert len(ax.collections) == 1
-    assert style.orders_note(rows).startswith("Bands are 95 % bootstrap intervals over 2 orders of rome")
+    assert style.orders_note(rows) == "No band for 2 orders of rome; thin lines are single orders."
     assert style.orders_note(table()) == "Single orders, so no band."
 
 
@@ -62,11 +64,11 @@ def orders(method="rome", n=3, backward=False, n_edits=6, **columns):
 
 
 def test_the_note_on_bands_counts_orders_once_and_says_which_runs_go_on():
-    rows = pd.concat([orders(), orders("memit"), orders("memit", 2, backward=True), table("memit", 1, n_edits=9)])
+    rows = pd.concat([orders(n=4), orders("memit", 4), orders("memit", 2, backward=True), table("memit", 1, n_edits=9)])
     rows = rows.drop_duplicates(["method", "order", "reversed", "edits"])
     assert style.orders_note(rows) == (
-        "Bands are 95 % bootstrap intervals over 3 orders of memit, rome and 2 orders of memit reversed; thin lines "
-        "are single orders. Beyond 6 edits, 1 of 3 orders of memit."
+        "Bands are 95 % intervals over 4 orders of memit, rome; no band for 2 orders of memit reversed; thin lines "
+        "are single orders. Beyond 6 edits, 1 of 4 orders of memit."
     )
 
 
@@ -84,7 +86,7 @@ def test_drift_of_several_orders_is_that_of_the_most_moved_layer_with_a_band(ax)
 
 
 def test_updates_of_several_orders_are_a_median_line_and_a_dot_for_each_jump(ax):
-    rows = orders(layer=5, update_norm=[1, 1, 1, 20, 1, 1], jump=[False] * 3 + [True] + [False] * 2)
+    rows = orders(layer=5, update_norm=[1, 1, 1, 20, 1, 1], jump=[False] * 3 + [True] + [False] * 2, sound=True)
     plotted = panels.updates(ax, rows, window=3)
     (line,), (dots,) = ax.lines, ax.collections
     assert line.get_ydata().tolist() == [1, 1] and len(dots.get_offsets()) == 3
@@ -92,7 +94,7 @@ def test_updates_of_several_orders_are_a_median_line_and_a_dot_for_each_jump(ax)
 
 
 def test_updates_of_single_orders_are_lines_of_all_of_them(ax):
-    panels.updates(ax, table(n_edits=3, layer=5, update_norm=[1.0, 9.0, 2.0], jump=False))
+    panels.updates(ax, table(n_edits=3, layer=5, update_norm=[1.0, 9.0, 2.0], jump=False, sound=True))
     assert ax.lines[0].get_ydata().tolist() == [1, 9, 2] and ax.get_yscale() == "log"
 
 

@@ -3,32 +3,35 @@
 What the paper shows is in data/paper.yaml. Each claim of `CLAIMS` names a measure of the study's tables, an `Interval`
 over the forward orders of a method, and the range of it that would agree. The rule for the range: where the paper's
 figure shows an effect, at least half of it in the same direction; where it shows none, less than `CLAIMS` says beside
-it. A verdict is taken from the 95 % bootstrap interval over orders:
+it. A verdict is taken from the 95 % interval over orders:
 
 - agrees: the whole interval lies in the range;
 - disagrees: the whole interval lies outside it, on one side;
-- undecided: the interval holds a border of the range;
+- undecided: the interval holds a border of the range, or there are too few orders for one;
 - not comparable: one order, a task or method that was not run, or fewer edits than the claim speaks of.
+
+Beside each measure stands another that a reader could have taken: where its verdict is a different one, the claim is
+undecided. `corrected` is the verdict from intervals that leave out a share of 5 % over all claims (Bonferroni).
 
 The paper edits GPT-J (GPT-2 XL in its first version): a verdict is about shapes on another model, not about its runs.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
 import pandas as pd
 import yaml
 
-from editscale.analysis import collapse, intervals, paired, task_loss
+from editscale.analysis import intervals, measures
 from editscale.analysis.intervals import Interval
-from editscale.analysis.rows import groups, rows_of
+from editscale.analysis.rows import rows_of
 from editscale.files import bundled
-from editscale.metrics import drift
 
-EDGE = 50  # edits at the start and at the end of a run whose means are compared
 PAPER = yaml.safe_load(bundled("paper.yaml").read_text(encoding="utf-8"))
+VERDICTS = ("agrees", "disagrees", "undecided", "not comparable")
+ANY = np.inf
 
 
 def says(name):
@@ -41,209 +44,236 @@ def half_effect(name):
     return (PAPER[name]["after"] - PAPER[name]["before"]) / 2
 
 
-# ------------------------------------------------------------------------------------- measures of a `study.Study`
+@dataclass(frozen=True)
+class Measure:
+    """A function of `measures`, the range of it that agrees, and what it is in words.
 
-
-def _forward(table, method, **wanted):
-    return rows_of(table, method=method, reversed=False, **wanted)
-
-
-def mean_score(study, rng, method, column):
-    """Mean of a score right after each edit, in percent."""
-    rows = _forward(study.edits, method)
-    return intervals.summary(100 * rows[rows["edits"] <= study.n].groupby("order")[column].mean(), rng)
-
-
-def change(study, rng, method, column):
-    """Last less first `EDGE` edits of a score right after each edit, in points."""
-    rows, edge = _forward(study.edits, method), min(EDGE, study.n // 2)
-    last = rows[(rows["edits"] > study.n - edge) & (rows["edits"] <= study.n)].groupby("order")[column].mean()
-    first = rows[rows["edits"] <= edge].groupby("order")[column].mean()
-    return intervals.summary(100 * (last - first), rng)
-
-
-def largest_fall(study, rng, method, within, beyond=False):
-    """Largest loss of recall within a number of edits, in points; `beyond`: of whole runs, those longer than n only."""
-    values = []
-    for _, run in groups(_forward(study.recall, method), ("order",)):
-        curve = run.set_index("edits")["recall"]
-        if beyond and curve.index.max() <= study.n:
-            continue
-        curve = pd.concat([pd.Series({0: 1.0}), curve if beyond else curve[curve.index <= study.n]]).dropna()
-        lowest = [curve[(curve.index >= at) & (curve.index <= at + within)].min() for at in curve.index]
-        values.append(100 * (curve.to_numpy() - lowest).max())
-    return intervals.summary(values, rng)
-
-
-def forgotten(study, rng, method):
-    """The paper's share of learned facts forgotten after n edits, in percent."""
-    return intervals.summary(_forward(study.paper, method, edits=study.n)["forgotten_percent"], rng)
-
-
-def kept_more(study, rng, method, other):
-    """Recall of all n facts under a method less that under another one on the same sequences, in points."""
-    ends = paired.at_end(study.edits, study.history, study.drift, study.n)
-    left, right = (rows_of(ends, method=name).set_index("order")["recall"] for name in (method, other))
-    return intervals.summary(100 * (left - right), rng)
-
-
-def opened(study, rng, method):
-    """Share of first collapses with a disabling edit at their steepest fall, in percent."""
-    first = collapse.first_of_each(_forward(study.collapses, method))
-    counts = collapse.by_order(first, _forward(study.points, method))
-    share = intervals.ratio(counts["opened"], counts["collapses"], rng)
-    return Interval(100 * share.mean, 100 * share.low, 100 * share.high, share.n)
-
-
-def disabling_edits(study, rng, method):
-    """Updates above the jump, per order, up to the first checkpoint at which less than half of the facts are recalled.
-
-    After that a large update disables nothing: the model is broken already, and makes large updates for that.
+    `form` and `unit` write its numbers; `over` is what they are over.
     """
-    places = collapse.places(_forward(study.points, method), _forward(study.recall, method))
-    ends = places.set_index("order")["half"]
-    rows = _forward(study.jumps, method)
-    counted = rows["edits"] <= rows["order"].map(ends).clip(upper=study.n)
-    return intervals.summary(rows[counted].groupby("order").size().reindex(ends.index, fill_value=0), rng)
 
-
-def step_of_distance(study, rng, method):
-    """Distance of the most moved layer after a collapse's steepest fall, over that before it; largest of each order."""
-    far = _forward(study.drift, method).groupby(["order", "edits"])["distance"].max()
-    steps = {}
-    for row in _forward(study.collapses, method).itertuples():
-        if row.steepest_start > 0:
-            step = far[row.order, row.steepest_stop] / far[row.order, row.steepest_start]
-            steps[row.order] = max(step, steps.get(row.order, 0))
-    return intervals.summary(list(steps.values()), rng)
-
-
-def inflection_place(study, rng, method):
-    """Median over the orders that have an inflection of its place, in edits."""
-    return intervals.summary(_forward(study.points, method)["inflection"], rng, statistic=np.median)
-
-
-def change_before_collapse(study, rng, method, task, at):
-    """Weighted F1 of a task less that of the unedited model, in points, at the last checkpoint up to the order's first
-    collapse and to `at` edits (at most n). Orders without a checkpoint there have no value."""
-    first = collapse.first_of_each(_forward(study.collapses, method)).set_index("order")["start"]
-    values = []
-    for order, run in _forward(study.downstream, method, task=task).groupby("order"):
-        f1 = run.set_index("edits")["f1"].sort_index().loc[: min(at, study.n, first.get(order, at))]
-        values += [100 * (f1.iloc[-1] - f1.iloc[0])] if len(f1) > 1 else []
-    return intervals.summary(values, rng)
-
-
-def task_score(study, rng, method, task, at=None):
-    """Weighted F1 of a task after `at` edits, or after n, in percent."""
-    place = study.n if at is None else at
-    rows = task_loss.scores_at(_forward(study.downstream, method, task=task), [place])
-    return intervals.summary(100 * rows["f1"], rng)
-
-
-def growth(study, rng, method, first=50, last=500):
-    """Exponent of the distance's growth with the number of edits from `first` to `last`, in the deepest layer."""
-    rows = _forward(study.drift, method)
-    rows = rows[(rows["layer"] == rows["layer"].max()) & rows["edits"].between(first, last)]
-    values = [drift.exponent(run["edits"], run["distance"]) for _, run in rows.groupby("order")]
-    return intervals.summary(values, rng)
-
-
-# ------------------------------------------------------------------------------------------------------ claims
+    of: Callable
+    low: float
+    high: float
+    words: str
+    form: str = "{:.0f}"
+    unit: str = " %"
+    over: str = "orders"
 
 
 @dataclass(frozen=True)
 class Claim:
-    """What the paper says, its entry in data/paper.yaml, and which range of `measure` (of the entry's method) agrees.
-
-    `edits`: a study with fewer cannot decide it. `measured` says what the measure is; form and unit write its numbers.
-    """
+    """What the paper says and its entry in data/paper.yaml, the measure that decides, and another that could have been
+    taken. `edits`: a study with fewer cannot decide it."""
 
     claim: str
     paper: str
-    measure: Callable
-    low: float
-    high: float
-    edits: int
-    measured: str
-    form: str = "{:.0f}"
-    unit: str = ""
+    measure: Measure
+    other: Measure
+    edits: int = field(default=1000)
 
 
-VERDICTS = ("agrees", "disagrees", "undecided", "not comparable")
-ANY = np.inf
-EFFICACY, NEIGHBORHOOD = partial(mean_score, column="efficacy"), partial(change, column="neighborhood")
-JUMPS = "jumps per order while half of the facts last; less than one in two orders"
+POINTS, SIGNED = " points", "{:+z.0f}"
+
+
+def _keeps_taking():
+    mean = partial(measures.mean_score, column="efficacy")
+    last = partial(measures.mean_score, column="efficacy", last=measures.EDGE)
+    return Measure(mean, 95, 100, "efficacy right after each edit", "{:.1f}"), Measure(
+        last, 95, 100, "the same of the last 50 edits", "{:.1f}"
+    )
+
+
+def _neighborhood(name):
+    from_unedited = partial(measures.change_from_unedited, column="neighborhood")
+    from_first = partial(measures.change_from_first, column="neighborhood")
+    ends = -ANY, half_effect(name)
+    return Measure(from_unedited, *ends, "last 50 edits less the same facts unedited", SIGNED, POINTS), Measure(
+        from_first, *ends, "last less first 50 edits", SIGNED, POINTS
+    )
+
+
+def _no_disabling():
+    return Measure(measures.with_disabling, 0, 50, "orders with an edit that raises log perplexity by 0.1"), Measure(
+        measures.with_jump, 0, 50, "orders with an update five times as large as those before"
+    )
+
+
+def _before_collapse(task, at, low, high):
+    f1, accuracy = (
+        partial(measures.change_before_collapse, task=task, at=at, column=column) for column in ("f1", "accuracy")
+    )
+    words = f"before the collapse, or at {at:,} edits, less unedited"
+    return Measure(f1, low, high, f"F1 {words}", SIGNED, POINTS), Measure(
+        accuracy, low, high, f"accuracy {words}", SIGNED, POINTS
+    )
+
+
 CLAIMS = (
-    Claim("edits keep taking to the end", "rome-efficacy", EFFICACY, 95, 100, 1000,
-          "efficacy right after each edit", "{:.1f}", " %"),
-    Claim("edits keep taking to the end", "memit-efficacy", EFFICACY, 95, 100, 1000,
-          "efficacy right after each edit", "{:.1f}", " %"),
-    Claim("neighborhood score falls with the edits", "rome-neighborhood", NEIGHBORHOOD,
-          -ANY, half_effect("rome-neighborhood"), 1000, "last less first 50 edits", "{:+z.0f}", " points"),
-    Claim("neighborhood score falls with the edits", "memit-neighborhood", NEIGHBORHOOD,
-          -ANY, half_effect("memit-neighborhood"), 1000, "last less first 50 edits", "{:+z.0f}", " points"),
-    Claim("facts are lost all at once", "rome-forgotten", partial(largest_fall, within=20),
-          half_effect("rome-forgotten"), ANY, 1000, "largest fall of recall within 20 edits", "{:.0f}", " points"),
-    Claim("facts are lost all at once, late", "memit-forgotten", partial(largest_fall, within=150, beyond=True),
-          half_effect("memit-forgotten"), ANY, 1000,
-          "largest fall of recall within 150 edits, longer runs", "{:.0f}", " points"),
-    Claim("forgetting inflects after 100 to 1,000 edits", "rome-inflection", inflection_place,
-          PAPER["rome-inflection"]["least"], PAPER["rome-inflection"]["most"], 1000,
-          "median inflection", "{:.0f}", " edits"),
-    Claim("MEMIT keeps more facts than ROME", "memit-forgotten-less", partial(kept_more, other="rome"),
-          -half_effect("memit-forgotten-less"), ANY, 1000,
-          "recall of the same facts at the end, MEMIT − ROME", "{:+z.0f}", " points"),
-    Claim("fine-tuning forgets most facts", "ft-c-forgotten", forgotten, half_effect("ft-c-forgotten"), 100, 1000,
-          "learned facts forgotten, as the paper counts", "{:.0f}", " %"),
-    Claim("collapses come with single disabling edits", "rome-disabling", opened, 50, 100, 1000,
-          "first collapses with a jump at their steepest fall", "{:.0f}", " %"),
-    Claim("there are no disabling edits", "memit-disabling", disabling_edits, 0, 0.5, 1000, JUMPS, "{:.1f}"),
-    Claim("there are no disabling edits", "r-rome-disabling", disabling_edits, 0, 0.5, 500, JUMPS, "{:.1f}"),
-    Claim("the distance steps up at the collapse", "rome-distance", step_of_distance,
-          PAPER["rome-distance"]["times"] / 2, ANY, 1000, "distance after the steepest fall over before", "{:.1f}",
-          " ×"),
-    Claim("the distance grows as the root of the edits", "memit-growth", growth,
-          PAPER["memit-growth"]["exponent"] - 0.1, PAPER["memit-growth"]["exponent"] + 0.1, 500,
-          "exponent from 50 to 500 edits; ± 0.1", "{:.2f}"),
-    Claim("SST-2 declines before the collapse", "rome-sst2", partial(change_before_collapse, task="sst2", at=500),
-          -ANY, half_effect("rome-sst2"), 500, "F1 before the collapse, or at 500 edits, less unedited", "{:+z.0f}",
-          " points"),
-    Claim("SST-2 is lost to the last answer", "rome-sst2-end", partial(task_score, task="sst2"), 0, 100 / 6, 1000,
-          "F1 at the end; half a constant answer's", "{:.0f}", " %"),
-    Claim("SST-2 is untouched up to the collapse", "memit-sst2", partial(change_before_collapse, task="sst2", at=1000),
-          -5, ANY, 1000, "F1 before the collapse, or at 1,000 edits, less unedited; − 5", "{:+z.0f}", " points"),
-    Claim("MRPC carries no signal to begin with", "rome-mrpc", partial(task_score, task="mrpc", at=0),
-          100 / 3 - 7, 100 / 3 + 7, 0, "F1 of the unedited model; ± 7", "{:.0f}", " %"),
+    Claim("edits keep taking to the end", "rome-efficacy", *_keeps_taking()),
+    Claim("edits keep taking to the end", "memit-efficacy", *_keeps_taking()),
+    Claim("neighborhood score falls with the edits", "rome-neighborhood", *_neighborhood("rome-neighborhood")),
+    Claim("neighborhood score falls with the edits", "memit-neighborhood", *_neighborhood("memit-neighborhood")),
+    Claim(
+        "facts are lost all at once",
+        "rome-forgotten",
+        Measure(measures.catastrophic, 50, 100, "orders with a catastrophic stretch"),
+        Measure(
+            partial(measures.largest_fall, within=20), half_effect("rome-forgotten"), ANY,
+            "largest fall of recall within 20 edits", unit=POINTS,
+        ),
+    ),
+    Claim(
+        "facts are lost all at once, late",
+        "memit-forgotten",
+        Measure(
+            partial(measures.catastrophic, after=100), 50, 100, "orders with a catastrophic stretch after 100 edits"
+        ),
+        Measure(
+            partial(measures.largest_fall, within=150), half_effect("memit-forgotten"), ANY,
+            "largest fall of recall within 150 edits", unit=POINTS,
+        ),
+    ),
+    Claim(
+        "forgetting inflects after 100 to 1,000 edits",
+        "rome-inflection",
+        Measure(
+            measures.collapse_place, PAPER["rome-inflection"]["least"], PAPER["rome-inflection"]["most"],
+            "median of the collapse", unit=" edits",
+        ),
+        Measure(
+            measures.half_place, PAPER["rome-inflection"]["least"], PAPER["rome-inflection"]["most"],
+            "median of the place where half of the facts are lost", unit=" edits",
+        ),
+    ),
+    Claim(
+        "MEMIT keeps more facts than ROME",
+        "memit-forgotten-less",
+        Measure(
+            partial(measures.kept_more, other="rome"), -half_effect("memit-forgotten-less"), ANY,
+            "recall of all facts so far, MEMIT − ROME, mean of checkpoints", SIGNED, POINTS,
+        ),
+        Measure(
+            partial(measures.kept_more, other="rome", at=300), -half_effect("memit-forgotten-less"), ANY,
+            "the same at 300 edits", SIGNED, POINTS,
+        ),
+    ),
+    Claim(
+        "fine-tuning forgets most facts",
+        "ft-c-forgotten",
+        Measure(measures.forgotten, half_effect("ft-c-forgotten"), 100, "learned facts forgotten, as the paper counts"),
+        Measure(measures.not_recalled, half_effect("ft-c-forgotten"), 100, "learned facts not recalled at the end"),
+    ),
+    Claim(
+        "collapses come with single disabling edits",
+        "rome-disabling",
+        Measure(measures.collapses_by_one, 50, 100, "collapses whose last edit alone raises log perplexity by 0.1"),
+        Measure(measures.with_disabling, 50, 100, "orders with such an edit before or at the collapse"),
+    ),
+    Claim("there are no disabling edits", "memit-disabling", *_no_disabling()),
+    Claim("there are no disabling edits", "r-rome-disabling", *_no_disabling(), edits=500),
+    Claim(
+        "the distance steps up at the collapse",
+        "rome-distance",
+        Measure(
+            measures.step_of_distance, PAPER["rome-distance"]["times"] / 2, ANY,
+            "median distance after the edit that collapses the model over before", "{:.1f}", " ×",
+        ),
+        Measure(
+            partial(measures.step_of_distance, statistic=np.mean), PAPER["rome-distance"]["times"] / 2, ANY,
+            "the mean of it", "{:.1f}", " ×",
+        ),
+    ),
+    Claim(
+        "the distance grows as the root of the edits",
+        "memit-growth",
+        Measure(
+            measures.growth, PAPER["memit-growth"]["exponent"] - 0.1, PAPER["memit-growth"]["exponent"] + 0.1,
+            "exponent from 50 to 500 edits; ± 0.1", "{:.2f}", "",
+        ),
+        Measure(
+            partial(measures.growth, collapse=True), PAPER["memit-growth"]["exponent"] - 0.1,
+            PAPER["memit-growth"]["exponent"] + 0.1, "exponent from 50 edits to the collapse; ± 0.1", "{:.2f}", "",
+        ),
+        edits=500,
+    ),
+    Claim(
+        "SST-2 declines before the collapse",
+        "rome-sst2",
+        *_before_collapse("sst2", 500, -ANY, half_effect("rome-sst2")),
+        edits=500,
+    ),
+    Claim(
+        "SST-2 is lost to the last answer",
+        "rome-sst2-end",
+        Measure(partial(measures.task_score, task="sst2"), 0, 100 / 6, "F1 at the end; half a constant answer's"),
+        Measure(partial(measures.task_score, task="sst2", column="invalid"), 50, 100, "invalid answers at the end"),
+    ),
+    Claim("SST-2 is untouched up to the collapse", "memit-sst2", *_before_collapse("sst2", 1000, -5, ANY)),
+    Claim(
+        "MRPC carries no signal to begin with",
+        "rome-mrpc",
+        Measure(partial(measures.unedited_accuracy, task="mrpc"), 40, 60, "accuracy of the unedited model; 50 ± 10",
+                over="examples"),
+        Measure(
+            partial(measures.task_score, task="mrpc", at=0), 100 / 3 - 7, 100 / 3 + 7,
+            "F1 of the unedited model; a constant answer's ± 7",
+        ),
+        edits=0,
+    ),
 )  # fmt: skip
 
 
-def claims(study, rng, wanted=CLAIMS):
-    """One row per claim: claim, method, paper, source, measured, mean, low, high, orders, least, most, verdict, ours.
+def claims(study, wanted=CLAIMS):
+    """One row per claim: claim, method, paper, source; measured, mean, low, high, values, orders, least, most, ours (in
+    words) and by_measure, its verdict; of the other measure other_measured, other, by_other; verdict; corrected.
 
-    `least` and `most` bound the range that agrees; `ours` is the interval in words. See the module for the verdicts.
+    `least` and `most` bound the range that agrees. See the module for the verdicts.
     """
-    rows = []
+    rows, wide = [], replace(study, tail=study.tail / len(wanted))
     for claim in wanted:
-        entry = PAPER[claim.paper]
-        found = claim.measure(study, rng, entry["method"])
-        short = study.n < claim.edits
-        ours = f"{study.n} edits are too few" if short else intervals.in_words(found, claim.form, claim.unit)
+        entry, short = PAPER[claim.paper], study.n < claim.edits
+        (found, ours, by_measure), (_, other, by_other) = (
+            _judged(of, study, entry["method"], short) for of in (claim.measure, claim.other)
+        )
         rows.append(
             {
                 **{"claim": claim.claim, "method": entry["method"], "paper": says(claim.paper)},
-                **{"source": entry["source"], "measured": claim.measured},
-                **{"mean": found.mean, "low": found.low, "high": found.high},
-                **{"orders": found.n, "least": claim.low, "most": claim.high},
-                **{"verdict": "not comparable" if short else verdict(found, claim.low, claim.high), "ours": ours},
+                **{"source": entry["source"], "measured": claim.measure.words},
+                **{"mean": found.mean, "low": found.low, "high": found.high, "values": found.values},
+                **{"orders": found.n, "least": claim.measure.low, "most": claim.measure.high},
+                **{"ours": ours, "by_measure": by_measure},
+                **{"other_measured": claim.other.words, "other": other, "by_other": by_other},
+                "verdict": _together(by_measure, by_other),
+                "corrected": _together(
+                    *(_judged(of, wide, entry["method"], short)[2] for of in (claim.measure, claim.other))
+                ),
             }
         )
     return pd.DataFrame(rows)
 
 
+def _together(by_measure, by_other):
+    """The verdict of a claim from those of its two measures."""
+    if by_measure == "not comparable" or by_other in (by_measure, "not comparable"):
+        return by_measure
+    return "undecided"
+
+
+def _judged(measure, study, method, short):
+    """A measure's `Interval`, its words and its verdict."""
+    found = measure.of(study, method)
+    if short:
+        return found, f"{study.n} edits are too few", "not comparable"
+    return (
+        found,
+        intervals.in_words(found, measure.form, measure.unit, measure.over),
+        verdict(found, measure.low, measure.high),
+    )
+
+
 def verdict(found, low, high):
     """agrees, disagrees, undecided or not comparable: where an `Interval` lies about the range from low to high."""
-    if found.n < 2 or np.isnan(found.low):
+    if found.n < 2 or np.isnan(found.mean):
         return "not comparable"
     if low <= found.low and found.high <= high:
         return "agrees"
@@ -258,26 +288,27 @@ def tally(table):
 
 
 def for_reading(table):
-    """The claims with few columns: claim (of which method, and what is measured), the paper's number, ours, verdict.
+    """The claims with few columns: claim and method, the paper's number, ours by both measures, verdict.
 
     Args:
         table: see `claims`, also as read back from claims.csv.
     """
-    claim = table["claim"] + " (" + table["method"] + "): " + table["measured"]
+    claim = table["claim"] + " (" + table["method"] + ")"
     paper = table["paper"] + " (" + table["source"] + ")"
-    return pd.DataFrame({"claim": claim, "paper": paper, "here": table["ours"], "verdict": table["verdict"]})
+    here, other = table["measured"] + ": " + table["ours"], table["other_measured"] + ": " + table["other"]
+    return pd.DataFrame({"claim": claim, "paper": paper, "here": here, "also": other, "verdict": table["verdict"]})
 
 
-# What is said of each method: heading, finding and measure of `over_orders` (notebook 07), stretch, scale, form.
+# What is said of each method: heading, finding and measure of `over_orders` (notebook 07), scale, form.
 ABOUT_METHODS = (
-    ("median inflection, edits", "places", "inflection", "", 1, "{:.0f}"),
-    ("median edits until less than half is recalled", "places", "half", "", 1, "{:.0f}"),
-    ("gradual: points of recall lost in 100 edits", "stretches", "per_100", "gradual", 100, "{:.1f}"),
-    ("catastrophic: the same, while it lasts", "stretches", "per_100", "catastrophic", 100, "{:.0f}"),
-    ("share of the loss that is catastrophic, %", "share of loss", "share", "", 100, "{:.0f}"),
-    ("collapses with exactly one disabling edit at the steepest fall, %", "collapses", "single", "", 100, "{:.0f}"),
-    ("loss explained by drift, R²", "within runs", "r2_drift", "", 1, "{:.2f}"),
-    ("loss explained by the number of edits, R²", "within runs", "r2_edits", "", 1, "{:.2f}"),
+    ("median edits until the collapse (perplexity twice the unedited)", "places", "collapse", 1, "{:.0f}"),
+    ("median edits until less than half of the learned facts is recalled", "places", "half", 1, "{:.0f}"),
+    ("facts lost per 20 edits before the collapse, %", "hazard", "before", 100, "{:.1f}"),
+    ("orders with a catastrophic stretch, %", "catastrophic", "orders", 100, "{:.0f}"),
+    ("disabling edits before the collapse, per 1,000", "disabling", "per_edit", 1000, "{:.1f}"),
+    ("facts learned, %", "kept", "learned", 100, "{:.0f}"),
+    ("recall of learned facts at the end, %", "kept", "recall_learned", 100, "{:.0f}"),
+    ("recall of all facts at the end, %", "kept", "recall", 100, "{:.0f}"),
 )
 
 
@@ -286,17 +317,18 @@ def about_methods(over_orders):
     method; "none" where no order has one.
 
     Args:
-        over_orders: columns method, reversed, finding, measure, label, mean, low, high, n.
+        over_orders: columns method, reversed, finding, measure and `intervals.PARTS`.
     """
-    forward = over_orders[~over_orders["reversed"].fillna(True).astype(bool)].fillna({"label": ""})
+    forward = over_orders[~over_orders["reversed"].fillna(True).astype(bool)]
     methods = forward.loc[forward["finding"] == "places", "method"].unique()
 
-    def cell(method, finding, measure, label, scale, form):
-        rows = rows_of(forward, method=method, finding=finding, measure=measure, label=label).dropna(subset="mean")
+    def cell(method, finding, measure, scale, form):
+        rows = rows_of(forward, method=method, finding=finding, measure=measure).dropna(subset="mean")
         if rows.empty:
             return "none"
-        mean, low, high, n = rows[["mean", "low", "high", "n"]].to_numpy(float)[0]
-        return intervals.in_words(Interval(scale * mean, scale * low, scale * high, int(n)), form)
+        mean, low, high, n, values = rows[list(intervals.PARTS)].iloc[0]
+        values = tuple(scale * x for x in values)
+        return intervals.in_words(Interval(scale * mean, scale * low, scale * high, int(n), values), form)
 
     headings = [about[0] for about in ABOUT_METHODS]
     cells = {method: [cell(method, *about[1:]) for about in ABOUT_METHODS] for method in methods}

@@ -1,117 +1,140 @@
-"""Bootstrap intervals over orders of facts, and paired comparisons of two methods on identical sequences.
+"""Intervals over orders of facts, and paired comparisons of two methods on identical sequences.
 
 One order is one draw of a sequence: what happens to its facts hangs together, so facts within it do not say how another
-order would go. Intervals are percentiles of statistics of orders drawn anew with replacement (Efron and Tibshirani
-1993, chapters 13 and 8). With few orders they are too narrow: of intervals called 95 %, about 50 % hold the mean of
-normal values with two orders, 75 % with three, 84 % with five and 90 % with ten.
+order would go. All intervals are 95 % ones, without resampling:
+
+- of a mean, Student's t over orders;
+- of a median, the order statistics that hold it with at least 95 % whatever the distribution (six orders or more);
+- of a share of orders, and of events where all or none happened, the exact binomial one (Clopper and Pearson 1934);
+- of a share of the events of all orders, t of the ratio estimator (Cochran 1977, §2.11).
+
+Of three orders or fewer there is no interval: the values themselves are given.
 """
 
 from dataclasses import asdict, dataclass
 
 import numpy as np
 import pandas as pd
+from scipy import special
 
+FEW = 3  # orders that are shown one by one
+TAIL = 0.025
+PARTS = ("mean", "low", "high", "n", "values")  # of an `Interval`, as columns of a table
 _KEY = ("method", "reversed")
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A statistic with its interval, and the number n of orders (or facts) it was taken over."""
+    """A statistic with its interval, and the number n of orders (or facts) it was taken over.
+
+    Without an interval, low and high are NaN, and `values` are the single values, of two or more.
+    """
 
     mean: float
     low: float
     high: float
     n: int
+    values: tuple = ()
 
 
-def bootstrap(values, rng, *, statistic=np.mean, n_resamples=20_000, confidence=0.95):
-    """`statistic` of values as an `Interval`: percentiles over values drawn with replacement.
-
-    Args:
-        values: one number per order, (n,), n ≥ 2.
-        rng: numpy Generator.
-        statistic: called as `statistic(array, axis=-1)`; numpy's mean, median, max, ….
-        n_resamples: many, since the median of a few orders jumps from one of them to the next.
-
-    Raises ValueError for fewer than two values or NaN.
-    """
-    values = np.asarray(values, dtype=float)
-    if values.ndim != 1 or len(values) < 2:
-        raise ValueError(f"a bootstrap needs two values or more in a row; shape is {values.shape}")
-    if np.isnan(values).any():
-        raise ValueError(f"{np.isnan(values).sum()} of {len(values)} values are NaN; drop or explain them first")
-    draws = statistic(values[rng.integers(len(values), size=(n_resamples, len(values)))], axis=-1)
-    low, high = _percentiles(draws, confidence)
-    return Interval(float(statistic(values, axis=-1)), low, high, len(values))
-
-
-def summary(values, rng, **options):
-    """`bootstrap` of one number per order, or what there is: a single value without an interval, or none.
+def summary(values, *, statistic=np.mean, tail=TAIL):
+    """Mean or median of one number per order as an `Interval`.
 
     Args:
-        values: one number per order, (n,); NaN, where an order has nothing to say, is left out and not counted.
-        options: see `bootstrap`.
-
-    Returns an `Interval` with low and high NaN for n = 1, and mean NaN too for n = 0.
+        values: (n,); NaN, where an order has nothing to say, is left out and not counted. Infinite ones (an order that
+            never gets there) have a median; a mean of them has no interval.
+        statistic: numpy's mean or median.
+        tail: chance that is left out at each end.
     """
     values = np.asarray(values, dtype=float)
+    if values.ndim != 1:
+        raise ValueError(f"an interval is of values in a row, one per order; shape is {values.shape}")
     values = values[~np.isnan(values)]
-    if len(values) > 1:
-        return bootstrap(values, rng, **options)
-    return Interval(float(values[0]) if len(values) else np.nan, np.nan, np.nan, len(values))
+    middle = float(statistic(values)) if len(values) else np.nan
+    low, high = _ends(values, statistic, tail)
+    single = tuple(values.tolist()) if np.isnan(low) and len(values) > 1 else ()
+    return Interval(middle, low, high, len(values), single)
 
 
-def by_group(rows, columns, rng, *, by=_KEY, **options):
-    """`summary` of several columns in each group of runs: by, measure, mean, low, high, n; n counts orders.
+def _ends(values, statistic, tail):
+    """Both ends of the interval of `summary`, NaN where there is none."""
+    n = len(values)
+    if n > FEW and statistic is np.median:
+        outside = int(np.searchsorted(special.bdtr(np.arange(n), n, 0.5), tail, side="right"))  # P(X ≤ k − 1) ≤ tail
+        return tuple(np.sort(values)[[outside - 1, n - outside]].tolist()) if outside else (np.nan, np.nan)
+    if n <= FEW or not np.isfinite(values).all():
+        return np.nan, np.nan
+    half = special.stdtrit(n - 1, 1 - tail) * values.std(ddof=1) / np.sqrt(n)
+    return float(values.mean() - half), float(values.mean() + half)
+
+
+def by_group(rows, columns, *, by=_KEY, statistic=np.mean):
+    """`summary` of several columns in each group of runs: by, measure, mean, low, high, n, values; n counts orders.
 
     Args:
         rows: one row per group and order, with columns `by`, order and `columns`.
-        options: see `bootstrap`.
+        statistic: see `summary`.
 
     Raises ValueError for several rows of one order in a group.
     """
     if rows.duplicated([*by, "order"]).any():
         raise ValueError(f"several rows for one {', '.join(by)} and order; name the groups apart by `by`")
     found = [
-        {**dict(zip(by, key, strict=True)), "measure": column, **asdict(summary(group[column], rng, **options))}
+        {**dict(zip(by, key, strict=True)), "measure": column, **asdict(summary(group[column], statistic=statistic))}
         for key, group in rows.groupby(list(by), sort=False)
         for column in columns
     ]
-    return pd.DataFrame(found, columns=[*by, "measure", "mean", "low", "high", "n"])
+    return pd.DataFrame(found, columns=[*by, "measure", *PARTS])
 
 
-def ratio(parts, wholes, rng, *, n_resamples=2000, confidence=0.95):
-    """Σ parts / Σ wholes as an `Interval`, over orders drawn with replacement: the share of events of all orders.
+def ratio(parts, wholes, *, tail=TAIL):
+    """Σ parts / Σ wholes over orders as an `Interval`: the share of the events of all orders.
 
     Args:
-        parts, wholes: counts, or amounts, of each order, (n,). Draws of orders without any whole are left out.
-
-    low and high are NaN for n < 2, mean too where all wholes are 0; n counts orders with a whole.
+        parts, wholes: counts, or amounts, of each order, (n,). Orders without any whole do not count.
     """
     parts, wholes = (np.asarray(values, dtype=float) for values in (parts, wholes))
-    n, total = len(wholes), wholes.sum()
-    counted = int((wholes > 0).sum())
-    if not total > 0:
+    parts, wholes = parts[wholes > 0], wholes[wholes > 0]
+    n = len(wholes)
+    if not n:
         return Interval(np.nan, np.nan, np.nan, 0)
-    if counted < 2:
-        return Interval(float(parts.sum() / total), np.nan, np.nan, counted)
-    drawn = rng.integers(n, size=(n_resamples, n))
-    below = wholes[drawn].sum(axis=-1)
-    low, high = _percentiles((parts[drawn].sum(axis=-1)[below > 0] / below[below > 0]), confidence)
-    return Interval(float(parts.sum() / total), low, high, counted)
+    mean = float(parts.sum() / wholes.sum())
+    if n <= FEW:
+        return Interval(mean, np.nan, np.nan, n, tuple((parts / wholes).tolist()) if n > 1 else ())
+    if mean in (0.0, 1.0) or ((wholes == 1).all() and np.isin(parts, (0, 1)).all()):
+        return share(round(mean * n), n, tail=tail)
+    error = np.sqrt(n / (n - 1) * ((parts - mean * wholes) ** 2).sum()) / wholes.sum()
+    half = float(special.stdtrit(n - 1, 1 - tail) * error)
+    return Interval(mean, mean - half, mean + half, n)
 
 
-def in_words(interval, form="{:.0f}", unit=""):
-    """An `Interval` as text: "62 % (55–70, 10 orders)", "62 % (one order)" or "not measured".
+def share(hits, n, *, tail=TAIL):
+    """hits / n as an `Interval`, the exact binomial one (Clopper and Pearson 1934); n > 0."""
+    low = special.betaincinv(hits, n - hits + 1, tail) if hits else 0.0
+    high = special.betaincinv(hits + 1, n - hits, 1 - tail) if hits < n else 1.0
+    return Interval(hits / n, float(low), float(high), n)
+
+
+def in_words(interval, form="{:.0f}", unit="", over="orders"):
+    """An `Interval` as text: "62 % (55–70, 10 orders)", "62 % (3 orders: 55, 61, 70)", "62 % (one order)", "62 % (the
+    same in 10 orders)" or "not measured".
 
     Args:
         form: format of a number, or a function that writes one.
         unit: what follows the first number, such as " %".
+        over: what n counts.
     """
     write = form if callable(form) else form.format
     if np.isnan(interval.mean):
         return "not measured"
-    inside = "one order" if interval.n == 1 else f"{between(interval, write)}, {interval.n} orders"
+    if interval.n == 1:
+        inside = f"one {over.removesuffix('s')}"
+    elif interval.low == interval.high or len(set(interval.values)) == 1:
+        inside = f"the same in {interval.n} {over}"
+    elif len(interval.values):
+        inside = f"{interval.n} {over}: {', '.join(map(write, sorted(interval.values)))}"
+    else:
+        inside = f"{between(interval, write)}, {interval.n} {over}"
     return f"{write(interval.mean)}{unit} ({inside})"
 
 
@@ -129,11 +152,8 @@ def worded(table, form=short, unit=""):
     if "reversed" in table:
         directions = table["reversed"].map({False: "forward", True: "reversed"})
         table = table.assign(reversed=directions).rename(columns={"reversed": "direction"})
-    names = [name for name in table.columns if name not in ("measure", "mean", "low", "high", "n")]
-    words = [
-        in_words(Interval(*row), form, unit)
-        for row in table[["mean", "low", "high", "n"]].itertuples(index=False, name=None)
-    ]
+    names = [name for name in table.columns if name not in ("measure", *PARTS)]
+    words = [in_words(Interval(*row), form, unit) for row in table[list(PARTS)].itertuples(index=False, name=None)]
     return table.assign(words=words).set_index([*names, "measure"])["words"].unstack("measure", sort=False)
 
 
@@ -154,7 +174,10 @@ def extremes(table, measure, form=short, unit="", *, most="highest", least="lowe
         return f"{texts[0]} under {methods[0]}"
     if len(set(texts)) == 1:
         return f"{texts[0]} under every method"
-    low, high = forward["low"].to_numpy(), forward["high"].to_numpy()  # NaN, of a single order, overlaps nothing
+    low, high = (forward[end].to_numpy(copy=True) for end in ("low", "high"))  # NaN, of one order, overlaps nothing
+    for i, values in enumerate(forward["values"]):
+        if len(values):
+            low[i], high[i] = min(values), max(values)
     words = f"{least} under {{}} ({texts[0]}) and {most} under {{}} ({texts[-1]})"
     if low[-1] <= high[0]:
         return words.format(methods[0], methods[-1]) + ", but intervals overlap"
@@ -169,18 +192,18 @@ def between(interval, write):
     return (" to " if any(end[0] in "+-" for end in ends) else "–").join(ends)
 
 
-def band(table, column, rng, *, statistic=np.mean, n_resamples=2000, confidence=0.95):
-    """Mean of `column` over orders (or another statistic), with its interval, at each number of edits.
+def band(table, column, *, statistic=np.mean):
+    """Mean of `column` over orders (or median), with its interval, at each number of edits.
 
     Args:
         table: rows of one method in one direction, with columns method, order, reversed, edits and `column`, one per
             order and number of edits.
-        statistic: see `bootstrap`; it stands in the column `mean`.
+        statistic: see `summary`; it stands in the column `mean`.
 
     Returns:
         edits, mean, low, high, n (orders that have a value there). Runs that ended early are missing from the mean
-        after their end. Where n is 1 there is no interval: low and high are NaN. Each number of edits has its own
-        95 %; the band as a whole holds a whole curve less often.
+        after their end. Where there are few orders there is no interval: low and high are NaN. Each number of edits has
+        its own 95 %; the band as a whole holds a whole curve less often.
 
     Raises ValueError if the table holds several methods or directions, several rows per order and number of edits, or
     fewer than two orders.
@@ -196,26 +219,20 @@ def band(table, column, rng, *, statistic=np.mean, n_resamples=2000, confidence=
         raise ValueError(
             f"no second order for a band: {_name(table)} has {_orders(orders)} only; draw its line instead"
         )
-    uniform = rng.random((n_resamples, len(orders)))  # the same draws at all edits, so that borders do not flicker
-    rows = []
-    for edits, group in table.dropna(subset=column).sort_values(["edits", "order"]).groupby("edits"):
-        values = group[column].to_numpy(float)
-        n = len(values)
-        low, high = np.nan, np.nan
-        if n > 1:
-            low, high = _percentiles(statistic(values[(uniform[:, :n] * n).astype(int)], axis=-1), confidence)
-        rows.append({"edits": edits, "mean": statistic(values, axis=-1), "low": low, "high": high, "n": n})
+    rows = [
+        {"edits": edits, **asdict(summary(values, statistic=statistic))}
+        for edits, values in table.dropna(subset=column).groupby("edits")[column]
+    ]
     return pd.DataFrame(rows, columns=["edits", "mean", "low", "high", "n"])
 
 
-def paired_over_orders(first, second, column, rng, *, on=("edits", "case_id"), **options):
+def paired_over_orders(first, second, column, *, on=("edits", "case_id")):
     """Mean of first − second in each order, averaged over the orders both have, as an `Interval`; n counts orders.
 
     Args:
         first, second: rows of one method in one direction each, with columns method, order, reversed, `on`, `column`.
         on: columns that name a row within an order; both tables must have the same ones. Edits scored right after
             themselves are named by their place and fact; a task's scores would be by ("edits", "task").
-        options: see `bootstrap`.
 
     Facts without a value (no true answer) are left out. Raises ValueError if the methods did not go through the same
     facts, or share fewer than two orders with values.
@@ -227,10 +244,10 @@ def paired_over_orders(first, second, column, rng, *, on=("edits", "case_id"), *
             f"no second order for a paired test: {_name(first)} and {_name(second)} share {_orders(means.index)} only; "
             "run both on another order, or compare the facts of this one with paired_over_facts"
         )
-    return bootstrap(means, rng, **options)
+    return summary(means)
 
 
-def paired_over_facts(first, second, column, rng, *, on=("edits", "case_id"), **options):
+def paired_over_facts(first, second, column, *, on=("edits", "case_id")):
     """Mean of first − second over the facts of one identical sequence, as an `Interval`; n counts facts.
 
     It says how sure the difference is for this sequence, not for another order. Arguments as `paired_over_orders`, with
@@ -246,17 +263,17 @@ def paired_over_facts(first, second, column, rng, *, on=("edits", "case_id"), **
         raise ValueError(
             f"the facts of several orders ({_orders(differences['order'].unique())}); give one, or compare over orders"
         )
-    of_facts = differences.groupby("case_id")["difference"].mean().dropna()  # hundreds: fewer resamples do
+    of_facts = differences.groupby("case_id")["difference"].mean().dropna()
     if len(of_facts) < 2:
         raise ValueError(
             f"{len(of_facts)} of {differences['case_id'].nunique()} facts have a value of {column} under both methods, "
             "expected two or more; facts without a true answer have none: compare efficacy_accuracy"
         )
-    return bootstrap(of_facts, rng, **{"n_resamples": 2000} | options)
+    return summary(of_facts)
 
 
-def every_pair(table, column, rng, *, on=("edits", "case_id"), **options):
-    """Each two methods on the same sequences: rows of first, second, over, mean, low, high and n of first − second.
+def every_pair(table, column, *, on=("edits", "case_id")):
+    """Each two methods on the same sequences: rows of first, second, over and the `Interval` of first − second.
 
     Over orders where both have two or more of the same, else over the facts of the one they share; `over` says which.
 
@@ -275,10 +292,10 @@ def every_pair(table, column, rng, *, on=("edits", "case_id"), **options):
         for second in runs[i + 1 :]:
             shared = sorted(set(first["order"]) & set(second["order"]))
             if len(shared) > 1:
-                over, interval = "orders", paired_over_orders(first, second, column, rng, on=on, **options)
+                over, interval = "orders", paired_over_orders(first, second, column, on=on)
             else:
                 pair = (rows[rows["order"].isin(shared)] if shared else rows for rows in (first, second))
-                over, interval = "facts", paired_over_facts(*pair, column, rng, on=on, **options)
+                over, interval = "facts", paired_over_facts(*pair, column, on=on)
             names = {"first": first["method"].iloc[0], "second": second["method"].iloc[0], "over": over}
             found.append({**names, **asdict(interval)})
     return pd.DataFrame(found)
@@ -318,12 +335,6 @@ def _require_one(table, *columns):
         raise ValueError(
             f"the table is of {len(runs)} methods or directions, not one; intervals are over orders of one"
         )
-
-
-def _percentiles(draws, confidence):
-    # A drawn value rather than one between two: collapsed runs have infinite perplexities.
-    tails = ((1 - confidence) / 2, (1 + confidence) / 2)
-    return tuple(np.quantile(draws, tails, method="inverted_cdf").tolist())
 
 
 def _name(table):

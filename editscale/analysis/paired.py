@@ -1,5 +1,7 @@
 """The same facts in another way: a sequence and its reverse, and two methods on identical sequences."""
 
+from dataclasses import asdict
+
 import numpy as np
 import pandas as pd
 
@@ -75,14 +77,14 @@ def at_end(edits, history, drift, n):
     return scores.join([recall, moved], how="inner").reset_index().assign(edits=n)
 
 
-def method_pairs(ends, columns, rng):
+def method_pairs(ends, columns):
     """Each two methods on the orders both have, paired: rows of first, second, measure and an `Interval` of orders.
 
     Args:
         ends: see `at_end`, after `tables.check_same_facts`: runs of one order edited the same facts.
         columns: of `ends`; the difference is first − second.
 
-    Returns first, second, measure, mean, low, high, n; low and high NaN where n is 1. No rows without a shared order.
+    Returns first, second, measure, and the columns `intervals.PARTS`. No rows without a shared order.
     """
     methods, rows = list(ends["method"].unique()), []
     for i, first in enumerate(methods):
@@ -90,7 +92,6 @@ def method_pairs(ends, columns, rng):
             left, right = (ends[ends["method"] == name].set_index("order") for name in (first, second))
             shared = left.index.intersection(right.index)
             for column in columns if len(shared) else ():
-                found = intervals.summary(left.loc[shared, column] - right.loc[shared, column], rng)
-                values = {"mean": found.mean, "low": found.low, "high": found.high, "n": found.n}
-                rows.append({"first": first, "second": second, "measure": column, **values})
-    return pd.DataFrame(rows, columns=["first", "second", "measure", "mean", "low", "high", "n"])
+                found = intervals.summary(left.loc[shared, column] - right.loc[shared, column])
+                rows.append({"first": first, "second": second, "measure": column, **asdict(found)})
+    return pd.DataFrame(rows, columns=["first", "second", "measure", *intervals.PARTS])

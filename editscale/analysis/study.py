@@ -4,7 +4,9 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from editscale.analysis import collapse, disabling, forgetting, inflection, tables
+from editscale.analysis import collapse, damage, disabling, forgetting, hazard, tables
+from editscale.analysis.intervals import TAIL
+from editscale.columns import RUN
 
 
 @dataclass(frozen=True)
@@ -17,36 +19,40 @@ class Study:
     history: pd.DataFrame
     drift: pd.DataFrame
     downstream: pd.DataFrame
+    perplexity: pd.DataFrame
     recall: pd.DataFrame  # forgetting.recall_curve, whole runs
     paper: pd.DataFrame  # forgetting.paper_curve, whole runs
-    points: pd.DataFrame  # inflection.inflections up to n
-    regions: pd.DataFrame  # inflection.regions up to n
+    places: pd.DataFrame  # collapse.where, whole runs, and `half`: edits at the first checkpoint with recall below ½
+    losses: pd.DataFrame  # hazard.losses up to n
+    stretches: pd.DataFrame  # hazard.stretches up to n
+    damage: pd.DataFrame  # damage.damage, edits on models that had not collapsed, up to n
     jumps: pd.DataFrame  # disabling.detect, whole runs
-    collapses: pd.DataFrame  # collapse.collapses up to n
+    tail: float = TAIL  # chance that intervals leave out at each end
 
 
-def read(runs, rng, *, n_edits=0, drop=0.2, steeper=3.0, jump=disabling.JUMP, n_resamples=1000):
+def read(runs, *, n_edits=0):
     """A `Study` from folders of runs, or one folder with the rows of all runs.
 
     Args:
         n_edits: edits up to which runs are compared; 0: as many as all runs have.
-        drop, steeper: see `inflection.regions`.
-        jump: see `disabling.detect`.
-        n_resamples: of facts, for inflections.
 
     Raises ValueError if runs of one order edited different facts, or if no run has as many edits.
     """
-    names = ("edits", "unedited", "recall/history", "drift", "downstream/downstream")
-    edits, unedited, history, drift, downstream = (tables.gather(runs, name) for name in names)
+    names = ("edits", "unedited", "recall/history", "drift", "downstream/downstream", "recall/perplexity")
+    edits, unedited, history, drift, downstream, perplexity = (tables.gather(runs, name) for name in names)
     tables.check_same_facts(edits)
     n = n_edits or tables.shared_end(history, edits)
     if not (history["edits"] == n).any():
         raise ValueError(f"n_edits is {n}, and no run has a checkpoint there; choose one of the history's, or 0")
-    recall = forgetting.recall_curve(history, edits)
-    cut = {name: table[table["edits"] <= n] for name, table in (("h", history), ("e", edits), ("r", recall))}
-    points = inflection.inflections(cut["h"], cut["e"], rng, n_resamples=n_resamples)
-    regions = inflection.regions(cut["r"], points, drop=drop, steeper=steeper)
-    jumps = disabling.detect(drift, jump=jump)
-    found = collapse.collapses(regions, cut["r"], jumps)
-    paper = forgetting.paper_curve(history, edits)
-    return Study(n, edits, unedited, history, drift, downstream, recall, paper, points, regions, jumps, found)
+    recall, paper = forgetting.recall_curve(history, edits), forgetting.paper_curve(history, edits)
+    below = recall[recall["recall"] < 0.5].groupby(list(RUN))["edits"].min().rename("half").reset_index()
+    places = collapse.where(perplexity).merge(below, on=list(RUN), how="left").fillna({"half": float("inf")})
+    first = edits[edits["edits"] <= n]
+    losses = hazard.losses(history[history["edits"] <= n], first)
+    return Study(
+        **{"n": n, "edits": edits, "unedited": unedited, "history": history, "drift": drift, "downstream": downstream},
+        **{"perplexity": perplexity, "recall": recall, "paper": paper, "places": places, "losses": losses},
+        stretches=hazard.stretches(losses),
+        damage=damage.damage(first, perplexity, places),
+        jumps=disabling.detect(drift),
+    )

@@ -81,7 +81,7 @@ def lines(
     """Draw a measurement over edits and return the plotted numbers.
 
     One line per run; where a method has several orders in one direction, their mean (or other statistic) with a 95 %
-    bootstrap interval over orders, and thin lines for them.
+    interval over orders, and thin lines for them.
 
     Args:
         rows: columns method, order, reversed, edits and `column`.
@@ -106,7 +106,7 @@ def lines(
     bands = []
     for (method, backward), group in plotted.groupby(["method", "reversed"], sort=False):
         if group["order"].nunique() > 1:
-            band = intervals.band(group, column, np.random.default_rng(0), statistic=statistic)
+            band = intervals.band(group, column, statistic=statistic)
             style = run_style({"method": method, "reversed": backward}) | {"markevery": marker_places(len(band))}
             text = orders_label(method, group["order"].nunique(), backward)
             ax.plot(band["edits"], band["mean"], **style, label=text)
@@ -284,7 +284,7 @@ def drift(ax, rows: pd.DataFrame, column: str = "normalised_l2", *, label: str) 
 
     One line per method, order, direction and edited layer; the layers of one run share its style and its
     entry in the legend. Where a method has several orders, the layer of each run that has moved most after as many
-    edits, drawn as `lines` does, on a log axis.
+    edits, drawn as `lines` does with the median over orders, on a log axis.
 
     Args:
         rows: columns method, order, reversed, edits, layer and `column` (drift.of_ledger).
@@ -292,7 +292,7 @@ def drift(ax, rows: pd.DataFrame, column: str = "normalised_l2", *, label: str) 
     """
     if any_several(rows):
         most = rows.groupby([*RUN, "edits"], as_index=False, sort=False)[column].max()
-        plotted = lines(ax, thinned(most), column, label=label)
+        plotted = lines(ax, thinned(most), column, label=label, statistic=np.median)  # one order's collapse is a mean's
         ax.set_yscale("log")
         return plotted
     plotted = []
@@ -314,14 +314,15 @@ def updates(ax, rows: pd.DataFrame, *, window: int = 0) -> pd.DataFrame:
     """Draw the size of each update on a log axis and return the plotted numbers.
 
     Single orders: one line per edited layer, as `drift`. Several orders of a method: the median over orders and
-    over `window` edits in a row, of the layer with the largest updates, and a dot for each update with `jump` true.
+    over `window` edits in a row, of the layer with the largest updates, and a dot for each update with `jump` true:
+    filled where its model had not collapsed.
 
     Args:
-        rows: columns method, order, reversed, layer, edits, update_norm, and jump (bool).
+        rows: columns method, order, reversed, layer, edits, update_norm, jump and sound (bool).
         window: 0 for a twentieth of the edits, at most 20.
 
     Returns:
-        Several orders: method, order (empty for the median line), reversed, edits, update_norm.
+        Several orders: method, order (empty for the median line), reversed, edits, update_norm, sound.
     """
     if not any_several(rows):
         plotted = drift(ax, rows, "update_norm", label="norm of each update ‖ΔW‖ (log scale)")
@@ -338,12 +339,13 @@ def updates(ax, rows: pd.DataFrame, *, window: int = 0) -> pd.DataFrame:
             dots = group[group["jump"]]
             text = orders_label(method, group["order"].nunique(), backward)
             ax.plot(line["edits"], line["update_norm"], **style | {"markevery": marker_places(len(line))}, label=text)
-            dot = {"color": style["color"], "marker": style["marker"], "s": 12, "alpha": 0.6}
-            ax.scatter(dots["edits"], dots["update_norm"], **dot, linewidths=0, label="_jumps")
-            both = pd.concat([line, dots[["order", "edits", "update_norm"]]])
+            dot = {"marker": style["marker"], "edgecolors": style["color"], "s": 14, "label": "_jumps"}
+            for part, face, width in ((dots[dots["sound"]], style["color"], 0), (dots[~dots["sound"]], "none", 0.5)):
+                ax.scatter(part["edits"], part["update_norm"], facecolors=face, linewidths=width, **dot)
+            both = pd.concat([line, dots[["order", "edits", "update_norm", "sound"]]])
             plotted.append(both.assign(method=method, reversed=backward))
     ax.set(xlabel="edits applied", ylabel="norm of updates ‖ΔW‖ (log scale)", yscale="log")
-    return stacked(plotted)[[*RUN, "edits", "update_norm"]]
+    return stacked(plotted)[[*RUN, "edits", "update_norm", "sound"]]
 
 
 def _runs(rows: pd.DataFrame, column: str, *keys: str):

@@ -9,6 +9,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
+from editscale.analysis.intervals import FEW
+
 # Colors of seaborn's "colorblind" palette, one for methods of a kind; marker and dash keep all apart in gray.
 METHOD_STYLE = {
     "rome": {"color": "#0173b2", "marker": "o", "linestyle": "-"},
@@ -130,8 +132,11 @@ def orders_note(rows: pd.DataFrame, *, single: bool = True) -> str:
         several.setdefault(count, []).append(method + (" reversed" if backward else ""))
     if not several:
         return "Single orders, so no band."
-    texts = [f"{count} orders of {', '.join(names)}" for count, names in several.items()]
-    note = f"Bands are 95 % bootstrap intervals over {' and '.join(texts)}{'; thin lines are single orders' * single}."
+    texts = {count: f"{count} orders of {', '.join(names)}" for count, names in several.items()}
+    many, few = ([text for n, text in texts.items() if (n > FEW) == above] for above in (True, False))
+    parts = [f"Bands are 95 % intervals over {' and '.join(many)}"] if many else []
+    parts += [f"{'no band' if many else 'No band'} for {' and '.join(few)}"] if few else []
+    note = f"{'; '.join(parts)}{'; thin lines are single orders' * single}."
     ends = rows.groupby(["method", "reversed", "order"])["edits"].max()
     for (method, backward), lasts in ends.groupby(["method", "reversed"]):
         longer = lasts[lasts > lasts.min()]

