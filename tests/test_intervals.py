@@ -318,6 +318,14 @@ def test_intervals_in_words_say_what_they_are_over():
         assert intervals.in_words(intervals.Interval(np.nan, np.nan, np.nan, n)) == "not measured"
 
 
+def test_intervals_are_read_back_from_a_table_file(tmp_path):
+    rows = pd.DataFrame({"method": "rome", "reversed": False, "order": range(3), "x": [1.5, np.inf, 2]})
+    table = pd.concat([intervals.by_group(rows, ["x"]), intervals.by_group(rows[:1], ["x"])])
+    table.to_csv(tmp_path / "x.csv", index=False)
+    again = intervals.read(tmp_path / "x.csv")
+    assert again["values"].tolist() == [(1.5, np.inf, 2.0), ()] and again["n"].tolist() == [3, 1]
+
+
 def test_short_numbers_have_about_three_digits():
     assert [intervals.short(x) for x in (1000, -12.34, 0.456, 0.0123, 0)] == ["1000", "-12.3", "0.46", "0.012", "0"]
 

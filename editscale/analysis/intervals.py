@@ -115,6 +115,12 @@ def share(hits, n, *, tail=TAIL):
     return Interval(hits / n, float(low), float(high), n)
 
 
+def read(path):
+    """A table with the columns `PARTS` from the CSV that it was written to."""
+    numbers = {"values": lambda text: tuple(float(x) for x in text.strip("()").split(",") if x.strip())}
+    return pd.read_csv(path, converters=numbers)
+
+
 def in_words(interval, form="{:.0f}", unit="", over="orders"):
     """An `Interval` as text: "62 % (55–70, 10 orders)", "62 % (3 orders: 55, 61, 70)", "62 % (one order)", "62 % (the
     same in 10 orders)" or "not measured".

@@ -10,12 +10,12 @@ from pathlib import Path
 import click
 import pandas as pd
 
-from editscale.analysis import claims
+from editscale.analysis import claims, intervals
 from editscale.analysis.rows import rows_of
 from editscale.files import write_whole
 from editscale.workflow.provenance import read_figure
 
-SCALES = ("smollm2", "twenty-counterfact", "laptop")  # those with committed figures; the first is the recorded study
+SCALES = ("smollm2", "mitigations", "twenty-counterfact", "laptop")  # those with committed figures; the first is the recorded study
 # Figure ↦ notebook that draws it, and what to say of the paper where it has no such figure.
 FIGURES = {
     "fig1_editing_proficiency": ("02b_editing_proficiency", ""),
@@ -58,7 +58,7 @@ def comparison(folder, scale):
     """The paper's ROME and MEMIT beside the first forward runs, in Markdown, from the plotted numbers; "" where several
     orders are drawn, which claims are made of."""
     plotted = {path.stem: pd.read_csv(path) for path in sorted((Path(folder) / scale).glob("*.csv"))}
-    if "layer" not in plotted["fig4_weight_drift"]:
+    if "layer" not in plotted.get("fig4_weight_drift", ()):
         return ""
     table = {"": [claims.PAPER[f"rome-{name}"]["what"] for name in COMPARED]}
     for method in ("rome", "memit"):
@@ -83,7 +83,7 @@ def _here(plotted, method):
     ratio = (drift["update_norm"] / drift.groupby("layer")["update_norm"].transform("median")).max()
     return [
         f"{es.mean():.0f} %",
-        f"{ns.iloc[0]:.0f} → {ns.iloc[-1]:.0f} % ({drift['edits'].max()} edits)",
+        f"{ns.iloc[-1]:+z.0f} points from unedited ({drift['edits'].max()} edits)",
         f"{lost['forgotten_percent'].iloc[-1]:.0f} % at {lost['edits'].iloc[-1]:.0f} edits",
         f"reviews, F1 {f1.iloc[0]:.0f} → {f1.iloc[-1]:.0f}",
         f"{far:.1e}",
@@ -102,13 +102,19 @@ def drawn(folder, scale):
 
 def claims_table(folder, scale):
     """The paper's claims beside a scale's numbers, in Markdown; "" where no claim can be compared (`claims`)."""
-    table = pd.read_csv(Path(folder) / scale / "fig7_findings.claims.csv")
+    path = Path(folder) / scale / "fig7_findings.claims.csv"
+    if not path.is_file():
+        return ""
+    table = pd.read_csv(path)
     return _markdown(claims.for_reading(table)) if (table["verdict"] != "not comparable").any() else ""
 
 
 def methods_table(folder, scale):
     """What a scale's methods do (`claims.about_methods`), in Markdown; "" where none has several orders."""
-    table = pd.read_csv(Path(folder) / scale / "fig7_findings.over_orders.csv")
+    path = Path(folder) / scale / "fig7_findings.over_orders.csv"
+    if not path.is_file():
+        return ""
+    table = intervals.read(path)
     return _markdown(claims.about_methods(table).reset_index()) if (table["n"] > 1).any() else ""
 
 
