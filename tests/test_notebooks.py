@@ -246,12 +246,13 @@ def test_figure_2_plots_the_papers_curve_and_the_recall_of_the_tables(study):
     plotted = pd.read_csv(study / "figures" / "fig2_facts_forgotten.csv")
     paper = plotted[(plotted["panel"] == "paper") & (plotted["method"] == "memit")]
     assert paper["edits"].tolist() == list(range(1, 8)) and paper["forgotten_percent"].between(0, 100).all()
-    history = pd.read_parquet(study / "memit" / "recall" / "history.parquet")
-    edits = pd.read_parquet(study / "memit" / "edits.parquet")
+    history = pd.read_parquet(study / "rome" / "recall" / "history.parquet")
+    edits = pd.read_parquet(study / "rome" / "edits.parquet")
     learned = edits.loc[edits["efficacy_accuracy"] == 1, "edits"]
     last = history[(history["edits"] == 7) & history["edit"].isin(learned)]["efficacy_accuracy"]
-    shown = plotted[(plotted["panel"] == "recall") & (plotted["method"] == "memit") & (plotted["edits"] == 7)]
-    assert shown["recall"].item() == pytest.approx(100 * last.mean())
+    orders = plotted[plotted["panel"] == "orders"]
+    assert orders["method"].eq("rome").all() and not orders["reversed"].any()
+    assert orders.loc[orders["edits"] == 7, "recall"].item() == pytest.approx(100 * last.mean())
 
 
 def test_figure_5_shows_each_methods_single_edits_beside_those_of_its_runs(study):

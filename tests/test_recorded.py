@@ -16,7 +16,7 @@ from editscale.workflow.parameters import collect_parameters, read_notebook
 ROOT = Path(__file__).parents[1]
 DRAWN = {
     "02b_editing_proficiency": ["fig1_editing_proficiency"],
-    "03b_forgetting_analysis": ["fig2a_recall", "fig2_facts_forgotten", "fig2b_forget_lengths"],
+    "03b_forgetting_analysis": ["fig2a_recall", "fig2_facts_forgotten"],
     "04b_downstream_performance": ["fig3_downstream"],
     "05_drift_analysis": ["fig4_weight_drift", "fig4b_drift_and_loss", "fig4c_spectra"],
     "07_findings": ["fig7_findings"],
@@ -66,6 +66,34 @@ def test_figures_of_many_runs_say_what_holds_over_orders(folder, name):
         assert ("3 orders" in about["caption"]) == (figure in WITH_BANDS) and "order 0" not in about["caption"]
         assert about["caption"].startswith(about["found"]) and len(about["caption"]) < 600
         assert len(pd.read_csv(figures / f"{figure}.csv")) > 0
+
+
+@pytest.mark.parametrize("every", (1, 7))
+def test_forgetting_of_one_short_run_is_drawn_and_has_no_catastrophe(folder, tmp_path, every):
+    """Seven edits, asked after each of them or at their end only: no interval, or one, and no collapse."""
+    shutil.copytree(folder / "tables", tmp_path / "tables")
+    for path in (tmp_path / "tables").rglob("*.parquet"):
+        table = pd.read_parquet(path)
+        one = table[(table["method"] == "r-rome") & (table["order"] == 0) & (table["edits"] <= 7)]
+        one.to_parquet(path, index=False)
+    edits = pd.read_parquet(tmp_path / "tables/edits.parquet")
+    asked = [edits[edits["edits"] <= n].assign(edit=edits["edits"], edits=n) for n in range(every, 8, every)]
+    names = ["method", "order", "reversed", "edits", "edit", "case_id", "efficacy_accuracy"]
+    pd.concat(asked)[names].to_parquet(tmp_path / "tables/recall/history.parquet", index=False)
+    synthetic.vouch(tmp_path / "tables")
+    notebook = ROOT / "notebooks/03b_forgetting_analysis.ipynb"
+    given = {
+        "runs": json.dumps([str(tmp_path / "tables")]),
+        "figures_folder": str(tmp_path),
+        "out": str(tmp_path / "out"),
+    }
+    execute(notebook, collect_parameters(notebook, [], [list(pair) for pair in given.items()]))
+    about = json.loads((tmp_path / "fig2_facts_forgotten.json").read_text())
+    assert (
+        about["found"].startswith("No order of any method") and "Orders around the collapse: none" in about["caption"]
+    )
+    panels = pd.read_csv(tmp_path / "fig2_facts_forgotten.csv").groupby("panel").size().to_dict()
+    assert panels == {"orders": 7 // every, "paper": 7} | ({"hazard": 1} if every == 1 else {})
 
 
 def test_a_task_of_ones_own_is_drawn_beside_the_others_without_a_change_of_code(folder, tmp_path):

@@ -58,6 +58,26 @@ def per_20(hazard, length):
     return 1 - (1 - hazard) ** (PER / length)
 
 
+def constant(losses, by=RUN):
+    """The one hazard, per 20 edits to 0.001, that fits best: `by`, hazard of each group with facts at risk."""
+    require(losses, (*by, *_COLUMNS), "losses")
+    rows = [
+        {**key, "hazard": _HAZARDS[_log_likelihood(own).sum(axis=0).argmax()]}
+        for key, own in groups(losses[losses["at_risk"] > 0], by)
+    ]
+    return pd.DataFrame(rows, columns=[*by, "hazard"])
+
+
+def over_edits(losses, width=100):
+    """The hazard of each run over edits, of the intervals that start within `width` edits together.
+
+    Returns method, order, reversed, edits (the last edit of these intervals in any run), hazard per 20 edits.
+    """
+    require(losses, _COLUMNS, "losses")
+    block = losses["start"] // width
+    return constant(losses.assign(edits=losses["stop"].groupby(block).transform("max")), (*RUN, "edits"))
+
+
 def before(losses, places):
     """The hazard of each run up to its collapse, or else its end: method, order, reversed, hazard per 20 edits.
 
@@ -69,9 +89,8 @@ def before(losses, places):
     table = losses.merge(places[[*RUN, "collapse"]], on=list(RUN), how="left")
     if table["collapse"].isna().any():
         raise ValueError("a run of losses has no place of collapse; give collapse.where of the same runs")
-    sound = table[table["stop"] <= table["collapse"]]
-    rows = [{**run, "hazard": _HAZARDS[_log_likelihood(own).sum(axis=0).argmax()]} for run, own in _runs(sound)]
-    return places[list(RUN)].merge(pd.DataFrame(rows, columns=[*RUN, "hazard"]), on=list(RUN), how="left")
+    sound = constant(table[table["stop"] <= table["collapse"]])
+    return places[list(RUN)].merge(sound, on=list(RUN), how="left")
 
 
 def until_half(recall):
@@ -142,6 +161,22 @@ def with_catastrophe(stretches, runs, *, thresholds=(0.4, CATASTROPHIC, 0.6), le
         of_each = {f"at {threshold:g}": k for threshold, k in zip(thresholds, counts, strict=True)}
         rows.append({**key, "orders": len(own), **of_each, "verdict": kinds.pop() if len(kinds) == 1 else "undecided"})
     return pd.DataFrame(rows)
+
+
+def in_words(verdicts, catastrophic=CATASTROPHIC):
+    """What `with_catastrophe` finds of forward runs, in one sentence with two numbers."""
+    forward = verdicts[~verdicts["reversed"]]
+    lost = f"{100 * catastrophic:.0f} % of the recalled facts within {PER} edits"
+    if (forward["verdict"] == "none").all():
+        return f"No order of any method has a stretch that loses {lost}."
+    parts = []
+    words = {"most orders": "in most orders of", "some orders": "in some orders of"}
+    words |= {"undecided": "depending on the threshold under", "none": "never under"}
+    for verdict, said in words.items():
+        names = forward.loc[forward["verdict"] == verdict, "method"].tolist()
+        named = "many methods" if len(names) > 4 else " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
+        parts += [f"{said} {named}"] if names else []
+    return f"Some stretch loses {lost}: {'; '.join(parts)}."
 
 
 def speedups(losses, rng, *, n_draws=10_000, level=0.05):
