@@ -1,4 +1,4 @@
-"""Forgetting by hand: the paper's sawtooth, recall, survival of facts; where a planted inflection is found."""
+"""Forgetting by hand: the paper's sawtooth, recall, survival of facts."""
 
 import math
 
@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from editscale.analysis import forgetting, inflection, survival
+from editscale.analysis import forgetting, survival
 
 RUN = {"method": "rome", "order": 0, "reversed": False}
 
@@ -105,21 +105,6 @@ def test_order_of_rows_does_not_matter_and_runs_do_not_mix():
     pd.testing.assert_frame_equal(
         curve[curve["order"] == 0].reset_index(drop=True), forgetting.recall_curve(HISTORY, EDITS)
     )
-
-
-def test_histogram_counts_every_forgotten_fact_once_in_bins_shared_by_runs():
-    other = tables([1] * 12, {12: [0] * 12}, method="memit")  # lengths 11, 10, …, 0
-    facts = pd.concat([forgetting.fact_table(HISTORY, EDITS), forgetting.fact_table(*other)])
-    bins = forgetting.forget_histogram(facts)
-    memit, rome = (bins[bins["method"] == name] for name in ("memit", "rome"))
-    assert memit["facts"].tolist() == [2, 1, 1, 1, 1, 1, 1, 1, 1, 2] and rome["facts"].sum() == 3
-    assert memit["low"].tolist() == rome["low"].tolist() and memit["high"].iloc[-1] == 11
-    assert forgetting.forget_histogram(facts, "forget_index")["facts"].sum() == 15
-
-
-def test_histogram_of_nothing_forgotten_has_no_rows():
-    facts = forgetting.fact_table(*tables([1, 1], {2: [1, 1]}))
-    assert forgetting.forget_histogram(facts).empty
 
 
 def test_recall_by_age_counts_each_learned_fact_at_each_checkpoint():
@@ -239,159 +224,3 @@ def test_greenwood_intervals_hold_the_true_survival_about_as_often_as_they_say()
         row = curve[curve["age"] <= 5].iloc[-1]
         hits += row["low"] <= math.exp(-0.5) <= row["high"]
     assert 0.9 <= hits / 150 <= 0.99  # 0.95 − 2.8 and + 2.2 standard errors
-
-
-# ------------------------------------------------------------------------------------------------------- inflection
-
-CHECKPOINTS = list(range(20, 201, 20))
-
-
-@pytest.mark.parametrize(
-    "found, recall",
-    (
-        ("jump", [1 - 0.0005 * n - 0.6 * (n > 120) for n in CHECKPOINTS]),
-        ("bend", [1 - 0.0005 * n - 0.009 * max(0, n - 120) for n in CHECKPOINTS]),
-    ),
-)
-def test_a_planted_break_is_found_at_its_place_and_its_interval_covers_it(found, recall):
-    history, edits = steps(recall, CHECKPOINTS, 200, np.random.default_rng(0))
-    row = inflection.inflections(history, edits, np.random.default_rng(0), n_resamples=300).iloc[0]
-    assert row["found"] == found and row["p_value"] <= 0.05
-    assert row["inflection"] == 120 and row["low"] <= 120 <= row["high"]
-    assert row["n_checkpoints"] == 10 and row["n_facts"] == 200
-    if found == "jump":
-        assert row["step"] == pytest.approx(0.6, abs=0.1) and row["slope_before"] == row["slope_after"]
-        assert (row["low"], row["high"]) == (120, 140)
-    else:
-        assert row["slope_after"] == pytest.approx(0.0095, abs=0.002) and abs(row["slope_before"]) < 0.002
-
-
-@pytest.mark.parametrize(
-    "recall",
-    (
-        [1.0] * 10,
-        [1 - 0.004 * n for n in CHECKPOINTS],
-        [1 - (n / 200) ** 2 for n in CHECKPOINTS],  # faster and faster, but at no particular place
-        [0.1 + 0.9 * math.exp(-n / 40) for n in CHECKPOINTS],  # slower and slower
-    ),
-    ids=("flat", "line", "parabola", "decay"),
-)
-def test_no_inflection_is_found_where_there_is_none(recall):
-    history, edits = steps(recall, CHECKPOINTS, 200, np.random.default_rng(0))
-    row = inflection.inflections(history, edits, np.random.default_rng(0), n_resamples=300).iloc[0]
-    assert row["found"] == "none" and row[["inflection", "low", "high", "step"]].isna().all()
-    assert row["p_value"] > 0.05
-
-
-@pytest.mark.parametrize("place", (20, 180))
-def test_a_collapse_in_the_first_or_last_interval_is_found(place):
-    history, edits = steps([1 - 0.6 * (n > place) for n in CHECKPOINTS], CHECKPOINTS, 200, np.random.default_rng(0))
-    row = inflection.inflections(history, edits, np.random.default_rng(0), n_resamples=300).iloc[0]
-    assert row["found"] == "jump" and (row["inflection"], row["low"], row["high"]) == (place, place, place + 20)
-
-
-def test_one_fact_lost_at_the_end_is_no_inflection():
-    recalled = {n: [int(not (n == 200 and i == 0)) for i in range(n)] for n in CHECKPOINTS}
-    row = inflection.inflections(*tables([1] * 200, recalled), np.random.default_rng(0)).iloc[0]
-    assert row["found"] == "none" and row["p_value"] > 0.05
-
-
-def test_an_exact_straight_line_has_no_inflection():
-    """Facts forgotten in their own order, one at each edit: no noise, and nothing to explain."""
-    recalled = {n: [int(i > n // 2) for i in range(1, n + 1)] for n in CHECKPOINTS}
-    history, edits = tables([1] * 200, recalled)
-    assert inflection.inflections(history, edits, np.random.default_rng(0)).iloc[0]["found"] == "none"
-
-
-def test_the_smooth_course_a_break_must_beat_is_a_parabola():
-    """Noise far below the curvature: a line or a cubic without square would leave a break to be found."""
-    x = np.array(CHECKPOINTS, dtype=float)
-    losses = (x[:, None] / 200) ** 2 + np.random.default_rng(0).normal(scale=1e-6, size=(10, 300))
-    losses[:, 0] = (x / 200) ** 2
-    found = inflection._break(x, losses, weights=x, level=0.05, confidence=0.95)
-    assert found["found"] == "none" and found["p_value"] > 0.2
-
-
-def test_false_inflections_are_about_as_rare_as_the_level_says():
-    """Each fact has a constant risk, so checkpoints hang together; an F table finds a break in most such runs."""
-    rng, false = np.random.default_rng(2), 0
-    places = np.array(range(5, 61, 5))
-    for _ in range(60):
-        life = rng.exponential(150, size=60)
-        recalled = {n: (n - np.arange(1, n + 1) < life[:n]).astype(int) for n in places.tolist()}
-        history, edits = tables(np.ones(60), recalled)
-        false += inflection.inflections(history, edits, rng, n_resamples=99).iloc[0]["found"] != "none"
-    assert false <= 8  # of 60; more than 8 has a probability of 0.2 % at 5 %
-
-
-def test_few_checkpoints_are_said_to_be_too_few():
-    history, edits = steps([1, 1, 0, 0], [5, 10, 15, 20], 20, np.random.default_rng(0))
-    row = inflection.inflections(history, edits, np.random.default_rng(0)).iloc[0]
-    assert row["found"] == "too few checkpoints" and math.isnan(row["p_value"])
-
-
-def test_the_papers_curve_keeps_a_collapse_from_which_the_run_recovers():
-    """All facts are missed at one checkpoint only: the paper's loss jumps for good, recall comes back."""
-    recalled = {n: [int(n != 100)] * n for n in CHECKPOINTS}
-    history, edits = tables([1] * 200, recalled)
-    paper = inflection.inflections(history, edits, np.random.default_rng(0), curve="paper").iloc[0]
-    assert paper["found"] == "jump" and paper["inflection"] == 80
-    curve = forgetting.paper_curve(history, edits).set_index("edits")["forgotten_percent"]
-    assert (curve[99], curve[100], curve[200]) == (0, 100, 50)
-    with pytest.raises(ValueError, match="curve is 'eye'; expected one of recall, paper"):
-        inflection.inflections(history, edits, np.random.default_rng(0), curve="eye")
-
-
-def test_the_same_generator_gives_the_same_inflections():
-    history, edits = steps([0.9] * 5 + [0.4] * 5, CHECKPOINTS, 200, np.random.default_rng(0))
-    first, second = (inflection.inflections(history, edits, np.random.default_rng(7)) for _ in range(2))
-    pd.testing.assert_frame_equal(first, second)
-
-
-# ---------------------------------------------------------------------------------------------------------- regions
-
-
-def labels(recall, *, found="none", at=math.nan, before=math.nan, after=math.nan, learned=50, **options):
-    curve = pd.DataFrame({**RUN, "edits": range(10, 10 * len(recall) + 1, 10), "learned": learned, "recall": recall})
-    point = {**RUN, "found": found, "inflection": at, "slope_before": before, "slope_after": after}
-    table = inflection.regions(curve, pd.DataFrame([point]), **options)
-    return [tuple(row) for row in table[["label", "start", "stop"]].itertuples(index=False)]
-
-
-def test_a_fall_between_neighbors_is_catastrophic_and_what_follows_is_after():
-    expected = [("gradual", 0, 20), ("catastrophic", 20, 30), ("after", 30, 50)]
-    assert labels([0.95, 0.9, 0.3, 0.3, 0.4]) == expected
-    assert labels([0.95, 0.9, 0.3, 0.3, 0.4], drop=0.7) == [("gradual", 0, 50)]
-
-
-def test_a_fall_before_the_first_checkpoint_counts_from_full_recall():
-    assert labels([0.5, 0.5]) == [("catastrophic", 0, 10), ("after", 10, 20)]
-
-
-def test_behind_a_bend_to_a_steep_slope_all_is_catastrophic():
-    recall = [0.98, 0.96, 0.85, 0.74, 0.63]
-    bend = {"found": "bend", "at": 20, "before": 0.002, "after": 0.011}
-    assert labels(recall, **bend) == [("gradual", 0, 20), ("catastrophic", 20, 50)]
-    assert labels(recall, **bend, steeper=6) == [("gradual", 0, 50)]
-
-
-def test_checkpoints_of_a_few_facts_are_passed_over():
-    recall = [0.5, 0.9, 0.9]
-    assert labels(recall, learned=[2, 20, 30]) == [("gradual", 0, 30)]
-    assert labels(recall, learned=[2, 20, 30], min_learned=1)[0] == ("catastrophic", 0, 10)
-
-
-def test_runs_that_learned_too_little_have_no_region_and_their_table_can_be_ranked():
-    curve = pd.DataFrame({**RUN, "edits": [10, 20], "learned": [0, 1], "recall": [math.nan, 1.0]})
-    point = {**RUN, "found": "too few checkpoints", "inflection": math.nan, "slope_before": math.nan}
-    table = inflection.regions(curve, pd.DataFrame([{**point, "slope_after": math.nan}]))
-    assert table.assign(lost=table["recall_start"] - table["recall_stop"]).nlargest(1, "lost").empty
-
-
-def test_regions_need_the_inflections_of_the_same_runs():
-    curve = forgetting.recall_curve(HISTORY, EDITS)
-    points = inflection.inflections(HISTORY, EDITS, np.random.default_rng(0))
-    with pytest.raises(ValueError, match="no row for rome, order 1 in inflections"):
-        inflection.regions(curve.assign(order=1), points)
-    with pytest.raises(ValueError, match="inflections lacks found"):
-        inflection.regions(curve, points.drop(columns="found"))

@@ -86,39 +86,18 @@ def test_drift_of_several_orders_is_that_of_the_most_moved_layer_with_a_band(ax)
 
 
 def test_updates_of_several_orders_are_a_median_line_and_a_dot_for_each_jump(ax):
-    rows = orders(layer=5, update_norm=[1, 1, 1, 20, 1, 1], jump=[False] * 3 + [True] + [False] * 2, sound=True)
+    rows = orders(layer=5, update_norm=[1, 1, 1, 20, 1, 1], jump=[False] * 3 + [True] + [False] * 2)
+    rows["sound"] = rows["order"] > 0
     plotted = panels.updates(ax, rows, window=3)
-    (line,), (dots,) = ax.lines, ax.collections
-    assert line.get_ydata().tolist() == [1, 1] and len(dots.get_offsets()) == 3
+    (line,), (filled, hollow) = ax.lines, ax.collections
+    assert line.get_ydata().tolist() == [1, 1] and [len(dots.get_offsets()) for dots in (filled, hollow)] == [2, 1]
+    assert len(filled.get_facecolors()) and not len(hollow.get_facecolors())
     assert plotted["update_norm"].tolist() == [1, 1, 20, 20, 20]
 
 
 def test_updates_of_single_orders_are_lines_of_all_of_them(ax):
     panels.updates(ax, table(n_edits=3, layer=5, update_norm=[1.0, 9.0, 2.0], jump=False, sound=True))
     assert ax.lines[0].get_ydata().tolist() == [1, 9, 2] and ax.get_yscale() == "log"
-
-
-def test_histograms_of_several_orders_are_their_mean(ax):
-    bins = pd.DataFrame({"low": [0.0, 5.0], "high": [5.0, 10.0]})
-    runs = [
-        bins.assign(method="rome", order=i, reversed=False, facts=facts) for i, facts in enumerate(([2, 4], [4, 8]))
-    ]
-    panels.histogram(ax, pd.concat(runs), label="edits")
-    (steps,) = ax.patches
-    assert steps.get_data().values.tolist() == [3, 6] and steps.get_label() == "rome, 2 orders"
-    assert ax.get_ylabel() == "facts per order"
-
-
-def test_inflections_of_several_orders_share_a_height_and_shade_nothing(ax):
-    points = pd.DataFrame({"method": ["rome", "rome", "memit"], "order": [0, 1, 0], "reversed": False, "found": "jump",
-                           "inflection": [10, 20, 30], "low": 5, "high": 40})  # fmt: skip
-    regions = pd.DataFrame({"method": ["rome", "memit"], "order": 0, "reversed": False, "label": "catastrophic",
-                            "start": 10, "stop": 20})  # fmt: skip
-    panels.regions(ax, regions, points)
-    marks = [line for line in ax.lines if line.get_marker() == "|"]
-    assert [(line.get_xdata()[0], line.get_ydata()[0]) for line in marks] == [(10, -8), (20, -8), (30, -13)]
-    assert len(ax.patches) == 1  # the single order's stretch
-    assert ax.get_ylim()[0] < -13 and min(ax.get_yticks()) == 0
 
 
 def test_many_points_are_small_and_keep_a_readable_legend(ax):

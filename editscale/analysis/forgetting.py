@@ -103,31 +103,6 @@ def paper_curve(history, edits):
     return pd.concat(rows, ignore_index=True)
 
 
-def forget_histogram(facts, column="forget_length", *, bins=10):
-    """How many facts were forgotten after how long: `bins` equal bins over the range of all runs given.
-
-    Args:
-        facts: see `fact_table`.
-        column: forget_length, or forget_index for when instead of how long.
-
-    Returns:
-        method, order, reversed, low, high, facts; low ≤ length < high, and ≤ high in the last bin. No rows if no run
-        forgot a fact. With one run these are the bins of the paper's code.
-    """
-    require(facts, (*RUN, column), "facts")
-    values = facts[column].dropna()
-    if values.empty:
-        return pd.DataFrame(columns=[*RUN, "low", "high", "facts"])
-    borders = np.histogram_bin_edges(values, bins)
-    rows = [
-        pd.DataFrame(
-            {**key, "low": borders[:-1], "high": borders[1:], "facts": np.histogram(group[column].dropna(), borders)[0]}
-        )
-        for key, group in groups(facts)
-    ]
-    return pd.concat(rows, ignore_index=True)
-
-
 def recall_curve(history, edits):
     """Share of learned facts that are recalled now, recovered ones included: one row per checkpoint of each run.
 

@@ -22,7 +22,7 @@ class Study:
     perplexity: pd.DataFrame
     recall: pd.DataFrame  # forgetting.recall_curve, whole runs
     paper: pd.DataFrame  # forgetting.paper_curve, whole runs
-    places: pd.DataFrame  # collapse.where, whole runs, and `half`: edits at the first checkpoint with recall below ½
+    places: pd.DataFrame  # collapse.where and hazard.until_half, whole runs
     losses: pd.DataFrame  # hazard.losses up to n
     stretches: pd.DataFrame  # hazard.stretches up to n
     damage: pd.DataFrame  # damage.damage, edits on models that had not collapsed, up to n
@@ -45,8 +45,7 @@ def read(runs, *, n_edits=0):
     if not (history["edits"] == n).any():
         raise ValueError(f"n_edits is {n}, and no run has a checkpoint there; choose one of the history's, or 0")
     recall, paper = forgetting.recall_curve(history, edits), forgetting.paper_curve(history, edits)
-    below = recall[recall["recall"] < 0.5].groupby(list(RUN))["edits"].min().rename("half").reset_index()
-    places = collapse.where(perplexity).merge(below, on=list(RUN), how="left").fillna({"half": float("inf")})
+    places = collapse.where(perplexity).merge(hazard.until_half(recall), on=list(RUN))
     first = edits[edits["edits"] <= n]
     losses = hazard.losses(history[history["edits"] <= n], first)
     return Study(

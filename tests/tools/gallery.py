@@ -15,13 +15,13 @@ from editscale.analysis.rows import rows_of
 from editscale.files import write_whole
 from editscale.workflow.provenance import read_figure
 
-SCALES = ("smollm2", "mitigations", "twenty-counterfact", "laptop")  # those with committed figures; the first is the recorded study
+# Scales with committed figures; the first is the recorded study.
+SCALES = ("smollm2", "mitigations", "twenty-counterfact", "laptop")
 # Figure ↦ notebook that draws it, and what to say of the paper where it has no such figure.
 FIGURES = {
     "fig1_editing_proficiency": ("02b_editing_proficiency", ""),
     "fig2a_recall": ("03b_forgetting_analysis", "Not drawn: it never asks a forgotten fact again."),
     "fig2_facts_forgotten": ("03b_forgetting_analysis", ""),
-    "fig2b_forget_lengths": ("03b_forgetting_analysis", "A histogram; most facts are forgotten at one moment."),
     "fig3_downstream": ("04b_downstream_performance", ""),
     "fig4_weight_drift": ("05_drift_analysis", ""),
     "fig4b_drift_and_loss": ("05_drift_analysis", "Not drawn; the text relates steps of the distance to the collapse."),
