@@ -83,6 +83,8 @@ def test_a_method_is_held_against_the_one_that_it_changes(name, base):
     names = [*METHOD_STYLE, name]
     assert mitigations.base_of(name, names) == base
     assert mitigations.base_of(name, [name]) == ""
+    assert mitigations.base_of(name, [*names, "mine"], {name: "mine"}) == "mine"
+    assert mitigations.base_of(name, names, {name: "elsewhere"}) == ""
 
 
 def four(**recalls):

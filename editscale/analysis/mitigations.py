@@ -63,28 +63,32 @@ def kept(edits, unedited, history, perplexity, drift, *, at, last=LAST):
     return pd.DataFrame(found)
 
 
-def base_of(name, names):
+def base_of(name, names, bases=None):
     """The method among `names` that a method changes; "" where none is there.
 
-    That is the longest that its name begins with (memit-seq of memit-seq-nas and of memit-seq-10), else BASES'.
+    That is the one that `bases` gives for it, the longest that its name begins with (memit-seq of memit-seq-nas and of
+    memit-seq-10), or BASES'.
     """
+    if bases and name in bases:
+        return bases[name] if bases[name] in names else ""
     longer = [other for other in names if name.startswith(f"{other}-")]
     base = max(longer, key=len, default=BASES.get(name, ""))
     return base if base in names else ""
 
 
-def against_base(table, column="recall_all"):
+def against_base(table, column="recall_all", bases=None):
     """Each method against the one that it changes, on the orders both have: one row per order.
 
     Args:
         table: of `kept`; its forward runs count.
+        bases: method ↦ its base, where the names do not say it (`base_of`).
 
     Returns method, base, order, its value of `column`, that of the base, and difference; no rows without pairs.
     """
     forward, rows = table[~table["reversed"]], []
     names = list(forward["method"].unique())
     for name in names:
-        if base := base_of(name, names):
+        if base := base_of(name, names, bases):
             pair = [forward[forward["method"] == of].set_index("order")[column] for of in (name, base)]
             for order in sorted(pair[0].index.intersection(pair[1].index)):
                 own, other = (float(values[order]) for values in pair)
