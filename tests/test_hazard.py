@@ -9,6 +9,7 @@ import pytest
 
 from editscale.analysis import hazard
 from editscale.columns import RUN
+from editscale.workflow import provenance
 
 KEY = {"method": "rome", "order": 0, "reversed": False}
 
@@ -74,11 +75,6 @@ def test_intervals_are_between_the_checkpoints_nearest_to_multiples(places, ever
     assert list(zip(table["start"], table["stop"], strict=True)) == expected
     with pytest.raises(ValueError, match="every is 0; expected one edit or more"):
         hazard.losses(history, edits, every=0)
-
-
-def test_hazards_over_other_lengths_compound():
-    assert hazard.per_20(0.3, 20) == pytest.approx(0.3)
-    assert hazard.per_20(0.5, 10) == pytest.approx(0.75) and hazard.per_20(0.75, 40) == pytest.approx(0.5)
 
 
 # -------------------------------------------------------------------------------------------------------- stretches
@@ -238,3 +234,15 @@ def test_holm_multiplies_by_the_number_left_and_never_falls():
 def test_tables_without_their_columns_are_named():
     with pytest.raises(ValueError, match="the table of losses lacks at_risk"):
         hazard.stretches(pd.DataFrame(columns=[*RUN, "start", "stop", "lost"]))
+
+
+@pytest.mark.parametrize("names", (["rome", "memit-10"], [f"method-{i}" for i in range(12)]))
+@pytest.mark.parametrize("kinds", (["most orders"], ["none"], ["undecided", "none", "some orders", "most orders"]))
+def test_verdicts_are_a_finding_that_a_caption_can_hold(names, kinds):
+    rows = [{"method": name, "reversed": False, "verdict": kinds[i % len(kinds)]} for i, name in enumerate(names)]
+    verdicts = pd.DataFrame([*rows, {"method": "last", "reversed": True, "verdict": "most orders"}])
+    said = hazard.in_words(verdicts)
+    provenance.check_found(said)
+    assert "50 % of the recalled facts within 20 edits" in said and "last" not in said
+    if kinds[0] == "undecided" and len(names) == 2:
+        assert said.endswith(": depending on the threshold under rome; never under memit-10.")

@@ -53,11 +53,6 @@ def losses(history, edits, every=PER):
     return table.assign(hazard=table["lost"] / table["at_risk"].where(table["at_risk"] > 0))
 
 
-def per_20(hazard, length):
-    """A hazard over `length` edits as one over 20, if all edits have the same."""
-    return 1 - (1 - hazard) ** (PER / length)
-
-
 def constant(losses, by=RUN):
     """The one hazard, per 20 edits to 0.001, that fits best: `by`, hazard of each group with facts at risk."""
     require(losses, (*by, *_COLUMNS), "losses")

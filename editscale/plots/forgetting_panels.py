@@ -24,17 +24,19 @@ def single_orders(ax, recall, places, stretches):
     """
     curves = rows_of(recall, reversed=False).merge(places[[*RUN, "collapse"]], on=list(RUN), how="left")
     curves = curves.sort_values(["order", "edits"]).assign(recall=100 * curves["recall"])
-    bold, tick = {"linewidth": 2.6, "solid_capstyle": "butt"}, {"color": "black", "marker": "|", "zorder": 3}
+    width = 0.8 if curves["order"].nunique() > 1 else 1.5
+    bold, tick = {"linewidth": 2 + width, "solid_capstyle": "butt"}, {"color": "black", "marker": "|", "zorder": 3}
     for run, own in groups(curves):
         edits, color, at = own["edits"], method_style(run["method"])["color"], own["collapse"].iloc[0]
-        ax.plot(edits, own["recall"], color=color, linewidth=0.8, alpha=0.6)
+        ax.plot(edits, own["recall"], color=color, linewidth=width, alpha=0.6)
         for sudden in rows_of(stretches, **run, label="catastrophic").itertuples():
             inside = edits.between(sudden.start, sudden.stop)
             ax.plot(edits[inside], own["recall"][inside], color=color, **bold)
         if at <= edits.max():
             ax.plot(at, np.interp(at, edits, own["recall"]), **tick, markersize=10, markeredgewidth=1.5)
     place = {"ha": "right", "va": "top", "transform": ax.transAxes, "fontsize": "small"}
-    ax.text(0.99, 0.98, "bold: catastrophic stretches\ntick: the model's collapse", **place)
+    if len(ax.lines) > curves["order"].nunique():
+        ax.text(0.99, 0.98, "bold: catastrophic stretches\ntick: the model's collapse", **place)
     ax.set(xlabel="edits applied", ylabel="learned facts recalled (%)", ylim=(-3, 103))
     return curves[[*RUN, "edits", "recall", "collapse"]]
 
@@ -56,7 +58,7 @@ def hazards(ax, losses, *, catastrophic=hazard.CATASTROPHIC):
     ax.axhline(100 * catastrophic, linestyle="--", color="gray", linewidth=1)
     place = {"va": "bottom", "transform": ax.get_yaxis_transform()}
     ax.text(0.01, 100 * catastrophic + 1, "catastrophic above", fontsize="small", color="gray", **place)
-    ax.set(xlabel="edits applied", ylabel="recalled facts lost in 20 edits (%)", ylim=(-3, 103))
+    ax.set(xlabel="edits applied", ylabel="recalled facts lost in 20 edits (%)", xlim=(0, None), ylim=(-3, 103))
     return drawn
 
 
@@ -93,5 +95,6 @@ def collapses(ax, aligned):
     else:
         words = "no collapse with 100 edits\nbefore and after it"
         ax.text(0.5, 0.5, words, ha="center", va="center", transform=ax.transAxes)
+        ax.set_xticks([])
     ax.set(xlabel="edits since the model's collapse", ylabel="learned facts recalled (%)", ylim=(-3, 103))
     return drawn
