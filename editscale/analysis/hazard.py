@@ -159,7 +159,7 @@ def with_catastrophe(stretches, runs, *, thresholds=(0.4, CATASTROPHIC, 0.6), le
 
 
 def in_words(verdicts, catastrophic=CATASTROPHIC):
-    """What `with_catastrophe` finds of forward runs, in one sentence with two numbers."""
+    """What `with_catastrophe` finds of forward runs, in one sentence with two numbers; many methods are not named."""
     forward = verdicts[~verdicts["reversed"]]
     lost = f"{100 * catastrophic:.0f} % of the recalled facts within {PER} edits"
     if (forward["verdict"] == "none").all():
@@ -169,7 +169,8 @@ def in_words(verdicts, catastrophic=CATASTROPHIC):
     words |= {"undecided": "depending on the threshold under", "none": "never under"}
     for verdict, said in words.items():
         names = forward.loc[forward["verdict"] == verdict, "method"].tolist()
-        named = "many methods" if len(names) > 4 else " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
+        named = " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
+        named = "several methods" if len(forward) > 6 and len(names) > 1 else named  # a finding is short
         parts += [f"{said} {named}"] if names else []
     return f"Some stretch loses {lost}: {'; '.join(parts)}."
 
