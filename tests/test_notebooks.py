@@ -255,15 +255,24 @@ def test_figure_2_plots_the_papers_curve_and_the_recall_of_the_tables(study):
     assert orders.loc[orders["edits"] == 7, "recall"].item() == pytest.approx(100 * last.mean())
 
 
-def test_figure_5_shows_each_methods_single_edits_beside_those_of_its_runs(study):
-    plotted = pd.read_csv(study / "figures" / "fig5_disabling_edits.csv")
-    assert set(plotted["method"]) == {"rome", "memit"}
-    first = pd.read_parquet(study / "rome" / "edits.parquet")["case_id"].iloc[0]
-    single = pd.read_parquet(study / "05a_single_edits" / "single.parquet")
-    assert single["case_id"].nunique() >= 3
-    # The first edit of a run is made on the unedited model, alone.
-    alone = plotted[(plotted["case_id"] == first) & (plotted["edits"] == 1) & ~plotted["reversed"]]
-    assert np.allclose(alone["update_norm_alone"], alone["update_norm_in_run"])
+def test_figure_5_shows_the_damage_of_each_edit_and_the_moments_of_each_order(study):
+    plotted = pd.read_csv(study / "figures" / "fig5_disabling_edits.csv").set_index("panel")
+    shown = plotted.loc["damage"].set_index("edits")
+    along = pd.read_parquet(study / "rome/recall/perplexity.parquet").set_index("edits")["perplexity"]
+    assert set(shown["method"]) == {"rome"}  # forward runs of the method that has denominators
+    rise = (along / along.shift()).loc[shown.index]
+    assert shown["times"].to_numpy() == pytest.approx(rise.to_numpy())
+    edits = pd.read_parquet(study / "rome/edits.parquet").set_index("edits").loc[shown.index]
+    assert shown["denominator"].to_numpy() == pytest.approx(edits["denominator"].abs().to_numpy())
+    assert set(plotted.loc["moments", "reversed"]) == {False, True}
+    assert set(plotted.loc["counts", "method"]) == {"rome", "memit"}
+
+
+def test_figure_5c_shows_what_is_learned_of_the_facts_that_rome_has_a_denominator_for(study):
+    plotted = pd.read_csv(study / "figures" / "fig5c_denominators.csv")
+    assert set(plotted["method"]) == {"rome", "memit"} and plotted["learned"].between(0, 100).all()
+    sound = pd.read_csv(study / "05b_disabling_edits" / "counts.csv").query("not reversed").set_index("method")
+    assert plotted.groupby("method")["n"].sum().to_dict() == sound["edits"].to_dict()
 
 
 def test_overlap_is_measured_of_the_facts_of_the_runs_without_any_edit(study):
@@ -298,9 +307,11 @@ def test_single_edits_are_made_with_the_contexts_of_the_run_and_with_others(stud
     assert single["perplexity_unedited"].nunique() == 1 and set(single.columns) <= set(COLUMNS)
     plotted = pd.read_csv(study / "figures" / "fig5b_single_edits.csv")
     memit = single[(single["method"] == "memit") & (single["contexts"] == "run")]
-    assert len(plotted) == len(single) - len(single[single["method"] == "memit"]) * 2 // 3
+    assert len(plotted) == len(single) - len(single[single["method"] == "memit"]) * 2 // 3  # once for all layers
     shown = plotted[(plotted["method"] == "memit") & (plotted["contexts"] == "run")]
     assert set(shown["case_id"]) == set(memit["case_id"])
+    of_rome = single[(single["method"] == "rome") & (single["contexts"] == "run")].set_index("case_id")["denominator"]
+    assert shown["x"].to_numpy() == pytest.approx(of_rome.abs()[shown["case_id"]].to_numpy())
 
 
 def test_acceptance_measures_the_unedited_model_as_the_runs_scored_it(study):

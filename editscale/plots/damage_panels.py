@@ -25,7 +25,7 @@ def edits(ax, table):
     """
     kept = table["disabling"] | (table["denominator"] < 1)
     quiet = table[~kept]
-    drawn = pd.concat([table[kept], thinned(quiet) if len(quiet) else quiet])
+    drawn = pd.concat([table[kept], thinned(quiet, most=150) if len(quiet) else quiet])
     drawn = drawn.assign(times=np.exp(drawn["damage"]))
     top = 1.5 * max(2.5, drawn["times"][np.isfinite(drawn["times"])].max())
     for method in methods_of(drawn):
@@ -38,6 +38,8 @@ def edits(ax, table):
         ax.scatter(beyond["denominator"], [top] * len(beyond), **{**look, "marker": "^"}, s=36, clip_on=False)
         ax.scatter([], [], s=30, label=method, **look)
     ax.set(xscale="log", yscale="log", ylim=(min(0.7, 0.9 * drawn["times"].min()), top))
+    if drawn.empty:
+        ax.set_xlim(0.01, 10)
     thresholds(ax, named=True)
     ax.set(xlabel="|k·u|, known before any edit", ylabel="perplexity after / before the edit")
     return drawn[[*RUN, "edits", "case_id", "denominator", "times", "learned", "disabling", "severe"]]
