@@ -314,6 +314,7 @@ def test_intervals_in_words_say_what_they_are_over():
     assert intervals.in_words(intervals.Interval(0.5, 0.25, 0.75, 4), "{:.2f}", " m") == "0.50 m (0.25–0.75, 4 orders)"
     assert intervals.in_words(intervals.Interval(-1, -2, 3, 4)) == "-1 (-2 to 3, 4 orders)"
     assert intervals.in_words(intervals.summary([3.0, 1, 2]), unit=" %") == "2 % (3 orders: 1, 2, 3)"
+    assert intervals.in_words(intervals.Interval(1, np.nan, np.nan, 2)) == "1 (2 orders)"
     for n in (0, 2):
         assert intervals.in_words(intervals.Interval(np.nan, np.nan, np.nan, n)) == "not measured"
 

@@ -139,6 +139,8 @@ def in_words(interval, form="{:.0f}", unit="", over="orders"):
         inside = f"the same in {interval.n} {over}"
     elif len(interval.values):
         inside = f"{interval.n} {over}: {', '.join(map(write, sorted(interval.values)))}"
+    elif np.isnan(interval.low):
+        inside = f"{interval.n} {over}"
     else:
         inside = f"{between(interval, write)}, {interval.n} {over}"
     return f"{write(interval.mean)}{unit} ({inside})"
