@@ -19,6 +19,7 @@ TOOLS = {
     "bench": "Measure what edits, scores and checkpoints cost, beside the plain path.",
     "record": "Record the result tables of a scale, and light copies of its executed notebooks.",
     "rerun": "Say whether runs made again agree with the recorded ones.",
+    "recompute": "Work out the recorded findings a second time, and say what differs.",
     "costs": "Draw the pages of figures/cost from the measurements there.",
     "full-cost": "Estimate what a full study costs on one GPU, from a dry run of it.",
     "gallery": "Write the pages of figures, such as figures/README.md.",
