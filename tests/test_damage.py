@@ -95,13 +95,14 @@ def test_recall_lost_is_of_the_facts_learned_before_between_the_checkpoints_arou
 
 
 def test_counts_are_of_each_run_or_method():
-    parts = [run([10, 12, 12]), run([10, 10, 30], order=1), run([10, 10, 10], method="memit")]
+    parts = [run([10, 12, 10]), run([10, 10, 30], order=1), run([10, 10, 10], method="memit")]
     table = of(*(pd.concat(tables) for tables in zip(*parts, strict=True)))
     by_run = damage.counts(table)
     assert by_run["disabling"].tolist() == [1, 1, 0] and by_run["severe"].tolist() == [0, 1, 0]
     (rome, memit) = damage.counts(table, ["method"]).itertuples()
     assert (rome.edits, rome.disabling, rome.severe, rome.disabling_share) == (4, 2, 1, 0.5)
     assert rome.largest == pytest.approx(np.log(3)) and memit.disabling_share == 0
+    assert (rome.opposite, memit.opposite) == (1, 0)
 
 
 def single(known, times, learned, method="rome", contexts="run", seed=0.0, layers=1):

@@ -149,6 +149,19 @@ def test_a_moment_is_the_first_small_denominator_and_infinite_without_one():
     assert forecast.moments(edits, places, threshold=0.02)["forecast"].tolist() == [3, np.inf, np.inf]
 
 
+def test_moments_forecast_from_other_orders_do_not_look_at_their_own():
+    """Orders 1 and 2 collapse at 0.1 and not at 0.4: between them lies the threshold for order 0, whatever it does."""
+    parts = [edits_of([3.0, 0.15, 0.3], 0), edits_of([5.0, 0.1, 0.4], 1), edits_of([0.1, 0.4, 5.0], 2)]
+    edits = pd.concat(parts)
+    for collapse in (2.0, 3.0, np.inf):
+        places = places_of(collapse, 2.0, 1.0)
+        known = pd.concat([rated(part["denominator"], [0] * 3, order) for order, part in enumerate(parts)])
+        table = forecast.moments_elsewhere(known, edits, places).set_index("order")
+        assert table.loc[0, "threshold"] == pytest.approx(0.2) and table.loc[0, "forecast"] == 2
+        assert table.loc[0, "observed"] == collapse
+    assert forecast.moments_elsewhere(known, edits, places_of(np.inf, 2.0, np.inf)).empty
+
+
 def test_moments_in_one_order_have_rank_correlation_one_and_reversed_ones_minus_one():
     key = {"method": "rome", "order": range(4), "reversed": False, "end": 99}
     for forecasts, rho in (([1, 5, 20, 60], 1), ([60, 20, 5, 1], -1)):

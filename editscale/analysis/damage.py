@@ -84,8 +84,11 @@ def with_recall(table, edits, history):
 
 
 def counts(table, by=RUN):
-    """How many edits of each run, or by other columns, are disabling: by, edits, disabling, severe, disabling_share,
-    severe_share (0–1, of edits on sound models) and largest (damage, nats)."""
+    """How many edits of each run, or by other columns, are disabling.
+
+    Returns: by, edits (on sound models), disabling, severe, disabling_share, severe_share (0–1), opposite (edits with
+    damage below −DISABLING: where they are as many, perplexity goes up and down) and largest (damage, nats).
+    """
     require(table, (*by, "damage", "disabling", "severe"), "damage")
     found = table.groupby(list(by), sort=False).agg(
         edits=("damage", "size"),
@@ -93,6 +96,7 @@ def counts(table, by=RUN):
         severe=("severe", "sum"),
         disabling_share=("disabling", "mean"),
         severe_share=("severe", "mean"),
+        opposite=("damage", lambda of: (of < -DISABLING).sum()),
         largest=("damage", "max"),
     )
     return found.reset_index()

@@ -3,7 +3,8 @@
 ROME divides its update by k·u, of which arXiv:2403.07175 and arXiv:2406.11263 say why it may be near 0: k is the key of
 the bare prompt, u comes from the mean key over contexts. Both are keys at the edited layer, which no edit there
 changes. So the denominators of all facts are known before the first edit, and with them, if small ones disable, which
-edits will, and when a sequence collapses. Everything here is out of sample by order: an order is one draw.
+edits will, and when a sequence collapses. An order is one draw: intervals are over orders, and a threshold that was
+found on an order is tried on the others.
 """
 
 import numpy as np
@@ -100,11 +101,12 @@ def rule(table, thresholds=(LOW,), column="denominator"):
     return pd.DataFrame(rows, columns=names)
 
 
-def chosen_elsewhere(table, column="denominator"):
+def chosen_elsewhere(table, column="denominator", event="disabling"):
     """For each order the threshold with the largest F1 = 2 tp / (2 tp + fp + fn) on all others: order, threshold.
 
     Args:
         table: see `rule`, of one method in one direction.
+        event: column that says what should be warned of.
 
     Thresholds lie halfway, on a log scale, between the last value warned of and the next. Of equals the smallest; 0,
     which never warns, where the others have no disabling edit.
@@ -112,14 +114,14 @@ def chosen_elsewhere(table, column="denominator"):
     rows = []
     for order in table["order"].unique():
         others = table[table["order"] != order].sort_values(column)
-        value, event = others[column].to_numpy(float), others["disabling"].to_numpy(bool)
-        tp, n = event.cumsum(), np.arange(1, len(event) + 1)
+        value, hit = others[column].to_numpy(float), others[event].to_numpy(bool)
+        tp, n = hit.cumsum(), np.arange(1, len(hit) + 1)
         last = np.append(value[1:] > value[:-1], True)  # of its value: equal ones are warned of together
-        f1 = np.where(last, 2 * tp / (n + event.sum()), 0)
+        f1 = np.where(last, 2 * tp / (n + hit.sum()), 0)
         best = int(f1.argmax())
         after = value[best + 1] if best + 1 < len(value) else np.inf
         between = np.sqrt(value[best] * after) if value[best] > 0 else after / 2
-        rows.append({"order": order, "threshold": between if event.any() else 0.0})
+        rows.append({"order": order, "threshold": between if hit.any() else 0.0})
     return pd.DataFrame(rows, columns=["order", "threshold"])
 
 
@@ -139,6 +141,25 @@ def moments(edits, places, threshold=LOW):
     runs = known[list(RUN)].drop_duplicates().merge(first.reset_index(), on=list(RUN), how="left")
     table = runs.fillna({"forecast": np.inf}).merge(places.rename(columns={"collapse": "observed"}), on=list(RUN))
     return table[[*RUN, "forecast", "observed", "end"]]
+
+
+def moments_elsewhere(table, edits, places):
+    """`moments` with the threshold of each order set on its other orders, where it tells the edits of collapse best.
+
+    Args:
+        table: see `predictors`.
+
+    Returns: its columns and threshold; no rows for methods of which fewer than two orders of a direction collapse.
+    """
+    ends = table.merge(places[[*RUN, "collapse"]], on=list(RUN))
+    ends["collapses"] = ends["edits"] == ends["collapse"]
+    parts = [moments(edits.iloc[:0], places).assign(threshold=0.0)]
+    for key, own in groups(ends, ("method", "reversed")):
+        if own["collapses"].sum() > 1:
+            for row in chosen_elsewhere(own, event="collapses").itertuples():
+                found = moments(rows_of(edits, **key, order=row.order), places, row.threshold)
+                parts.append(found.assign(threshold=row.threshold))
+    return pd.concat(parts[1:] or parts, ignore_index=True)
 
 
 def agreement(moments, by=("method", "reversed")):
