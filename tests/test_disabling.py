@@ -149,32 +149,6 @@ def test_effects_not_measured_are_nan():
     ]
 
 
-def test_denominators_of_flagged_edits_are_ranked_among_those_of_their_run():
-    planted = [(0, 4, 23, 20.0), (0, 4, 41, 12.0)]
-    jumps = disabling.detect(drift_table(planted))
-    denominators = np.linspace(4, 6, 60)
-    denominators[[22, 40]] = -0.1, 4.5  # the flagged ones: nearer 0 than all others, and among them
-    edits = pd.concat(
-        [
-            run_rows(RUNS[0], edits=range(1, 61), denominator=denominators),
-            run_rows(RUNS[1], edits=range(1, 61), denominator=denominators),  # no flagged edit
-            run_rows(RUNS[2], edits=range(1, 61), denominator=np.nan),
-        ]
-    ).sample(frac=1, random_state=0)
-    (row,) = disabling.foreseen(jumps, edits).itertuples()
-    others = np.delete(denominators, [22, 40])
-    assert (row.method, row.order, row.reversed, row.edits, row.flagged) == ("rome", 0, False, 60, 2)
-    assert row.auc == pytest.approx((1 + (others > 4.5).mean()) / 2)
-    assert (row.warned, row.caught) == (1 / 60, 0.5)
-
-
-def test_denominators_that_are_all_alike_announce_nothing():
-    jumps = disabling.detect(drift_table([(0, 4, 23, 20.0)]))
-    edits = run_rows(RUNS[0], edits=range(1, 61), denominator=2.0)
-    (row,) = disabling.foreseen(jumps, edits).itertuples()
-    assert (row.auc, row.warned, row.caught) == (0.5, 0, 0)
-
-
 def test_no_jumps_have_no_effects():
     drift, edits, history, perplexity = result_tables()
     table = disabling.effects(disabling.detect(drift, jump=100), edits, history, perplexity)

@@ -255,6 +255,9 @@ def test_a_ratio_of_equal_wholes_has_the_interval_of_a_mean():
 def test_where_all_or_none_happened_the_interval_is_the_exact_binomial_one():
     """Nine of nine: 66 to 100 %, as in tables of Clopper and Pearson."""
     every, none = intervals.ratio([1] * 9, [1] * 9), intervals.ratio([0] * 9, [1] * 9)
+    rate = intervals.ratio([0] * 9, [100] * 9)
+    assert (rate.low, rate.high) == (0, 0) and intervals.in_words(rate) == "0 (the same in 9 orders)"
+    assert intervals.ratio([0, 0, 0, 30], [100] * 4).low == 0  # a rate is not negative
     assert (every.low, every.high) == (pytest.approx(0.6637, abs=1e-4), 1)
     assert (none.low, none.high) == (0, pytest.approx(0.3363, abs=1e-4))
 

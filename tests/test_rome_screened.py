@@ -191,8 +191,6 @@ def test_what_is_screened_counts_among_all_facts_and_not_among_failures():
     with pytest.raises(ValueError, match="edited different facts"):
         other = edits.iloc[:3].assign(method="x", case_id=[4, 2, 3], status=["edited", "edited", "screened"])
         tables.check_same_facts(pd.concat([longer, other]))
-    announced = disabling.foreseen(edits[edits["edits"] == 1], edits.assign(denominator=[0.5, 0.1, 2.0, 0.1]))
-    assert announced[["edits", "flagged", "auc"]].values.tolist() == [[2, 1, 1]]
     alone = edits.assign(times_ordinary=np.nan, contexts="run", seed=0.0)
     stays = disabling.persistence(alone, edits[["method", "case_id"]])
     assert stays["staying"].tolist() == [0]

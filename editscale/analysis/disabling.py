@@ -11,11 +11,10 @@ import numpy as np
 import pandas as pd
 
 from editscale.analysis import tables
-from editscale.analysis.rows import groups, left_out, require, rows_of, were_learned
+from editscale.analysis.rows import groups, require, rows_of, were_learned
 from editscale.columns import RUN, SOUND
 
 JUMP = 5.0  # times the running median of earlier updates
-LOW = 0.5  # times its run's median: a denominator that warns
 
 
 def detect(drift, *, jump=JUMP, least_earlier=5):
@@ -102,36 +101,6 @@ def effects(jumps, edits, history=None, perplexity=None):
     sizes = ["update_norm", "times_median", "recall_before", "recall_after", "perplexity_before", "perplexity_after"]
     names = [*RUN, "edits", "case_id", "layer", *sizes]
     return pd.DataFrame(rows, columns=names).astype(dict.fromkeys(sizes, float))  # also where there is no row
-
-
-def foreseen(jumps, edits, *, low=LOW):
-    """How well the denominators k·u of ROME's updates announce flagged edits: one row per run that has both.
-
-    All denominators follow from the unedited model: no edit changes what enters the edited layer.
-
-    Args:
-        jumps: what `detect` returned.
-        edits: columns method, order, reversed, edits, denominator (NaN: none). Facts left out do not count.
-        low: an absolute denominator below this many times its run's median warns.
-
-    Returns:
-        method, order, reversed, edits, flagged (how many); auc: the chance that a flagged edit has a smaller absolute
-        denominator than another one of its run (area under the ROC curve, ties count half); warned: share of all edits
-        with a low denominator; caught: share of the flagged ones among these, 0–1.
-    """
-    require(edits, (*RUN, "edits", "denominator"), "edits")
-    rows = []
-    for key, run in groups(edits[~left_out(edits)].dropna(subset="denominator")):
-        hit = run["edits"].isin(rows_of(jumps, **key)["edits"]).to_numpy()
-        n = int(hit.sum())
-        if not 0 < n < len(run):
-            continue
-        denominator = run["denominator"].abs()
-        above = denominator.rank(ascending=False).to_numpy()[hit].sum() - n * (n + 1) / 2
-        warned = (denominator < low * denominator.median()).to_numpy()
-        shares = {"auc": above / (n * (len(run) - n)), "warned": warned.mean(), "caught": warned[hit].mean()}
-        rows.append({**key, "edits": len(run), "flagged": n, **shares})
-    return pd.DataFrame(rows, columns=[*RUN, "edits", "flagged", "auc", "warned", "caught"])
 
 
 def _recall_around(history, edit, learned):

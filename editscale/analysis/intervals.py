@@ -5,8 +5,9 @@ order would go. All intervals are 95 % ones, without resampling:
 
 - of a mean, Student's t over orders;
 - of a median, the order statistics that hold it with at least 95 % whatever the distribution (six orders or more);
-- of a share of orders, and of events where all or none happened, the exact binomial one (Clopper and Pearson 1934);
-- of a share of the events of all orders, t of the ratio estimator (Cochran 1977, §2.11).
+- of a share of orders, the exact binomial one (Clopper and Pearson 1934);
+- of a rate over all orders, t of the ratio estimator (Cochran 1977, §2.11), not below 0; where no order has an event
+  there is no width, and words say that all are the same.
 
 Of three orders or fewer there is no interval: the values themselves are given.
 """
@@ -101,11 +102,11 @@ def ratio(parts, wholes, *, tail=TAIL):
     mean = float(parts.sum() / wholes.sum())
     if n <= FEW:
         return Interval(mean, np.nan, np.nan, n, tuple((parts / wholes).tolist()) if n > 1 else ())
-    if mean in (0.0, 1.0) or ((wholes == 1).all() and np.isin(parts, (0, 1)).all()):
+    if (wholes == 1).all() and np.isin(parts, (0, 1)).all():
         return share(round(mean * n), n, tail=tail)
     error = np.sqrt(n / (n - 1) * ((parts - mean * wholes) ** 2).sum()) / wholes.sum()
     half = float(special.stdtrit(n - 1, 1 - tail) * error)
-    return Interval(mean, mean - half, mean + half, n)
+    return Interval(mean, max(mean - half, 0.0), mean + half, n)
 
 
 def share(hits, n, *, tail=TAIL):

@@ -10,7 +10,6 @@ from editscale.columns import RUN
 from editscale.plots.style import (
     MOST_POINTS,
     any_several,
-    contexts_label,
     marker_places,
     method_style,
     methods_of,
@@ -150,7 +149,7 @@ def points(ax, rows: pd.DataFrame, x: str, y: str, *, label: str, other: str, jo
     """Draw `y` against `x`, one color and marker per method.
 
     Args:
-        rows: column method, and order and reversed if `joined`; where a column `flagged` is true the point is ringed.
+        rows: column method, and order and reversed if `joined`.
         label, other: words and unit of the two axes.
         joined: a thin line through the points of each run, in the order of its edits.
 
@@ -164,35 +163,11 @@ def points(ax, rows: pd.DataFrame, x: str, y: str, *, label: str, other: str, jo
         ax.scatter(of[x], of[y], **look, **dots, label=method if few else "_points")
         if not few:
             ax.scatter([], [], **look, **full, label=method)
-        if "flagged" in of and of["flagged"].any():
-            ringed = of[of["flagged"]]
-            ax.scatter(ringed[x], ringed[y], s=130, facecolors="none", edgecolors=style["color"], label="_flagged")
         if joined:
             for _, run in of.sort_values("edits").groupby(["order", "reversed"]):
                 line = {"color": style["color"], "linestyle": style["linestyle"], "linewidth": 0.6}
                 ax.plot(run[x], run[y], **line, alpha=0.75 * dots["alpha"])
     ax.set(xlabel=label, ylabel=other)
-
-
-def contexts(ax, rows: pd.DataFrame, jump: float) -> None:
-    """Draw how large single edits are under one choice of contexts after another: a line per fact.
-
-    Args:
-        rows: one method's, columns method, case_id, flagged, contexts, seed, times_ordinary
-            (disabling.against_ordinary). Flagged facts are drawn in the method's color, others in gray.
-        jump: where a dashed line is drawn.
-    """
-    (method,) = methods_of(rows)
-    named = rows.assign(choice=[contexts_label(*pair) for pair in zip(rows["contexts"], rows["seed"], strict=True)])
-    choices = list(named["choice"].unique())
-    for flagged in (False, True):
-        color, width = (method_style(method)["color"], 1.2) if flagged else ("0.7", 0.8)
-        sizes = named[named["flagged"] == flagged].pivot(index="choice", columns="case_id", values="times_ordinary")
-        for line in sizes.reindex(choices).to_numpy().T if len(sizes) else ():
-            ax.plot(choices, line, color=color, linewidth=width, alpha=0.7, marker=method_style(method)["marker"], ms=4)
-    ax.axhline(jump, linestyle="--", color="gray")
-    ax.set(yscale="log", xlabel="contexts of the edit", ylabel="‖ΔW‖ over that of an ordinary fact", title=method)
-    ax.margins(x=0.1)
 
 
 def spectrum(ax, rows: pd.DataFrame, unedited: pd.DataFrame) -> None:

@@ -36,7 +36,7 @@ def interval(kind, values, tail=TAIL):
     - mean: Student's t; no ends where a value is infinite.
     - median: the order statistics that hold it whatever the distribution.
     - share: of values 0 and 1, exact binomial.
-    - ratio: Σ parts / Σ wholes of values (part, whole), t of the ratio estimator; exact binomial where it is 0 or 1.
+    - ratio: Σ parts / Σ wholes of values (part, whole), t of the ratio estimator, not below 0.
     """
     if kind == "ratio":
         parts, wholes = np.array([pair for pair in values if pair[1]], dtype=float).reshape(-1, 2).T
@@ -55,7 +55,7 @@ def interval(kind, values, tail=TAIL):
         # The k-th smallest lies above the median with chance P(fewer than k of n below it) = Σ_{i<k} C(n, i) / 2ⁿ.
         k = max(k for k in range(n) if sum(math.comb(n, i) for i in range(k)) <= tail * 2**n)
         low, high = (sorted(single)[k - 1], sorted(single)[-k]) if k else (low, high)
-    elif kind == "share" or kind == "ratio" and middle in (0, 1):
+    elif kind == "share":
         # At the lower end P(hits or more) = tail, at the upper one P(hits or fewer) = tail.
         hits = round(middle * n)
         low = special.bdtri(hits - 1, n, 1 - tail) if hits else 0.0
@@ -64,6 +64,7 @@ def interval(kind, values, tail=TAIL):
         error = np.sqrt(((parts - middle * wholes) ** 2).sum() / (n - 1) / n) / wholes.mean()
         width = special.stdtrit(n - 1, 1 - tail) * error
         low, high = middle - width, middle + width
+        low = max(low, 0.0) if kind == "ratio" else low
     return middle, float(low), float(high), n, single if math.isnan(low) and n > 1 else []
 
 
