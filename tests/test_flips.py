@@ -34,9 +34,9 @@ def test_every_recorded_copy_of_a_notebook_is_the_one_that_was_written(path):
 
 
 def test_a_page_of_an_altered_figure_is_not_written(tmp_path):
-    folder = shutil.copytree(FIGURES / "laptop", tmp_path / "laptop").parent
-    assert gallery.page(folder, "laptop").startswith("# Figures, scale laptop")
-    table = folder / "laptop/fig2a_recall.csv"
+    folder = shutil.copytree(FIGURES / "twenty-counterfact", tmp_path / "twenty-counterfact").parent
+    assert gallery.page(folder, "twenty-counterfact").startswith("# Figures, scale twenty-counterfact")
+    table = folder / "twenty-counterfact/fig2a_recall.csv"
     table.write_bytes(table.read_bytes().replace(b"1", b"2", 1))
     with pytest.raises(ValueError, match="fig2a_recall.csv is not the file that .*fig2a_recall.json names"):
-        gallery.page(folder, "laptop")
+        gallery.page(folder, "twenty-counterfact")

@@ -11,12 +11,11 @@ import click
 import pandas as pd
 
 from editscale.analysis import claims, intervals
-from editscale.analysis.rows import rows_of
 from editscale.files import write_whole
 from editscale.workflow.provenance import read_figure
 
 # Scales with committed figures; the first is the recorded study.
-SCALES = ("smollm2", "mitigations", "twenty-counterfact", "laptop")
+SCALES = ("smollm2", "mitigations", "twenty-counterfact")
 # Figure ↦ notebook that draws it, and what to say of the paper where it has no such figure.
 FIGURES = {
     "fig1_editing_proficiency": ("02b_editing_proficiency", ""),
@@ -30,7 +29,7 @@ FIGURES = {
     "fig5b_single_edits": ("05b_disabling_edits", "Not shown: contexts were sampled once, without a seed."),
     "fig5c_denominators": (
         "05b_disabling_edits",
-        "Not shown; arXiv:2403.07175 names the two keys of the released code.",
+        "Not asked: which facts a method without disabling edits learns.",
     ),
     "fig6_acceptance": (
         "06b_acceptance",
@@ -41,7 +40,6 @@ FIGURES = {
     "fig8b_overlap": ("09b_mitigations", "Not asked."),
     "fig8c_steps": ("09b_mitigations", "Not asked: facts are edited one at a time."),
 }
-COMPARED = ("efficacy", "neighborhood", "forgotten", "sst2", "distance", "disabling")  # entries of data/paper.yaml
 
 
 def paper_shows(name):
@@ -52,43 +50,6 @@ def paper_shows(name):
             said = f"{claims.says(key)} ({entry['method']}, {entry['source']})"
             shown.setdefault(entry["what"], []).append(said)
     return " ".join(f"{what[0].upper()}{what[1:]}: {'; '.join(said)}." for what, said in shown.items())
-
-
-def comparison(folder, scale):
-    """The paper's ROME and MEMIT beside the first forward runs, in Markdown, from the plotted numbers; "" where several
-    orders are drawn, which claims are made of."""
-    plotted = {path.stem: pd.read_csv(path) for path in sorted((Path(folder) / scale).glob("*.csv"))}
-    if "layer" not in plotted.get("fig4_weight_drift", ()):
-        return ""
-    table = {"": [claims.PAPER[f"rome-{name}"]["what"] for name in COMPARED]}
-    for method in ("rome", "memit"):
-        table[f"{method}, paper"] = [claims.says(f"{method}-{name}") for name in COMPARED]
-        table[f"{method}, here"] = _here(plotted, method)
-    return _markdown(pd.DataFrame(table))
-
-
-def _here(plotted, method):
-    """What COMPARED lists, of a method's first forward run."""
-
-    def rows(name, **wanted):
-        table = plotted[name]
-        table = rows_of(table[~table["reversed"].fillna(False).astype(bool)], method=method, **wanted)
-        return table[table["order"] == table["order"].min()].sort_values("edits")
-
-    es, ns = (rows("fig1_editing_proficiency", metric=name)["bucket_mean"] for name in ("efficacy", "neighborhood"))
-    lost = rows("fig2_facts_forgotten", panel="paper")
-    f1 = rows("fig3_downstream", task="reviews")["f1"]
-    drift = rows("fig4_weight_drift")
-    far = drift.loc[drift["edits"] == drift["edits"].max(), "normalised_l2"].max()
-    ratio = (drift["update_norm"] / drift.groupby("layer")["update_norm"].transform("median")).max()
-    return [
-        f"{es.mean():.0f} %",
-        f"{ns.iloc[-1]:+z.0f} points from unedited ({drift['edits'].max()} edits)",
-        f"{lost['forgotten_percent'].iloc[-1]:.0f} % at {lost['edits'].iloc[-1]:.0f} edits",
-        f"reviews, F1 {f1.iloc[0]:.0f} → {f1.iloc[-1]:.0f}",
-        f"{far:.1e}",
-        f"largest update {ratio:.0f} × the median",
-    ]
 
 
 def drawn(folder, scale):
@@ -141,7 +102,7 @@ def page(folder, scale):
     ]
     others = [link(other, place("", other)) for other in SCALES if other != scale]
     parts.append(f"Other scales: {', '.join(others)}.\n")
-    compared = claims_table(folder, scale) or comparison(folder, scale)
+    compared = claims_table(folder, scale)
     parts += [f"## The paper's claims\n\n{compared}"] if compared else []
     parts += [f"## The methods\n\n{table}"] if (table := methods_table(folder, scale)) else []
     for name in names:
