@@ -26,7 +26,7 @@ def test_the_pages_of_figures_are_those_of_the_committed_figures(scale):
 @pytest.mark.parametrize("scale", gallery.SCALES)
 def test_every_committed_figure_is_in_the_gallery_and_in_five_forms(scale):
     names = {path.name.split(".")[0] for path in (ROOT / "figures" / scale).iterdir() if path.suffix not in ("", ".md")}
-    assert names == set(gallery.drawn(ROOT / "figures", scale)) and len(names) >= 8
+    assert names == set(gallery.drawn(ROOT / "figures", scale)) and len(names) >= 5
     for name in names:
         for kind in ("svg", "pdf", "png", "csv", "json"):
             assert (ROOT / f"figures/{scale}/{name}.{kind}").is_file()
@@ -123,7 +123,7 @@ def test_what_the_readme_says_of_mitigations_holds_in_the_recorded_figure():
 
 def test_what_the_readme_says_of_fine_tuning_holds_in_the_recorded_figures():
     over_orders = pd.read_csv(ROOT / "figures/smollm2/fig7_findings.over_orders.csv")
-    before = over_orders.query("measure == 'before' and not reversed").set_index("method")["mean"]
+    before = over_orders.query("measure == 'before' and reversed == False").set_index("method")["mean"]
     assert round(100 * before["ft-c"]) == said("Fine-tuning loses {} % of the facts")
 
 
