@@ -149,6 +149,7 @@ class _Read:
             "n_tokens": str(self.n_tokens),
             "longest_document": str(self.longest),
             "transformers": metadata.version("transformers"),
+            **({"after_start_token": "true"} if lm.after_start_token else {}),
         }
 
 
@@ -283,7 +284,7 @@ def load(path, lm, layers):
     Their identity names the content of these layers' matrices, "layer.<layer>" ↦ sha256, and of no others.
 
     Raises FileNotFoundError without the file, ValueError if it is damaged, belongs to another model or other
-    weights, or lacks a layer.
+    weights, is of texts after start tokens where the model reads them without (or the reverse), or lacks a layer.
     """
     import torch
     from safetensors import SafetensorError, safe_open
@@ -301,6 +302,12 @@ def load(path, lm, layers):
                         f"the model is {lm.name} with {name} {own!r}; run notebook 01 for this "
                         "model"
                     )
+            if (after := "after_start_token" in identity) != lm.after_start_token:
+                raise ValueError(
+                    f"the second moments in {path} are of texts {'after' if after else 'without'} a start token, and "
+                    f"{lm.name} is to read {'without' if after else 'after'} one; run notebook 01 with the same "
+                    f"start_token ({str(lm.after_start_token).lower()}) and another out folder"
+                )
             if not identity.get("n_tokens", "").isdecimal():
                 raise ValueError(f"{path} does not say from how many tokens it is; run notebook 01 again")
             stored = set(file.keys())

@@ -20,8 +20,9 @@ from editscale.sequences import sequence
 # What of notebook 02a's parameters its runs are reopened with.
 PARAMETERS = {
     **dict.fromkeys(("method", "label", "model", "revision", "dtype", "fact_set"), str),
-    **{"order": int, "n_edits": int, "reverse": bool, "tf32": bool},
+    **{"order": int, "n_edits": int, "reverse": bool, "tf32": bool, "start_token": bool},
 }
+LATER = {"label": "", "start_token": False}  # of a run from before there were these
 # Entries of a fingerprint in which a run may be looked at with others than it was made with.
 MACHINE = ("device", "torch", "transformers", "tokenizers")
 
@@ -77,7 +78,8 @@ def record_of(folder):
     record = read_record(path, remedy := f"run notebook 02a again with the same parameters and out={folder}")
     given = record.get("parameters")
     if type(given) is dict:
-        given.setdefault("label", "")  # a run from before there were labels
+        for name, value in LATER.items():
+            given.setdefault(name, value)
     for name, kind in PARAMETERS.items():
         if type(given) is not dict or type(given.get(name)) is not kind:
             value = repr(given[name]) if type(given) is dict and name in given else "missing"
@@ -126,6 +128,7 @@ def reopen(folder, *, device="cpu", model_cache="runs/models", load=None):
     asked = {name: parameters[name] for name in ("method", "dtype", "together", "on_collapse") if name in parameters}
     steps = parameters.get("facts_per_step", 1)
     asked["facts_per_step"] = None if steps == 1 else steps  # as in a fingerprint
+    asked["after_start_token"] = parameters["start_token"] or None
     elsewhere = f"{folder}/done.json says otherwise; run notebook 02a again with the parameters of the ledger"
     book.check({**asked, "tf32_steps": parameters["tf32"]}, {*book.fingerprint} - {*asked, "tf32_steps"}, elsewhere)
     chosen = in_order(
@@ -149,6 +152,7 @@ def reopen(folder, *, device="cpu", model_cache="runs/models", load=None):
         dtype=parameters["dtype"],
         cache=model_cache,
         tf32_steps=parameters["tf32"],
+        start_token=parameters["start_token"],
     )
     for name, what in (("weights_sha256", "weights"), ("config_sha256", "config or tokenizer")):
         now, then = lm.identity[name], book.fingerprint.get(name)

@@ -62,7 +62,8 @@ def fingerprint(lm, editing, together=(), on_collapse="stop"):
         "together": list(together),
         "on_collapse": on_collapse,
         "code_sha256": dependencies.identity(f"import {__name__}\n" + modules.code_of(editing.method)),
-        **({} if editing.facts_per_step == 1 else {"facts_per_step": editing.facts_per_step}),  # ledgers of before stay
+        **({"after_start_token": True} if lm.after_start_token else {}),  # ledgers of before stay
+        **({} if editing.facts_per_step == 1 else {"facts_per_step": editing.facts_per_step}),  # likewise
     }
 
 
