@@ -49,6 +49,7 @@ def edit(given, runs, folders):
         dtype=given["dtype"],
         cache=given["model_cache"],
         tf32_steps=given["tf32"],
+        start_token=given["start_token"],
     )
     factors, made, contexts = {}, {}, None
     sampling = {"n_short": given["n_short_prefixes"], "n_long": given["n_long_prefixes"]}
