@@ -49,7 +49,7 @@ def moments(ax, table):
     """The observed collapse of each run against its forecast, a point per order; reversed orders are open.
 
     Args:
-        table: see `forecast.moments`. What has no forecast, or no collapse, stands behind the gray lines.
+        table: see `forecast.moments`. What has no forecast, or no collapse, stands beyond the gray lines.
     """
     end = table["end"].max() if len(table) else 10
     none, edge = 4 * end, 2 * end
