@@ -306,8 +306,8 @@ def load(path, lm, layers):
                 raise ValueError(
                     f"the second moments in {path} are of texts {'after' if after else 'without'} a start token, and "
                     f"{lm.name} is to read {'without' if after else 'after'} one; run notebook 01 with the same "
-                    f"start_token ({str(lm.after_start_token).lower()}) and another out folder, or set it here as it was "
-                    "set there"
+                    f"start_token ({str(lm.after_start_token).lower()}) and another out folder, or set it here as it "
+                    "was set there"
                 )
             if not identity.get("n_tokens", "").isdecimal():
                 raise ValueError(f"{path} does not say from how many tokens it is; run notebook 01 again")
