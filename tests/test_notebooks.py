@@ -195,7 +195,9 @@ def test_figure_1_plots_the_scores_of_the_tables(study):
     plotted = pd.read_csv(study / "figures" / "fig1_editing_proficiency.csv")
     edits = pd.read_parquet(study / "memit" / "edits.parquet")
     shown = plotted[(plotted["method"] == "memit") & (plotted["metric"] == "neighborhood")]
-    assert shown["bucket_mean"].iloc[0] == pytest.approx(100 * edits["neighborhood"].iloc[:5].mean())
+    before = pd.read_parquet(study / "memit" / "unedited.parquet")
+    change = edits.set_index("edits")["neighborhood"] - before.set_index("edits")["neighborhood"]
+    assert shown["bucket_mean"].iloc[0] == pytest.approx(100 * change.loc[:5].mean())
     assert set(plotted["metric"]) == {"efficacy", "paraphrase", "neighborhood"}
 
 
@@ -361,7 +363,8 @@ def test_the_task_of_the_page_on_tasks_is_asked_along_a_run_and_named_by_its_fil
         runs=[str(run_folder)],
         figures_folder=str(study / "own-figures"),
     )
-    assert "origins (2 examples)" in (study / "own-figures/fig3_downstream.svg").read_text()
+    assert "origins" in (study / "own-04b.ipynb").read_text()  # in the table: two examples give no signal to draw
+    assert (study / "own-figures/fig3_downstream.svg").is_file()
     measured = run(
         study,
         "06a_acceptance_measures",
