@@ -21,6 +21,8 @@ def test_a_model_collapses_with_the_edit_that_takes_its_perplexity_above_twice_t
     assert places["collapse"].tolist() == [3, np.inf, 2] and places["end"].tolist() == [4, 2, 2]
     sound = collapse.on_sound_models(table, places.reset_index())
     assert sound.groupby("order")["edits"].max().tolist() == [3, 2, 2]
+    with pytest.raises(ValueError, match="no place of collapse for {'method': 'rome', 'order': 3"):
+        collapse.on_sound_models(table.assign(order=3), places.reset_index())
     assert collapse.where(table, times=1.1).set_index("order")["collapse"].tolist() == [1, 1, 2]
 
 

@@ -73,7 +73,7 @@ def test_runs_are_judged_apart_and_may_come_in_any_order():
 
 def test_a_run_without_measured_perplexity_is_refused_by_name():
     edits, perplexity = run([10, 11])
-    with pytest.raises(ValueError, match=r"no perplexity of runs \[\('memit', 0, False\)\]"):
+    with pytest.raises(ValueError, match=r"no place of collapse for {'method': 'memit', 'order': 0"):
         damage.damage(pd.concat([edits, edits.assign(method="memit")]), perplexity, collapse.where(perplexity))
     with pytest.raises(ValueError, match="lacks perplexity"):
         damage.damage(edits, perplexity.drop(columns="perplexity"), collapse.where(perplexity))

@@ -44,6 +44,11 @@ def on_sound_models(table, places):
 
     Args:
         places: see `where`. The edit that makes its model collapse is made on a sound one.
+
+    Raises ValueError for a run that `places` does not have.
     """
     last = table.merge(places[[*RUN, "collapse"]], on=list(RUN), how="left")["collapse"].to_numpy()
+    if (unknown := np.isnan(last)).any():
+        run = table[unknown].iloc[0][list(RUN)].to_dict()
+        raise ValueError(f"no place of collapse for {run}; measure its perplexity with notebook 03a")
     return table[table["edits"].to_numpy() <= last]
