@@ -116,49 +116,13 @@ def result_tables():
     return drift, edits, history, perplexity
 
 
-def test_effects_compare_the_same_learned_facts_before_and_after():
-    drift, edits, history, perplexity = result_tables()
-    other = [
-        table.assign(method="memit", **{c: -1.0})
-        for table, c in ((history, "efficacy_accuracy"), (perplexity, "perplexity"))
-    ]
-    row = disabling.effects(
-        disabling.detect(drift), edits, pd.concat([history, other[0]]), pd.concat([perplexity, other[1]])
-    ).to_dict("records")
-    assert row == [
-        {
-            "method": "rome", "order": 0, "reversed": False, "edits": 7, "case_id": 106, "layer": 2,
-            "update_norm": 40.0, "times_median": 40.0,
-            "recall_before": 3 / 4, "recall_after": 1 / 4, "perplexity_before": 20.0, "perplexity_after": math.inf,
-        }
-    ]  # fmt: skip
-
-
-def test_effects_not_measured_are_nan():
-    drift, edits, history, perplexity = result_tables()
-    jumps, measured = (
-        disabling.detect(drift),
-        ["recall_before", "recall_after", "perplexity_before", "perplexity_after"],
-    )
-    assert disabling.effects(jumps, edits)[measured].isna().all(axis=None)
-    early = disabling.effects(jumps, edits, history[history["edits"] > 5], perplexity[perplexity["edits"] > 6])
-    assert early[measured].isna().to_numpy().tolist() == [[True, True, True, False]]
-    late = disabling.effects(jumps, edits, history[history["edits"] <= 5])
-    assert late[measured].to_numpy()[0, 0] == 3 / 4 and late[measured].isna().to_numpy().tolist() == [
-        [False] + [True] * 3
-    ]
-
-
-def test_no_jumps_have_no_effects():
-    drift, edits, history, perplexity = result_tables()
-    table = disabling.effects(disabling.detect(drift, jump=100), edits, history, perplexity)
-    assert table.empty and "recall_after" in table
-
-
-def test_effects_refuse_tables_of_other_runs():
+def test_flagged_edits_get_their_fact_and_other_runs_are_refused():
     drift, edits, *_ = result_tables()
+    (row,) = disabling.of_facts(disabling.detect(drift), edits).itertuples()
+    assert (row.edits, row.case_id, row.update_norm, row.times_median) == (7, 106, 40, 40)
+    assert disabling.of_facts(disabling.detect(drift, jump=100), edits).empty
     with pytest.raises(ValueError, match="the edits table lacks edit 7 of {'method': 'rome'"):
-        disabling.effects(disabling.detect(drift), edits.assign(order=3))
+        disabling.of_facts(disabling.detect(drift), edits.assign(order=3))
 
 
 def single(lm, method, fact=FACTS[0]):
@@ -253,7 +217,7 @@ def test_the_facts_with_the_largest_updates_come_first_however_often_they_were_f
     assert disabling.largest(flagged, 2) == [3, 5]
     assert disabling.largest(flagged, 10) == [3, 5, 9]
     drift, edits, *_ = result_tables()
-    assert disabling.largest(disabling.effects(disabling.detect(drift, jump=100), edits), 3) == []
+    assert disabling.largest(disabling.of_facts(disabling.detect(drift, jump=100), edits), 3) == []
 
 
 def single_table():

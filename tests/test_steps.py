@@ -13,7 +13,7 @@ from test_mitigations import random, spread_out
 from test_rome import moment
 from test_sequence import COMMON, CONTEXTS, FACTS, PARAMS
 
-from editscale.analysis import disabling, drift_loss, tables
+from editscale.analysis import collapse, damage, disabling, drift_loss, tables
 from editscale.editing import editors, history, memit, memit_family, modules, norm_anchor, rome_multi, updates
 from editscale.metrics import scoring
 from editscale.models import stacks
@@ -344,8 +344,10 @@ def test_a_planted_step_is_flagged_at_its_end_with_the_perplexity_before_it():
     drift = pd.DataFrame({**KEY, "layer": 3, "edits": places, "update_norm": [1.0, 1.1, 0.9, 1.0, 1.2, 9.0, 1.0, 1.0]})
     edits = pd.DataFrame({**KEY, "edits": range(1, 81), "case_id": range(101, 181), "efficacy_accuracy": 1.0})
     perplexity = pd.DataFrame({**KEY, "edits": [0, *places], "perplexity": [*range(20, 26), 50.0, 60.0, 70.0]})
-    (row,) = disabling.effects(disabling.detect(drift), edits, None, perplexity).itertuples()
-    assert (row.edits, row.case_id, row.perplexity_before, row.perplexity_after) == (60, 160, 25.0, 50.0)
+    (row,) = disabling.of_facts(disabling.detect(drift), edits).itertuples()
+    assert (row.edits, row.case_id) == (60, 160)
+    done = damage.damage(edits, perplexity, collapse.where(perplexity)).set_index("edits")
+    assert done["damage"][60] == pytest.approx(np.log(50 / 25)) and done.index.max() == 60
 
 
 def test_scores_inside_a_step_go_with_the_drift_of_its_end():

@@ -1,17 +1,14 @@
-"""Disabling edits: single edits that break a model. Found in the tables of a run, and applied alone.
+"""Edits with an update far larger than those before them, found in the tables of a run, and applied alone.
 
 In the paper (arXiv:2401.07453) an edit is seen to disable the model where the distance of the weights jumps and
 recall, downstream scores and generation fall with it; the released code holds no threshold
 (scalable-model-editing/rebuilding-rome `experiments/disable_edits_plots.py` draws distance against word entropy of
-single edits). Here `detect` finds jumps by a stated rule and `effects` puts beside them what fell; `sequences.single`
-makes the edits of facts alone on the unedited model.
+single edits). Here `detect` finds such jumps by a stated rule, and `sequences.single` makes the edits of their facts
+alone on the unedited model. Size is a cause: which edits disable is decided by what they do (`damage`).
 """
 
-import numpy as np
-import pandas as pd
-
 from editscale.analysis import tables
-from editscale.analysis.rows import groups, require, rows_of, were_learned
+from editscale.analysis.rows import require
 from editscale.columns import RUN, SOUND
 
 JUMP = 5.0  # times the running median of earlier updates
@@ -53,63 +50,21 @@ def detect(drift, *, jump=JUMP, least_earlier=5):
     return found[[*RUN, "edits", "layer", "update_norm", "times_median"]].reset_index(drop=True)
 
 
-def effects(jumps, edits, history=None, perplexity=None):
-    """The edits of `detect` with their fact, and recall and perplexity before and after each.
+def of_facts(jumps, edits):
+    """The edits of `detect` with their fact: its columns and case_id.
 
     Args:
-        jumps: what `detect` returned.
-        edits: columns method, order, reversed, edits, case_id, efficacy_accuracy (`tables.edits_table`).
-        history: columns method, order, reversed, edits (the checkpoint), edit, efficacy_accuracy; or None.
-        perplexity: columns method, order, reversed, edits, perplexity; or None.
+        edits: columns method, order, reversed, edits, case_id (`tables.edits_table`).
 
-    Returns:
-        Columns method, order, reversed, edits, case_id, layer, update_norm, times_median, recall_before,
-        recall_after, perplexity_before, perplexity_after.
-
-    Recall is taken at the last checkpoint before the edit and at the first one that includes it, both over the same
-    facts: those edited up to the earlier checkpoint and learned, that is recalled right after their own edit. So
-    edits that fall between two checkpoints share their numbers. Perplexity is that before
-    the edit, at the last place where it was measured, and with the edit. What was not measured is NaN.
+    Raises ValueError for edits that are not in that table.
     """
-    require(edits, (*RUN, "edits", "case_id", "efficacy_accuracy"), "edits")
-    if history is not None:
-        require(history, (*RUN, "edits", "edit", "efficacy_accuracy"), "history")
-    if perplexity is not None:
-        require(perplexity, (*RUN, "edits", "perplexity"), "perplexity")
-    rows = []
-    for run, of_run in groups(jumps):
-        done = rows_of(edits, **run).set_index("edits")
-        learned = done.index[were_learned(done)]
-        asked = None if history is None else rows_of(history, **run)
-        values = pd.Series() if perplexity is None else rows_of(perplexity, **run).set_index("edits")["perplexity"]
-        for jump in of_run.itertuples():
-            edit = jump.edits
-            if edit not in done.index:
-                raise ValueError(f"the edits table lacks edit {edit} of {run}; give the tables of the same runs")
-            recall = (np.nan, np.nan) if asked is None else _recall_around(asked, edit, learned)
-            rows.append(
-                {
-                    **run,
-                    "edits": edit,
-                    "case_id": done.loc[edit, "case_id"],
-                    **{name: getattr(jump, name) for name in ("layer", "update_norm", "times_median")},
-                    **dict(zip(("recall_before", "recall_after"), recall, strict=True)),
-                    "perplexity_before": values.get(values.index[values.index < edit].max(), np.nan),
-                    "perplexity_after": values.get(edit, np.nan),
-                }
-            )
-    sizes = ["update_norm", "times_median", "recall_before", "recall_after", "perplexity_before", "perplexity_after"]
-    names = [*RUN, "edits", "case_id", "layer", *sizes]
-    return pd.DataFrame(rows, columns=names).astype(dict.fromkeys(sizes, float))  # also where there is no row
-
-
-def _recall_around(history, edit, learned):
-    """Recall of the learned facts known at the last checkpoint before `edit`: there, and at the next checkpoint."""
-    checkpoints = history["edits"]
-    before, after = checkpoints[checkpoints < edit].max(), checkpoints[checkpoints >= edit].min()
-    earlier = history[history["edit"].isin(learned) & (history["edit"] <= before)]
-    at = earlier.groupby("edits")["efficacy_accuracy"].mean()
-    return tuple(at.get(checkpoint, np.nan) for checkpoint in (before, after))
+    require(edits, (*RUN, "edits", "case_id"), "edits")
+    key = [*RUN, "edits"]
+    found = jumps.merge(edits[[*key, "case_id"]], on=key, how="left", indicator="edited")
+    for row in found[found["edited"] != "both"].itertuples():
+        run = {name: getattr(row, name) for name in RUN}
+        raise ValueError(f"the edits table lacks edit {row.edits} of {run}; give the tables of the same runs")
+    return found.drop(columns="edited")
 
 
 def largest(flagged, n):
