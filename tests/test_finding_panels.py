@@ -24,6 +24,11 @@ def test_every_comparable_claim_has_a_row_with_its_range_and_interval(ax):
     assert [label.get_text() for label in ax.get_yticklabels()] == ["so it is\nrome: share"] * 2
 
 
+def test_without_a_comparable_claim_the_panel_says_so(ax):
+    finding_panels.forest(ax, claim("not comparable"))
+    assert [text.get_text() for text in ax.texts] == ["no claim can be compared"]
+
+
 def test_single_values_are_dots_and_open_ranges_reach_the_border(ax):
     few = claim("undecided", -3.0, np.nan, np.nan, -np.inf, -2.0, (-4.0, -2.0))
     finding_panels.forest(ax, few)

@@ -2,9 +2,7 @@
 
 import numpy as np
 
-from editscale.analysis.intervals import Interval
-
-FEW = 3  # where as many orders or fewer have an event there is a value and no interval
+from editscale.analysis.intervals import FEW, Interval
 
 
 def auroc(scores, events):

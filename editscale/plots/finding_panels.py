@@ -15,6 +15,8 @@ def forest(ax, claims):
         claims: see `claims.claims`; claims that are not comparable are left out.
     """
     rows = claims[claims["verdict"] != "not comparable"].reset_index(drop=True)
+    if rows.empty:
+        ax.text(0.5, 0.5, "no claim can be compared", ha="center", transform=ax.transAxes)
     for y, row in enumerate(rows.itertuples()):
         color, borders = LOOKS[row.verdict], [x for x in (row.least, row.most) if np.isfinite(x)]
         known = [x for x in (row.mean, row.low, row.high, *row.values, *borders) if np.isfinite(x)]
