@@ -76,10 +76,16 @@ def unsealed(content, path, remedy):
 
     Raises ValueError that names the file and ends in `remedy` if it holds something else than when it was sealed.
     """
-    rest = {name: value for name, value in content.items() if name != SEAL}
-    if SEAL in content and content[SEAL] != sha256_json(rest):
+    damaged = not _seals(content, SEAL) if SEAL in content else any(_seals(content, name) for name in content)
+    if damaged:  # what it holds, or the name of its seal
         raise ValueError(f"{path} does not hold what was written into it: it was altered or is damaged; {remedy}")
-    return rest
+    return {name: value for name, value in content.items() if name != SEAL}
+
+
+def _seals(content, name):
+    """Whether that entry is the sha256 of the others."""
+    seal, rest = content[name], {other: value for other, value in content.items() if other != name}
+    return type(seal) is str and len(seal) == 64 and seal == sha256_json(rest)
 
 
 def read_record(path, remedy):

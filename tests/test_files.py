@@ -221,5 +221,8 @@ def test_an_entry_altered_after_sealing_is_noticed_and_a_record_without_a_seal_i
     write_json(path, record | {"n": 0.2})
     with pytest.raises(ValueError, match="done.json does not hold what was written into it: .*; run it"):
         read_record(path, "run it")
+    write_json(path, {name.replace("sha256", "sha257"): value for name, value in record.items()})
+    with pytest.raises(ValueError, match="done.json does not hold what was written into it"):
+        read_record(path, "run it")
     write_json(path, {"n": 0.2, "files": {}})
     assert read_record(path, "run it")["n"] == 0.2
