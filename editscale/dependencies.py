@@ -151,7 +151,10 @@ def _own(top):
         return None
     path = Path(folders[0] if folders else spec.origin).resolve()
     installed = any(path.is_relative_to(Path(sysconfig.get_path(kind)).resolve()) for kind in _INSTALLED)
-    offered = (entry.module.split(".")[0] for entry in importlib.metadata.entry_points(group=METHODS))
-    if installed and top not in offered:
-        return None
-    return path
+    return None if installed and top not in _offering() else path
+
+
+@functools.cache
+def _offering():
+    """Installed packages that offer editing methods."""
+    return {entry.module.split(".")[0] for entry in importlib.metadata.entry_points(group=METHODS)}

@@ -3,6 +3,7 @@
 import ast
 import json
 import re
+from collections import Counter
 from pathlib import Path
 
 from editscale.editing.modules import MODULES
@@ -60,8 +61,7 @@ def test_what_the_package_defines_is_used_by_more_than_tests():
         )
         for path in (ROOT / "notebooks").glob("*.ipynb")
     ]
-    words = re.findall(r"\w+", "\n".join(texts))
-    counts = {word: words.count(word) for word in set(words)}
+    counts = Counter(re.findall(r"\w+", "\n".join(texts)))
     unused = [
         f"{path.relative_to(ROOT)}: {node.name}"
         for path, tree in TREES.items()
