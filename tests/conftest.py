@@ -27,3 +27,14 @@ def ax():
         fig, ax = plt.subplots()
         yield ax
         plt.close(fig)
+
+
+@pytest.fixture(scope="module")
+def forked_kernels():
+    """While in use, kernels are forked from a process that has imported what they import (`forked`)."""
+    import forked
+    from jupyter_client.provisioning import local_provisioner
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(local_provisioner, "launch_kernel", forked.launch_kernel)
+        yield

@@ -10,8 +10,10 @@ import shutil
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
+import forked
 import nbformat
 import pytest
 import yaml
@@ -165,8 +167,8 @@ def study(tmp_path_factory):
 
 
 def snakemake(root, *arguments, scale="tiny"):
-    command = [sys.executable, "-m", "snakemake", "-s", "notebooks/Snakefile", "--config", f"scale={scale}"]
-    return subprocess.run([*command, *arguments], cwd=root, capture_output=True, text=True)
+    command = ["-s", "notebooks/Snakefile", "--config", f"scale={scale}"]
+    return forked.run("snakemake.cli:main", *command, *arguments, cwd=root)
 
 
 def jobs(root, *arguments, scale="tiny"):
@@ -217,6 +219,18 @@ def test_what_is_published_is_measured_without_runs_and_judged_from_the_table(st
     assert executed.metadata["papermill"]["parameters"]["table"] == "runs/tiny/acceptance/acceptance.parquet"
 
 
+@contextmanager
+def restored(*paths):
+    """Files as they are now, and no newer, once this is left: nothing has to run again for a change taken back."""
+    before = {path: (path.read_bytes(), path.stat()) for path in paths}
+    try:
+        yield
+    finally:
+        for path, (content, about) in before.items():
+            path.write_bytes(content)
+            os.utime(path, ns=(about.st_atime_ns, about.st_mtime_ns))
+
+
 def test_nothing_runs_again_until_something_that_matters_changes(study):
     def change(name, text="CHANGED = 1"):
         with (study / name).open("a") as file:
@@ -225,64 +239,69 @@ def test_nothing_runs_again_until_something_that_matters_changes(study):
     gathered = {name.split("_", 1)[1]: 1 for name in GATHERS}
     looked = {"recall_history": 2, "glue_eval": 2}
     every_edit = {"sequential_editing": 2, **looked, **gathered, "single_edits": 1}
-    (study / "editscale/editing/rome.py").touch()
-    change("editscale/editing/rome.py", "# words")
-    change("editscale/kernels/tensor_cores.py", '"""Words."""\n# and more of them')
-    change("editscale/editing/memit.py")  # no run of the grid edits with it
-    assert jobs(study) == {}
-    (study / "runs/tiny/figures/fig4_weight_drift.svg").unlink()
-    assert jobs(study) == {"drift_analysis": 1}
-    change("editscale/data/acceptance.yaml", "# a data file is read whole")
-    assert jobs(study) == {"drift_analysis": 1, "acceptance": 1}
-    change("editscale/models/decoding.py")  # the notebooks along a run import it, those that edit do not
     later = {name: n for name, n in gathered.items() if name != "editing_proficiency"}
-    assert jobs(study) == {**looked, **later, "acceptance": 1}
-    change("params/facts.json")
-    assert jobs(study) == {**every_edit, "acceptance": 1}
+    code = (
+        "editing/rome.py",
+        "kernels/tensor_cores.py",
+        "editing/memit.py",
+        "data/acceptance.yaml",
+        "models/decoding.py",
+    )
+    figure, facts = study / "runs/tiny/figures/fig4_weight_drift.svg", study / "params/facts.json"
+    with restored(*(study / "editscale" / name for name in code), figure, facts):
+        (study / "editscale/editing/rome.py").touch()
+        change("editscale/editing/rome.py", "# words")
+        change("editscale/kernels/tensor_cores.py", '"""Words."""\n# and more of them')
+        change("editscale/editing/memit.py")  # no run of the grid edits with it
+        assert jobs(study) == {}
+        figure.unlink()
+        assert jobs(study) == {"drift_analysis": 1}
+        change("editscale/data/acceptance.yaml", "# a data file is read whole")
+        assert jobs(study) == {"drift_analysis": 1, "acceptance": 1}
+        change("editscale/models/decoding.py")  # the notebooks along a run import it, those that edit do not
+        assert jobs(study) == {**looked, **later, "acceptance": 1}
+        change("params/facts.json")
+        assert jobs(study) == {**every_edit, "acceptance": 1}
+    assert jobs(study) == {}
 
 
 def test_a_method_is_run_again_when_its_own_module_or_its_hyper_parameters_change(study):
     def answers(name, text):
         """Jobs that edit, and notebook 01, after a change that is taken back."""
         path = study / name
-        before = path.read_text()
-        try:
-            path.write_text(f"{before}\n{text}\n")
+        with restored(path):
+            path.write_text(f"{path.read_text()}\n{text}\n")
             return {rule: n for rule, n in jobs(study).items() if rule in edits}
-        finally:
-            path.write_text(before)
 
     edits = ("covariance_stats", "sequential_editing", "acceptance_measures")
-    executed = snakemake(study, "--cores", "2")
-    assert executed.returncode == 0, executed.stdout + executed.stderr
-    assert jobs(study) == {}
     assert answers("editscale/editing/rome.py", "CHANGED = 1") == {"sequential_editing": 2, "acceptance_measures": 1}
     assert answers("editscale/editing/memit.py", "CHANGED = 2") == {}
     assert answers("params/rome/tiny.yaml", "# changed") == {"sequential_editing": 2, "acceptance_measures": 1}
 
 
+def test_what_lost_its_record_is_asked_for_again(study):
+    assert jobs(study) == {}
+    records = [study / f"runs/tiny/{folder}/done.json" for folder in ("single", "disabling")]
+    with restored(*records, *(path.with_name(".finished") for path in records)):
+        for path in records:
+            path.unlink()
+        assert jobs(study) == {"single_edits": 1, "disabling_edits": 1}
+    assert jobs(study) == {}
+
+
 def test_a_run_that_is_refused_keeps_what_it_had_and_is_asked_for_again(study):
     values, run = study / "params/tiny/02a_sequential_editing.yaml", study / "runs/tiny/rome/order-0"
     executed = study / "runs/tiny/notebooks/02a_sequential_editing/rome-order-0.ipynb"
+    target = "runs/tiny/rome/order-0/.finished"
     kept = {path: path.read_bytes() for path in (run / "done.json", run / "given.json", executed)}
-    before = values.read_text()
-    values.write_text(before.replace("n_edits: 3", "n_edits: 99"))
-    try:
-        refused = snakemake(study, "--cores", "2", "runs/tiny/rome/order-0/.finished")
+    with restored(values):
+        values.write_text(values.read_text().replace("n_edits: 3", "n_edits: 99"))
+        refused = snakemake(study, "--cores", "2", target)
         assert refused.returncode and "ValueError: refused; see" in refused.stderr
-    finally:
-        values.write_text(before)
     assert {path: path.read_bytes() for path in kept} == kept and executed.with_suffix(".failed.ipynb").is_file()
     assert jobs(study)["sequential_editing"] == 1
-    assert snakemake(study, "--cores", "2").returncode == 0
-
-
-def test_what_lost_its_record_is_asked_for_again(study):
-    assert jobs(study) == {}
-    for folder in ("single", "disabling"):
-        (study / f"runs/tiny/{folder}/done.json").unlink()
-    assert jobs(study) == {"single_edits": 1, "disabling_edits": 1}
-    assert snakemake(study, "--cores", "2").returncode == 0
+    assert snakemake(study, "--cores", "2", target).returncode == 0
+    assert "sequential_editing" not in jobs(study)
 
 
 def test_the_papers_scale_is_every_method_on_ten_orders_looked_at_twice_and_gathered_once():

@@ -46,7 +46,7 @@ def run(folder, name, tag="", **given):
 
 
 @pytest.fixture(scope="module")
-def study(tmp_path_factory):
+def study(tmp_path_factory, forked_kernels):
     """All notebooks on seven facts: three runs with 02a, 03a and 04a each, then the notebooks that gather them."""
     folder = tmp_path_factory.mktemp("study")
     moments = run(folder, "01_covariance_stats", n_documents=64) / "second_moments.safetensors"
