@@ -53,7 +53,8 @@ out: str = "runs"  # folder for results"""
 ALONE = """\
 runs: list = []  # folders of runs
 device: str = "cpu"  # cpu or cuda
-n_flagged: int = 2  # facts
+n_damaging: int = 2  # facts
+n_low: int = 2  # other facts
 n_ordinary: int = 1  # other facts
 methods: list = []  # of the runs
 seeds: list = [1]  # further seeds
@@ -259,7 +260,7 @@ def test_nothing_runs_again_until_something_that_matters_changes(study):
         change("editscale/data/acceptance.yaml", "# a data file is read whole")
         assert jobs(study) == {"drift_analysis": 1, "acceptance": 1}
         change("editscale/models/decoding.py")  # the notebooks along a run import it, those that edit do not
-        assert jobs(study) == {**looked, **later, "acceptance": 1}
+        assert jobs(study) == {**looked, **later, "single_edits": 1, "acceptance": 1}
         change("params/facts.json")
         assert jobs(study) == {**every_edit, "acceptance": 1}
     assert jobs(study) == {}

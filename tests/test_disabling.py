@@ -12,7 +12,6 @@ from test_rome import moment
 from test_sequence import CONTEXTS, FACTS, PARAMS
 
 from editscale.analysis import disabling
-from editscale.data.facts import Fact
 from editscale.editing import editors, rome, updates
 from editscale.metrics import generation, scoring
 from editscale.sequences.single import single_edits, unedited
@@ -104,27 +103,6 @@ def test_detect_names_what_a_table_lacks_or_holds_twice():
         disabling.detect(drift, jump=1)
 
 
-def result_tables():
-    """One run whose edit 7 jumps: fact 2 was never learned; of facts 1, 3, 4 and 5, learned, one survives it."""
-    edits = run_rows(RUNS[0], edits=range(1, 9), case_id=range(100, 108), efficacy_accuracy=[1.0, 0, 1, 1, 1, 1, 1, 1])
-    recalled = {5: [1.0, 1, 1, 0, 1], 10: [0.0, 1, 0, 0, 1, 1, 1, 1], 15: [1.0] * 8}
-    history = pd.concat(
-        [run_rows(RUNS[0], edits=at, edit=range(1, len(r) + 1), efficacy_accuracy=r) for at, r in recalled.items()]
-    )
-    perplexity = run_rows(RUNS[0], edits=range(9), perplexity=[20.0] * 7 + [math.inf] * 2)
-    drift = run_rows(RUNS[0], layer=2, edits=range(1, 9), update_norm=[1.0] * 6 + [40.0, 1.0])
-    return drift, edits, history, perplexity
-
-
-def test_flagged_edits_get_their_fact_and_other_runs_are_refused():
-    drift, edits, *_ = result_tables()
-    (row,) = disabling.of_facts(disabling.detect(drift), edits).itertuples()
-    assert (row.edits, row.case_id, row.update_norm, row.times_median) == (7, 106, 40, 40)
-    assert disabling.of_facts(disabling.detect(drift, jump=100), edits).empty
-    with pytest.raises(ValueError, match="the edits table lacks edit 7 of {'method': 'rome'"):
-        disabling.of_facts(disabling.detect(drift), edits.assign(order=3))
-
-
 def single(lm, method, fact=FACTS[0]):
     factors = {layer: torch.linalg.cholesky(moment(lm.d_key)) for layer in (0, 1)}
     editing = editors.begun(lm, editors.Editing(method, PARAMS[method], CONTEXTS[method], factors))
@@ -202,68 +180,48 @@ def test_the_weights_are_put_back_after_an_error(monkeypatch):
     assert torch.equal(lm.weight(1), before)
 
 
-def test_ordinary_facts_are_spaced_over_the_sequence_beside_the_flagged_ones():
-    facts = [Fact(i, f"S{i}", "{} is in", "a", "b") for i in range(10)]
-    chosen = [fact.case_id for fact in disabling.with_ordinary(facts, [4, 99], 3)]
-    assert chosen == [1, 4, 5, 8]
-    assert [fact.case_id for fact in disabling.with_ordinary(facts, [], 0)] == []
-    assert len(disabling.with_ordinary(facts, [4], 50)) == 10
-    kept = disabling.with_ordinary(facts, [4, 5, 7], 2, chosen=[7])
-    assert [fact.case_id for fact in kept] == [1, 7, 8]  # ordinary ones are none of 4, 5 and 7
+def of_runs(denominators=True):
+    """(done, edits): twelve facts, 1 to 12, with |k·u| from 0.01 to 10 by their number, edited in two runs. Facts 9, 3
+    and 7 disabled, 3 in both runs."""
+    sizes = np.logspace(-2, 1, 12) * np.tile([1, -1], 6)
+    edits = pd.concat([run_rows(run, case_id=range(1, 13), denominator=sizes) for run in RUNS[:2]], ignore_index=True)
+    done = edits[["method", "case_id"]].assign(damage=0.01)
+    done.loc[[2, 14, 8, 18], "damage"] = [0.2, 0.9, 0.5, 0.3]  # facts 3 and 3, 9, 7
+    done["disabling"] = done["damage"] > 0.1
+    return done, edits if denominators else edits.drop(columns="denominator")
 
 
-def test_the_facts_with_the_largest_updates_come_first_however_often_they_were_flagged():
-    flagged = pd.DataFrame({"case_id": [3, 5, 3, 9], "times_median": [6.0, 30.0, 40.0, 8.0]})
-    assert disabling.largest(flagged, 2) == [3, 5]
-    assert disabling.largest(flagged, 10) == [3, 5, 9]
-    drift, edits, *_ = result_tables()
-    assert disabling.largest(disabling.of_facts(disabling.detect(drift, jump=100), edits), 3) == []
+def test_facts_are_chosen_by_damage_then_by_small_denominators_then_evenly_over_the_rest():
+    kinds = disabling.chosen(*of_runs(), 2, 3, 4)
+    assert kinds[kinds == disabling.DAMAGING].index.tolist() == [3, 9]
+    assert kinds[kinds == disabling.LOW].index.tolist() == [1, 2, 4]
+    # 5, 6, 8, 10, 11 and 12 are left: 7 disabled too. Places between 5 and 12: an eighth, three, five and seven.
+    assert kinds[kinds == disabling.ORDINARY].index.tolist() == [6, 8, 10, 11]
+    whole = disabling.chosen(*of_runs(), 99, 99, 99)
+    assert whole.value_counts().to_dict() == {disabling.DAMAGING: 3, disabling.LOW: 9}
 
 
-def single_table():
-    """Facts 1 to 3 are ordinary, 4 and 5 flagged: 4 is large whatever the contexts, 5 with those of the run only."""
-    sizes = {"run": [1.0, 2.0, 3.0, 40.0, 30.0], "seed": [2.0, 4.0, 6.0, 100.0, 4.0], "bare": [1.0, 1.0, 1.0, 6.0, 2.0]}
-    tables = [
-        pd.DataFrame(
-            {
-                "method": "rome", "case_id": range(1, 6), "flagged": [False] * 3 + [True] * 2, "contexts": kind,
-                "seed": {"run": 0.0, "seed": 7.0, "bare": math.nan}[kind], "layer": layer,
-                "update_norm": [factor * norm for norm in norms], "status": "edited",
-            }
-        )
-        for kind, norms in sizes.items()
-        for layer, factor in ((2, 1.0), (3, 10.0))
-    ]  # fmt: skip
-    tables[1]["update_norm"] *= [1, 1, 1, 2, 1]  # fact 4 is larger at layer 3
-    return pd.concat(tables, ignore_index=True)
+def test_without_denominators_ordinary_facts_are_spaced_over_their_order():
+    kinds = disabling.chosen(*of_runs(denominators=False), 1, 5, 3)
+    assert kinds.to_dict() == {3: disabling.DAMAGING, **dict.fromkeys((2, 6, 10), disabling.ORDINARY)}
+    done, edits = of_runs()
+    assert disabling.chosen(done.assign(disabling=False), edits, 5, 0, 0).empty
+    with pytest.raises(ValueError, match="-1, 0 and 0 facts to edit alone; expected 0 or more"):
+        disabling.chosen(done, edits, -1, 0, 0)
 
 
-def test_single_edits_are_compared_with_ordinary_ones_of_their_method_contexts_and_layer():
-    alone = disabling.against_ordinary(single_table())
-    assert len(alone) == 15
-    assert alone.loc[alone["contexts"] == "run", "times_ordinary"].tolist() == [0.5, 1.0, 1.5, 40.0, 15.0]
-    assert alone.loc[(alone["contexts"] == "run") & (alone["case_id"] == 4), "layer"].item() == 3
-    assert alone.loc[alone["contexts"] == "bare", "times_ordinary"].tolist() == [1.0, 1.0, 1.0, 6.0, 2.0]
-
-
-def test_a_disabling_edit_persists_under_the_contexts_where_its_update_stays_large():
-    flagged = pd.DataFrame({"method": ["rome", "rome", "rome", "memit"], "case_id": [4, 5, 4, 1]})
-    table = disabling.persistence(disabling.against_ordinary(single_table()), flagged, 5.0)
+def test_of_the_facts_that_disabled_a_run_of_a_method_it_is_counted_how_many_do_alone():
+    done, _ = of_runs()
+    rows = [("rome", "run", 3, 0.9), ("rome", "run", 9, 0.05), ("rome", "run", 1, 0.9), ("rome", "bare", 3, 0.0)]
+    rows += [("rome", "bare", 9, np.inf), ("memit", "run", 3, 0.9)]  # no run of MEMIT was disabled
+    alone = pd.DataFrame(rows, columns=["method", "contexts", "case_id", "damage"]).assign(seed=np.nan)
+    alone["disabling"] = alone["damage"] > 0.1
+    table = disabling.persistence(alone, done)
     assert table[["contexts", "facts", "staying", "share"]].to_numpy().tolist() == [
-        ["run", 2, 2, 1.0],
-        ["seed", 2, 1, 0.5],
+        ["run", 2, 1, 0.5],
         ["bare", 2, 1, 0.5],
     ]
-    assert disabling.persistence(disabling.against_ordinary(single_table()), flagged.iloc[:0], 5.0).empty
-
-
-def test_an_edit_that_is_not_finite_stays_disabling():
-    single = single_table()
-    broken = (single["case_id"] == 5) & (single["contexts"] == "bare")
-    single.loc[broken, ["update_norm", "status"]] = [math.nan, "non-finite"]
-    flagged = pd.DataFrame({"method": ["rome"], "case_id": [5]})
-    table = disabling.persistence(disabling.against_ordinary(single), flagged).set_index("contexts")
-    assert table["staying"].to_dict() == {"run": 1, "seed": 0, "bare": 1}
+    assert disabling.persistence(alone, done.assign(disabling=False)).empty
 
 
 def test_the_unedited_model_is_measured_on_the_facts_as_edited_ones_are():

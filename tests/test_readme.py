@@ -142,13 +142,16 @@ def test_fine_tuning_moves_the_weights_least(recorded_study):
     assert moved["max"]["ft-c"] < moved["min"].drop("ft-c").min()
 
 
-def test_the_largest_flagged_edits_disable_alone_behind_any_words_but_not_bare(recorded_study):
-    stays = disabling.against_ordinary(recorded_study["single"])
-    rome = stays[(stays["method"] == "rome") & stays["flagged"]]
-    first = rome[(rome["contexts"] == "run") & (rome["times_ordinary"] > disabling.JUMP)]["case_id"]
-    of_rome = rome[rome["case_id"].isin(first)].groupby(["contexts", "seed"], dropna=False)["times_ordinary"]
-    kept = {name: (rows > disabling.JUMP).mean() for (name, _), rows in of_rome}
-    assert len(first) > 30 and kept == {"run": 1, "seed": 1, "words": 1, "bare": 0}
+def test_what_disabled_a_run_of_rome_does_so_alone_with_any_sampled_contexts_but_not_bare(recorded_study):
+    edits, perplexity = recorded_study["edits"], recorded_study["recall/perplexity"]
+    done = damage.damage(edits, perplexity, collapse.where(perplexity))
+    stays = disabling.persistence(damage.alone(recorded_study["single"]), done[done["method"] == "rome"])
+    shares = stays.groupby("contexts")["share"].agg(["min", "max"]).to_numpy().tolist()
+    assert stays["facts"].min() >= 3
+    assert dict(zip(sorted(stays["contexts"].unique()), shares, strict=True)) == {
+        "bare": [0, 0],
+        **dict.fromkeys(("run", "seed", "words"), [1, 1]),
+    }
 
 
 def test_runs_made_twice_made_the_same_edits():
@@ -190,9 +193,9 @@ def test_the_minutes_of_the_recorded_study_are_computed_from_its_tables(monkeypa
 
 def test_the_disabling_edit_of_the_small_experiments_comes_with_its_fact():
     """As the README says: one fact, far apart in an order and its reverse."""
-    tables = ROOT / "figures/twenty-counterfact/tables"
-    edits, drift = (pd.read_parquet(tables / f"{name}.parquet") for name in ("edits", "drift"))
-    found = disabling.of_facts(disabling.detect(drift), edits)
+    recorded_ones = ROOT / "figures/twenty-counterfact/tables"
+    edits, drift = (pd.read_parquet(recorded_ones / f"{name}.parquet") for name in ("edits", "drift"))
+    found = disabling.detect(drift).merge(edits, on=[*tables.RUN, "edits"])
     forward, backward = found.sort_values("reversed").to_dict("records")
     assert (forward["reversed"], backward["reversed"]) == (False, True)
     assert forward["case_id"] == backward["case_id"] and forward["order"] == backward["order"]

@@ -12,7 +12,7 @@ from test_ledger import cut, files
 from test_rome import moment
 from test_sequence import CONTEXTS, FACTS, PARAMS, TOGETHER
 
-from editscale.analysis import disabling, forgetting, tables
+from editscale.analysis import forgetting, tables
 from editscale.editing import editors, modules, rome, updates
 from editscale.editing.rome_screened import OTHERS, RomeScreenedParams
 from editscale.metrics import drift
@@ -191,9 +191,6 @@ def test_what_is_screened_counts_among_all_facts_and_not_among_failures():
     with pytest.raises(ValueError, match="edited different facts"):
         other = edits.iloc[:3].assign(method="x", case_id=[4, 2, 3], status=["edited", "edited", "screened"])
         tables.check_same_facts(pd.concat([longer, other]))
-    alone = edits.assign(times_ordinary=np.nan, contexts="run", seed=0.0)
-    stays = disabling.persistence(alone, edits[["method", "case_id"]])
-    assert stays["staying"].tolist() == [0]
 
 
 def test_alone_a_screened_fact_is_scored_on_the_model_as_it_stands():

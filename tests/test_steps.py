@@ -344,7 +344,7 @@ def test_a_planted_step_is_flagged_at_its_end_with_the_perplexity_before_it():
     drift = pd.DataFrame({**KEY, "layer": 3, "edits": places, "update_norm": [1.0, 1.1, 0.9, 1.0, 1.2, 9.0, 1.0, 1.0]})
     edits = pd.DataFrame({**KEY, "edits": range(1, 81), "case_id": range(101, 181), "efficacy_accuracy": 1.0})
     perplexity = pd.DataFrame({**KEY, "edits": [0, *places], "perplexity": [*range(20, 26), 50.0, 60.0, 70.0]})
-    (row,) = disabling.of_facts(disabling.detect(drift), edits).itertuples()
+    (row,) = disabling.detect(drift).merge(edits, on=[*KEY, "edits"]).itertuples()
     assert (row.edits, row.case_id) == (60, 160)
     done = damage.damage(edits, perplexity, collapse.where(perplexity)).set_index("edits")
     assert done["damage"][60] == pytest.approx(np.log(50 / 25)) and done.index.max() == 60

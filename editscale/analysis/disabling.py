@@ -1,17 +1,21 @@
-"""Edits with an update far larger than those before them, found in the tables of a run, and applied alone.
+"""Edits with an update far larger than those before them, and which facts are edited alone to see what they do.
 
 In the paper (arXiv:2401.07453) an edit is seen to disable the model where the distance of the weights jumps and
 recall, downstream scores and generation fall with it; the released code holds no threshold
 (scalable-model-editing/rebuilding-rome `experiments/disable_edits_plots.py` draws distance against word entropy of
-single edits). Here `detect` finds such jumps by a stated rule, and `sequences.single` makes the edits of their facts
-alone on the unedited model. Size is a cause: which edits disable is decided by what they do (`damage`).
+single edits). Here `detect` finds such jumps by a stated rule. Size is a cause: which edits disable is decided by what
+they do (`damage`), and those are made again alone on the unedited model (`chosen`, `sequences.single`).
 """
+
+import numpy as np
+import pandas as pd
 
 from editscale.analysis import tables
 from editscale.analysis.rows import require
-from editscale.columns import RUN, SOUND
+from editscale.columns import RUN
 
 JUMP = 5.0  # times the running median of earlier updates
+DAMAGING, LOW, ORDINARY = "damage", "low k·u", "ordinary"  # what a fact edited alone stands for
 
 
 def detect(drift, *, jump=JUMP, least_earlier=5):
@@ -50,81 +54,48 @@ def detect(drift, *, jump=JUMP, least_earlier=5):
     return found[[*RUN, "edits", "layer", "update_norm", "times_median"]].reset_index(drop=True)
 
 
-def of_facts(jumps, edits):
-    """The edits of `detect` with their fact: its columns and case_id.
+def chosen(done, edits, n_damaging, n_low, n_ordinary):
+    """Which facts are edited alone, and what each stands for: a series, case_id ↦ DAMAGING, LOW or ORDINARY.
 
     Args:
-        edits: columns method, order, reversed, edits, case_id (`tables.edits_table`).
+        done: what `damage.damage` found of some runs.
+        edits: columns case_id, and denominator where a method has one, of the same runs: whole ones, for k·u is the
+            unedited model's.
+        n_damaging: facts whose edit disabled a model in a run, those of the largest damage first.
+        n_low: facts of the smallest |k·u| among the others.
+        n_ordinary: of the facts left that disabled in no run, some evenly spaced over log |k·u|, or, where no run has
+            denominators, over the facts in their order.
 
-    Raises ValueError for edits that are not in that table.
+    Of each kind there may be fewer. Raises ValueError for a number below 0.
     """
-    require(edits, (*RUN, "edits", "case_id"), "edits")
-    key = [*RUN, "edits"]
-    found = jumps.merge(edits[[*key, "case_id"]], on=key, how="left", indicator="edited")
-    for row in found[found["edited"] != "both"].itertuples():
-        run = {name: getattr(row, name) for name in RUN}
-        raise ValueError(f"the edits table lacks edit {row.edits} of {run}; give the tables of the same runs")
-    return found.drop(columns="edited")
+    if min(n_damaging, n_low, n_ordinary) < 0:
+        raise ValueError(f"{n_damaging}, {n_low} and {n_ordinary} facts to edit alone; expected 0 or more of each kind")
+    require(edits, ("case_id",), "edits")
+    worst = done[done["disabling"]].groupby("case_id")["damage"].max().sort_values(ascending=False, kind="stable")
+    known = edits.reindex(columns=["case_id", "denominator"]).abs().groupby("case_id", sort=False)["denominator"].min()
+    sizes = np.log(known) if known.notna().any() else pd.Series(range(len(known)), known.index, dtype=float)
+    kinds = dict.fromkeys(worst.index[:n_damaging], DAMAGING)
+    if known.notna().any():
+        kinds |= dict.fromkeys(sizes.drop(list(kinds)).dropna().nsmallest(n_low).index, LOW)
+    left = sizes.drop([*{*kinds, *worst.index}]).dropna()
+    for place in np.linspace(left.min(), left.max(), 2 * min(n_ordinary, len(left)) + 1)[1::2]:
+        kinds[nearest := (left - place).abs().idxmin()] = ORDINARY
+        left = left.drop(nearest)
+    return pd.Series(kinds, dtype=object).rename_axis("case_id")
 
 
-def largest(flagged, n):
-    """Case ids of the `n` facts with the largest updates, by `times_median`, among those `detect` flagged."""
-    most = flagged.groupby("case_id")["times_median"].max()
-    return most.sort_values(ascending=False, kind="stable").index[:n].tolist()
-
-
-def against_ordinary(single):
-    """Single edits, one row per edit, with how their update compares with ordinary ones: column times_ordinary.
-
-    Args:
-        single: columns method, case_id, flagged, contexts, seed, layer, update_norm (notebook 05a).
-
-    times_ordinary is the update's norm over the median of the facts that are not flagged, edited by the same method
-    with the same contexts at the same layer; of several layers the row with the largest ratio is kept. NaN where no
-    fact is ordinary.
-    """
-    alike = ["method", "contexts", "seed"]
-    require(single, (*alike, "case_id", "flagged", "layer", "update_norm"), "single edits")
-    ordinary = single["update_norm"].where(~single["flagged"])
-    median = ordinary.groupby([single[name] for name in [*alike, "layer"]], dropna=False).transform("median")
-    rows = single.assign(times_ordinary=single["update_norm"] / median)
-    place = single.groupby([*alike, "case_id"], sort=False, dropna=False).ngroup()
-    rows = rows.sort_values("times_ordinary", ascending=False, kind="stable", na_position="last")
-    rows = rows.drop_duplicates([*alike, "case_id"])
-    return rows.loc[place[rows.index].sort_values().index]
-
-
-def persistence(single, flagged, jump=JUMP):
-    """How many disabling edits are so alone too, by method and contexts: a table in the order of `single`.
+def persistence(alone, done):
+    """Of the facts that disabled a model in a run of a method, how many do so alone, edited by that method.
 
     Args:
-        single: what `against_ordinary` returned.
-        flagged: columns method, case_id (`detect` with `effects`): facts count for the methods whose runs flagged them.
+        alone: what `damage.alone` found; done: what `damage.damage` found of the runs.
 
     Returns:
-        Columns method, contexts, seed, facts (flagged ones that were edited alone), staying (those whose update is
-        more than `jump` times an ordinary one, or not finite), share.
+        Columns method, contexts, seed, facts (those of them that were edited alone), staying (disabling alone), share.
     """
-    own = single.merge(flagged[["method", "case_id"]].drop_duplicates(), on=["method", "case_id"])
-    stays = (own["times_ordinary"] > jump) | ~own["status"].isin(SOUND)
-    table = own.assign(staying=stays).groupby(["method", "contexts", "seed"], sort=False, dropna=False)["staying"]
-    return table.agg(facts="size", staying="sum", share="mean").reset_index()
-
-
-def with_ordinary(facts, flagged, n_ordinary, chosen=None):
-    """The flagged facts, and `n_ordinary` others evenly spaced in the sequence, in the sequence's order.
-
-    Args:
-        facts: the facts of a run; flagged case ids that are not among them are left out.
-        flagged: case ids.
-        chosen: those of the flagged case ids to keep; None for all.
-    """
-    flagged = set(flagged)
-    others = [fact for fact in facts if fact.case_id not in flagged]
-    n = min(n_ordinary, len(others))
-    spaced = {others[(2 * i + 1) * len(others) // (2 * n)].case_id for i in range(n)}
-    kept = spaced | (flagged if chosen is None else flagged & set(chosen))
-    return [fact for fact in facts if fact.case_id in kept]
+    own = alone.merge(done.loc[done["disabling"], ["method", "case_id"]].drop_duplicates(), on=["method", "case_id"])
+    by = own.groupby(["method", "contexts", "seed"], sort=False, dropna=False)["disabling"]
+    return by.agg(facts="size", staying="sum", share="mean").reset_index()
 
 
 def read_single(path):

@@ -18,7 +18,7 @@ written are `figures/cost/full-<study>.json` and the pages of `costs`. GPU hours
   after each edit. Singular values: a layer at each checkpoint.
 - tasks: seconds of an example at the last checkpoint; tasks × n_examples at n_edits / every + 1 checkpoints of each
   run. Texts: seconds of a token, of all texts together.
-- edits alone: those of notebook 05a (at most n_flagged + n_ordinary facts, each choice of contexts, each method) and of
+- edits alone: those of notebook 05a (n_damaging + n_low + n_ordinary facts, each choice of contexts and method) and of
   06a, at the seconds of an edit in a sequence; the facts and examples that 06a scores.
 - notebooks: what is left of their time, such as loading weights, for as many notebooks as the study has of each.
 
@@ -163,7 +163,8 @@ def counts(study, n_layers):
     rounds = sum(n // tasks["every"] + 1 for _, n in lengths)
     spectra = sum(n_layers[method] * (len(at) + 1) for (method, _), at in zip(lengths, asked, strict=True))
     n_edits = sum(n for _, n in lengths)
-    alone = (single["n_flagged"] + single["n_ordinary"]) * (2 + len(single["seeds"]) + bool(single["words"]))
+    n_alone = single["n_damaging"] + single["n_low"] + single["n_ordinary"]
+    alone = n_alone * (2 + len(single["seeds"]) + bool(single["words"]))
     along = {accept["sequence"]: max(accept["sequence_at"], default=0)}
     examples = (accept["n_examples"] or WHOLE[accept["task"]]) * (1 + len(accept["sequence_at"]))
     n_tasks = rounds * len(tasks["tasks"]) * tasks["n_examples"]
