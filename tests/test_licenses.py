@@ -16,8 +16,8 @@ ROOT = Path(__file__).parents[1]
 LICENSES = yaml.safe_load(bundled("licenses.yaml").read_text(encoding="utf-8"))
 MODULES = [path.read_text() for path in (ROOT / "editscale").rglob("*.py")]
 PARAMETERS = list((ROOT / "params").glob("*/*.yaml"))
-NAMING = ("model", "corpus", "fact_set", "source", "task_source")  # parameters that name what is loaded
-OWN = ("", "atlas", "sampled", "bundled")  # what they name when it is made here
+NAMING = ("model", "corpus", "fact_set", "source", "task_source", "held_out")  # parameters that name what is loaded
+OWN = ("", "atlas", "sampled", "bundled", "LICENSE")  # what they name when it is made here
 NO_OWNER = "runs tests params notebooks .snakemake recall downstream text image".split()  # folders, kinds of content
 
 

@@ -230,6 +230,21 @@ def test_what_the_model_writes_stands_beside_recall_where_it_was_measured(study)
     assert cells == [[f"{100 * share:.0f}" for share in row] for row in expected.to_numpy()]
 
 
+def test_a_held_out_text_is_asked_at_checkpoints_and_compared_with_the_alarm(study):
+    runs = [study / name for name in ("rome", "rome-reversed", "memit")]
+    asked = tables.gather(runs, "recall/held_out")
+    assert asked.groupby(list(tables.RUN))["edits"].apply(list).tolist() == [list(range(8))] * 3
+    before = asked[asked["edits"] == 0]
+    assert before["held_out_nll"].nunique() == 1 and (before["held_out_rise_se"] == 0).all()
+    done = json.loads((study / "rome/recall/done.json").read_text())
+    assert done["files"]["LICENSE"] == sha256_file(ROOT / "LICENSE")
+    confirmed = pd.read_csv(study / "03b_forgetting_analysis/confirmed.csv")
+    assert (
+        confirmed["collapse"].tolist() == pd.read_csv(study / "03b_forgetting_analysis/runs.csv")["collapse"].tolist()
+    )
+    assert table_of(outputs_of(study / "rome/recall.ipynb", "held-out")[-1]).shape == (8, 5)
+
+
 def test_all_runs_begin_at_one_unedited_model(study):
     runs = [study / name for name in ("rome", "rome-reversed", "memit")]
     for name, column in (("recall/perplexity", "perplexity"), ("downstream/downstream", "accuracy")):
@@ -440,7 +455,7 @@ def test_a_flipped_bit_in_what_is_read_of_a_run_or_a_figure_is_named_or_has_no_e
     of_run = [path for path in of_run if path.suffix != ".ipynb"]
     moments = study / "01_covariance_stats/second_moments.safetensors"
     counts, failures = flips.flipped([*of_run, moments], lambda _: flips.read_run(study / "rome"), rng, n=2)
-    assert failures == [] and len(of_run) == 18 and counts["named"].sum() > 25
+    assert failures == [] and len(of_run) == 19 and counts["named"].sum() > 25
     beside = [*figures, *study.rglob("*.ipynb"), *(study / "05a_single_edits").glob("*.*"), *measured.glob("*.*")]
     counts, failures = flips.flipped(beside, flips.read_beside, rng, n=1)
     assert failures == [] and len(beside) > 70 and counts["named"].sum() > len(beside) / 2

@@ -37,7 +37,7 @@ def study(tmp_path, monkeypatch):
             if (order, part) == (1, "downstream"):
                 continue
             (run / part).mkdir(parents=True, exist_ok=True)
-            for name in names:
+            for name in (name for name in names if recorded.name_of(part, name) not in recorded.OPTIONAL):
                 row = {"method": "rome", "order": order, "reversed": False, "edits": 1, "efficacy": 1 / 3}
                 pd.DataFrame([row]).to_parquet(run / part / f"{name}.parquet")
             finish(run / part, parameters={"part": part})
@@ -64,6 +64,21 @@ def test_recorded_tables_hold_the_rows_of_all_runs_and_say_what_made_them(study)
     assert history["efficacy"].sub(1 / 3).abs().max() < 1e-7
     assert pd.read_parquet(folder / "recall/history.parquet")["efficacy"].dtype == "float32"
     assert list(tables.gather(["figures/tiny/tables"], "downstream/downstream")["order"]) == [0]
+
+
+def test_a_table_that_only_some_runs_have_is_recorded_and_kept_of_these(study):
+    """Here the held-out text; tables that were recorded before there was one have none."""
+    record.record("tiny", partly=True)
+    path = study / "runs/tiny/rome/order-1/recall/held_out.parquet"
+    row = {"method": "rome", "order": 1, "reversed": False, "edits": 0, "held_out_nll": 1 / 3}
+    pd.DataFrame([row]).to_parquet(path)
+    finish(path.parent, finished="later")
+    for _ in ("runs", "tables"):
+        assert len(record.record("tiny", partly=True)) == 10
+        kept = tables.gather(["figures/tiny/tables"], "recall/held_out")
+        assert kept["order"].tolist() == [1] and kept["held_out_nll"].item() == pytest.approx(1 / 3, rel=1e-7)
+        assert tables.gather(["figures/tiny/tables"], "recall/history")["order"].tolist() == [0, 1]
+        shutil.rmtree("runs", ignore_errors=True)
 
 
 def test_a_whole_study_needs_every_part(study):
@@ -108,7 +123,7 @@ def make(order, part="", finished="", **values):
     """Finish a part of a run: a row in each of its tables, `values` in place of those of the fixture."""
     run = Path(f"runs/tiny/rome/order-{order}")
     (run / part).mkdir(parents=True, exist_ok=True)
-    for name in recorded.PARTS[part]:
+    for name in (name for name in recorded.PARTS[part] if recorded.name_of(part, name) not in recorded.OPTIONAL):
         row = {"method": "rome", "order": order, "reversed": False, "edits": 1, "efficacy": 1 / 3, **values}
         pd.DataFrame([row]).to_parquet(run / part / f"{name}.parquet")
     finish(run / part, finished=finished)

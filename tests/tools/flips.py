@@ -78,8 +78,9 @@ def read_run(folder):
         total.update(repr(record).encode())
         if part:
             total.update(repr(timing.read(folder / part)).encode())
-        for name in names:
-            total.update(tables.joined([folder], recorded.name_of(part, name)).to_csv().encode())
+        for name in (recorded.name_of(part, name) for name in names):
+            if name not in recorded.OPTIONAL or (folder / f"{name}.parquet").is_file():
+                total.update(tables.joined([folder], name).to_csv().encode())
     editing = past_runs.editing_of(run)
     for factor in editing.factors.values():
         total.update(factor.contiguous().numpy())

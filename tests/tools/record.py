@@ -22,7 +22,7 @@ import pandas as pd
 from editscale.files import sealed, sha256_file, write_json
 from editscale.workflow.parameters import checked_scale
 from tools import light, recorded
-from tools.recorded import BESIDE, PARTS, RECORD, TIMING, name_of
+from tools.recorded import BESIDE, OPTIONAL, PARTS, RECORD, TIMING, name_of
 
 
 def record(scale, *, partly=False, others=()):
@@ -75,7 +75,8 @@ def merged(sources, scale):
                 continue
             made.setdefault(run, {})[part_name] = source.made[run][part_name]
             for name in (name_of(part, table) for table in names):
-                pieces.setdefault(name, []).append(source.rows(name, key))
+                if (rows := source.rows(name, key)) is not None or name not in OPTIONAL:
+                    pieces.setdefault(name, []).append(rows)
         times = [source.rows(TIMING, key) for source in (of_edits, *same)]
         pieces.setdefault(TIMING, []).extend([rows for rows in times if rows is not None][:1])
     tables = {
