@@ -310,7 +310,7 @@ def test_the_papers_scale_is_every_method_on_ten_orders_looked_at_twice_and_gath
     found = jobs(REPOSITORY, "--forceall", scale="gpt2-xl")
     per_run = {"sequential_editing", "recall_history", "glue_eval"}
     assert {name: n for name, n in found.items() if name in per_run} == dict.fromkeys(per_run, 4 * 10)
-    own = {"first_edit", "extend", "key_overlap", "mitigations"}  # where a scale has values for them
+    own = {"first_edit", "extend", "key_overlap", "mitigations", "interventions"}  # where a scale has values for them
     once = {path.stem.split("_", 1)[1] for path in (REPOSITORY / "notebooks").glob("*.ipynb")} - per_run - own
     assert {name: n for name, n in found.items() if name not in per_run} == dict.fromkeys(once, 1)
 
@@ -499,6 +499,24 @@ def test_what_could_prevent_forgetting_is_asked_where_a_scale_has_values_for_it(
             path.unlink(missing_ok=True)
 
 
+def test_other_changes_are_asked_of_one_run_of_the_grid_where_a_scale_has_values_for_them(study):
+    assert "interventions" not in jobs(study, "--forceall")
+    write_notebook(study / "notebooks/05c_interventions.ipynb", ALONG, LOOK)
+    values = study / "params/tiny/05c_interventions.yaml"
+    try:
+        values.write_text("run: runs/tiny/rome/order-0-reversed\n")
+        assert jobs(study, "--forceall")["interventions"] == 1
+        target = "runs/tiny/interventions/.finished"
+        assert {*jobs(study, "--forceall", target)} == {"covariance_stats", "sequential_editing", "interventions"}
+        assert "-p reverse true" in snakemake(study, "-n", "-p", "--forceall", target).stdout
+        values.write_text("run: runs/tiny/rome/order-1\n")
+        refused = snakemake(study, "-n")
+        message = "05c_interventions.yaml has run runs/tiny/rome/order-1, which params/tiny/grid.yaml does not list"
+        assert refused.returncode and message in refused.stdout + refused.stderr
+    finally:
+        values.unlink(missing_ok=True)
+
+
 # ------------------------------------------------------------------------------------------------ a cluster
 
 PROFILE = REPOSITORY / "params/slurm/config.yaml"
@@ -524,7 +542,7 @@ def resources(scale):
 def test_every_job_says_its_memory_and_time_and_one_with_a_device_asks_for_a_gpu(scale, gres):
     asked = resources(scale)
     names = {path.stem.split("_", 1)[1] for path in (REPOSITORY / "notebooks").glob("*.ipynb")}
-    names -= set() if scale == "smoke" else {"first_edit", "extend", "key_overlap", "mitigations"}
+    names -= set() if scale == "smoke" else {"first_edit", "extend", "key_overlap", "mitigations", "interventions"}
     assert names <= {rule for rule, _ in asked} <= names | {"edit_together"}
     gathering = {name.split("_", 1)[1] for name in GATHERS} | {"acceptance"}
     for rule, given in asked:

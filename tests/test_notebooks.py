@@ -70,6 +70,7 @@ def study(tmp_path_factory, forked_kernels):
     run(folder, "09b_mitigations", overlap=str(met), **runs)
     for name in ("00_first_edit", "08_extend"):
         run(folder, name, moments=str(moments))
+    run(folder, "05c_interventions", run=str(rome), at=[3, 7], since=[0, 2])
     judged = {"table": str(measured), "targets": "gpt2-xl"}
     run(folder, "06b_acceptance", "judged", figures_folder=str(folder / "judged-figures"), **judged)
     return folder
@@ -79,6 +80,7 @@ def test_every_notebook_leaves_figures_in_three_formats_with_data_and_origin(stu
     for stem in (
         *(f"figures/{name}" for name in gallery.FIGURES if name != "fig8c_steps"),  # no run has several facts in a step
         "01_covariance_stats/fig_spectrum",
+        "05c_interventions/interventions",
         "09a_key_overlap/overlap",
         "rome/run",
     ):
@@ -152,7 +154,7 @@ def test_a_method_of_a_notebook_has_a_ledger_of_its_own_and_a_family_scores_as_t
 
 def test_takeaways_are_prose_that_renders(study):
     alone = ("01_covariance_stats", "05a_single_edits", "06a_acceptance_measures", "06b_acceptance")
-    alone += ("09a_key_overlap", "09b_mitigations")
+    alone += ("05c_interventions", "09a_key_overlap", "09b_mitigations")
     for name in ("00_first_edit", *alone, "08_extend", "rome", "rome/recall", "rome/downstream"):
         prose = outputs_of(study / f"{name}.ipynb", "takeaway")[-1]
         assert prose.endswith(".") and not re.search(r"\bnan\b", prose, re.I), name
@@ -301,6 +303,24 @@ def test_overlap_is_measured_of_the_facts_of_the_runs_without_any_edit(study):
     assert measured.loc[measured["method"] == "rome", "own"].to_numpy() == pytest.approx(1, abs=1e-5)
     shares = pd.read_parquet(study / "09a_key_overlap/shares.parquet")
     assert shares[shares["directions"] == 7]["share"].to_numpy() == pytest.approx(1)
+
+
+def test_the_edits_own_change_whole_is_the_run_and_none_of_it_is_the_model_before(study):
+    table = pd.read_parquet(study / "05c_interventions/interventions.parquet")
+    own = table[table["change"] == "edits"].set_index(["since", "edits", "scale"])
+    history = pd.read_parquet(study / "rome/recall/history.parquet")
+    recall = history.groupby("edits")["efficacy_accuracy"].mean()
+    along = pd.read_parquet(study / "rome/recall/perplexity.parquet").set_index("edits")["perplexity"]
+    for since, edits in ((0, 3), (2, 3), (0, 7), (2, 7)):
+        assert own.loc[(since, edits, 1.0), "recall"] == recall[edits]
+        assert own.loc[(since, edits, 1.0), "perplexity"] == pytest.approx(along[edits], rel=1e-6)
+        assert own.loc[(since, edits, 0.0), "perplexity"] == pytest.approx(along[since], rel=1e-6)
+    unedited = pd.read_parquet(study / "rome/unedited.parquet")["efficacy_accuracy"]
+    assert own.loc[(0, 7, 0.0), "recall"] == unedited.mean() and set(table.columns) <= set(COLUMNS)
+    known = history[(history["edits"] == 2) & (history["efficacy_accuracy"] == 1)]["edit"]
+    kept = history[(history["edits"] == 7) & history["edit"].isin(known)]["efficacy_accuracy"]
+    assert own.loc[(2, 7, 1.0), "n_before"] == len(known) > 0
+    assert own.loc[(2, 7, 1.0), "recall_before"] == kept.mean()
 
 
 def test_figure_8_plots_recall_of_all_facts_and_what_it_costs(study):

@@ -114,14 +114,15 @@ def test_every_notebook_is_in_the_graph():
 
 
 def test_letters_of_notebooks_are_the_two_halves_of_a_question():
-    """a measures on the model, b gathers what was measured: a number with one letter has the other too."""
+    """a measures on the model, b gathers what was measured: a number with one has both. c intervenes."""
     letters = {}
     for path in NOTEBOOKS:
         number, letter = re.match(r"(\d\d)([a-z]?)_", path.name).groups()
         letters.setdefault(number, set()).add(letter)
     assert sorted(letters) == [f"{number:02}" for number in range(len(letters))]
     split = {number for number, found in letters.items() if found & {"a", "b"}}
-    assert all(found - {""} == ({"a", "b"} if number in split else set()) for number, found in letters.items())
+    assert all(found - {"", "c"} == ({"a", "b"} if number in split else set()) for number, found in letters.items())
+    assert all({"a", "b"} <= found for found in letters.values() if "c" in found)
     graph = (ROOT / "notebooks/Snakefile").read_text()
     gathering = set(re.findall(r'"(\w+)"', re.search(r"^GATHER = \{.*?^\}", graph, re.M | re.S)[0]))
     for path in NOTEBOOKS:

@@ -35,15 +35,15 @@ RANDOM = ("spectrum", "gaussian", "permuted")  # changes that are drawn, by a se
 
 
 def check(run, since, edits, scales, seeds):
-    """Raise ValueError unless since < edits are places of the run, and scales and seeds are some finite numbers."""
+    """Raise ValueError unless since < edits are places of the run, scales finite, and seeds some different ones."""
     if not 0 <= since < edits <= len(run.ledger):
         raise ValueError(
             f"{run.folder} has {len(run.ledger)} edits, and no change from {since} to {edits}; give places within it, "
             "each of since before each of at"
         )
     past_runs.check_places((since, edits), run.facts_per_step)
-    if not scales or not all(map(math.isfinite, scales)) or not seeds or len({*seeds}) < len(seeds):
-        raise ValueError(f"scales {scales} and seeds {seeds} must be some finite numbers, and no seed twice")
+    if not all(map(math.isfinite, scales)) or not seeds or len({*seeds}) < len(seeds):
+        raise ValueError(f"scales {scales} must be finite; seeds {seeds} must be one or more, and none twice")
 
 
 def parts(lm, layers):
@@ -196,7 +196,7 @@ def measured(run, since, edits, scales, seeds, *, batch_tokens=BATCH_TOKENS, kep
     """Yield a row of measurements for each change between two places of a run, at each scale and for each seed.
 
     Args:
-        scales: factors of each change; 0, where nothing changes, is asked once.
+        scales: factors of each change besides 0 and 1. 0, where nothing is added, is asked once for all changes.
         texts: windows of a held-out text (`text_loss.windows`), or none.
         batch_tokens, kept: as for `past_runs.recall_rows`.
 
@@ -204,6 +204,7 @@ def measured(run, since, edits, scales, seeds, *, batch_tokens=BATCH_TOKENS, kep
     ValueError as `check` does, and for edits that changed nothing, before anything is asked.
     """
     check(run, since, edits, scales, seeds)
+    scales = sorted({0.0, 1.0, *map(float, scales)})
     before, after = models_at(run, [since, edits])
     if not size(change := difference(before, after)):
         raise ValueError(f"edits {since + 1} to {edits} of {run.folder} changed nothing; take a longer stretch")
