@@ -221,17 +221,20 @@ def measured(run, since, edits, scales, seeds, *, batch_tokens=BATCH_TOKENS, kep
 
     nothing = look(change, 0.0)
     recalled = [knows and i < since for i, knows in enumerate(nothing[0])]
-    todo = [("edits", None, change, scale) for scale in scales]
-    for kind, seed in [(kind, seed) for kind in kinds for seed in seeds]:
-        of = drawn(run, change, since, edits, kind, seed)
-        todo += [(kind, seed, of, scale) for scale in scales if scale]
-    for kind, seed, of, scale in todo:
+
+    def changes():  # one at a time: each is as large as the projections in float64
+        yield from (("edits", math.nan, change, scale) for scale in scales)
+        for kind, seed in ((kind, seed) for kind in kinds for seed in seeds):
+            of = drawn(run, change, since, edits, kind, seed)
+            yield from ((kind, seed, of, scale) for scale in scales if scale)
+
+    for kind, seed, of, scale in changes():
         knows, found, loss = look(of, scale) if scale else nothing
         yield {
             "since": since,
             "edits": edits,
             "change": kind,
-            "seed": math.nan if seed is None else seed,
+            "seed": seed,
             "scale": scale,
             "times_distance": scale * size(of) / size(change),
             "recall": _share(knows, [True] * edits),
