@@ -3,9 +3,12 @@
 import dataclasses
 import math
 
+import numpy as np
 import pytest
 import tiny
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from editscale.data import glue
 from editscale.metrics import downstream
@@ -54,7 +57,10 @@ def test_a_model_with_non_finite_weights_gives_invalid_answers(value):
     lm = tiny.tiny_model("llama")
     lm.weight(1).fill_(value)
     row = downstream.TaskPrompts(lm, TASK).row()
-    assert row == {"task": "letters", "n_examples": 8, "accuracy": 0, "f1": 0, "mcc": 0, "invalid": 1}
+    unknown = [row.pop(name) for name in ("valid_accuracy", "valid_accuracy_se")]
+    scores = {"accuracy": 0, "f1": 0, "mcc": 0, "invalid": 1, "invalid_se": 0}
+    assert row == {"task": "letters", "n_examples": 8, **scores} and np.isnan(unknown).all()
+    assert np.isnan(list(downstream.TaskPrompts(lm, TASK).separation().values())).all()
 
 
 @pytest.mark.parametrize(("positions", "advice"), ((55, "with shots 1 all prompts fit"), (30, "without any shot")))
@@ -71,12 +77,98 @@ def test_a_row_scores_the_model_as_it_stands():
     lm = tiny.tiny_model("gpt2", seed=1, tied=False)
     before = downstream.TaskPrompts(lm, TASK).answers()
     row = downstream.TaskPrompts(lm, dataclasses.replace(TASK, examples=TASK.examples[:4])).row()
-    assert row == {"task": "letters", "n_examples": 4, **downstream.scores(before[:4], [0, 1, 0, 1])}
+    given, labels = before[:4], [0, 1, 0, 1]
+    expected = downstream.scores(given, labels) | downstream.apart(given, labels)
+    assert row == {"task": "letters", "n_examples": 4, **expected}
     assert 0 < row["accuracy"] < 1
     kept = downstream.TaskPrompts(lm, TASK, layer=2, max_bytes=10**6)
     assert kept.row() == downstream.TaskPrompts(lm, TASK).row()
+    words = kept.separation()
+    assert words == pytest.approx(downstream.TaskPrompts(lm, TASK).separation()) and 0 < words["auroc"] < 1
     lm.weight(2).mul_(-3)
     assert downstream.TaskPrompts(lm, TASK).answers() == kept.answers() != before
+    np.testing.assert_allclose(kept.label_scores(), downstream.TaskPrompts(lm, TASK).label_scores(), rtol=1e-4)
+    assert kept.separation() != words
+
+
+# --------------------------------------------------------------------------------------------- answer words
+
+
+@pytest.mark.parametrize("model_type", ("gpt2", "llama"))
+def test_a_label_has_the_mean_log_probability_of_its_likeliest_word_in_a_plain_forward(model_type):
+    lm = tiny.tiny_model(model_type, seed=1, dtype=torch.float64, tied=False)
+    form = dataclasses.replace(FORM, words={"yes": 1, "no": 0, "certainly": 1, "Lund": 0})
+    task = dataclasses.replace(TASK, format=form, examples=TASK.examples[:3])
+    expected = []
+    for prompt in task.prompts:
+        of_word, before = {}, len(lm.tokenizer(prompt)["input_ids"])
+        for word in form.words:
+            ids = lm.tokenizer(f"{prompt} {word}", return_tensors="pt")["input_ids"]
+            log_p = lm.model(ids).logits[0, :-1].log_softmax(-1).gather(1, ids[0, 1:, None])[before - 1 :]
+            of_word[word] = log_p.mean().item()
+        expected.append([max(of_word["no"], of_word["Lund"]), max(of_word["yes"], of_word["certainly"])])
+    found = downstream.TaskPrompts(lm, task)
+    assert max(len(ids) for _, ids in found.words.pairs) > 1
+    np.testing.assert_allclose(found.label_scores(), expected, rtol=1e-6)  # transformers rotates in float32
+    margins = np.diff(expected)[:, 0]  # labels 0, 1, 0
+    assert found.separation()["auroc"] == (margins[1] > margins[[0, 2]]).mean()
+    assert np.isnan(found.separation()["auroc_se"])  # a single example of label 1
+
+
+def test_one_label_only_or_three_have_no_area():
+    lm = tiny.tiny_model("gpt2", seed=1, tied=False)
+    one = dataclasses.replace(TASK, examples=tuple(of for of in TASK.examples if of["label"]))
+    form = dataclasses.replace(FORM, words=FORM.words | {"x": 2}, labels=tuple("abc"))
+    three = dataclasses.replace(TASK, format=form)
+    for task in (one, three):
+        assert np.isnan(list(downstream.TaskPrompts(lm, task).separation().values())).all()
+
+
+FEW = st.lists(st.integers(0, 4), min_size=1, max_size=12)  # with many ties
+
+
+@given(FEW, FEW)
+def test_the_area_is_the_share_of_pairs_in_the_right_order_ties_half(high, low):
+    """And DeLong's error is that of its definition: the variances of each score's share over the other kind."""
+    pairs = np.array([[(x > y) + 0.5 * (x == y) for y in low] for x in high])
+    area, error = downstream.auroc(high, low)
+    assert area == pytest.approx(pairs.mean())
+    assert downstream.auroc(low, high)[0] == pytest.approx(1 - area)
+    if min(pairs.shape) > 1:
+        of_high, of_low = (pairs.mean(axis=k) for k in (1, 0))
+        variance = of_high.var(ddof=1) / len(high) + of_low.var(ddof=1) / len(low)
+        assert error == pytest.approx(math.sqrt(variance), abs=1e-12)
+        assert downstream.auroc(np.exp(high), np.exp(low)) == pytest.approx((area, error))  # a matter of ranks
+    else:
+        assert math.isnan(error)
+
+
+def test_delongs_error_is_what_the_area_varies_by_and_close_to_hanley_and_mcneils():
+    """Two normals 1.2 apart, 100 of each: A = Φ(1.2 / √2) = 0.802. Hanley and McNeil 1982, eq. 2, gives 0.031. Within
+    8 %: 400 draws tell a standard deviation to 4 %, and the formula is of another distribution."""
+    rng = np.random.default_rng(0)
+    found = np.array([downstream.auroc(rng.normal(1.2, 1, 100), rng.normal(0, 1, 100)) for _ in range(400)])
+    area, error = found.mean(axis=0)
+    q1, q2 = area / (2 - area), 2 * area**2 / (1 + area)
+    hanley = math.sqrt((area * (1 - area) + 99 * (q1 + q2 - 2 * area**2)) / 100**2)
+    assert area == pytest.approx(0.802, abs=0.005)
+    assert error == pytest.approx(found[:, 0].std(), rel=0.08) and error == pytest.approx(hanley, rel=0.08)
+
+
+@pytest.mark.parametrize(("high", "low"), [([], [1]), ([1], []), ([math.nan, 1], [0, 2]), ([1, 2], [0, math.nan])])
+def test_an_area_of_nothing_or_of_nan_is_not_known(high, low):
+    assert np.isnan(downstream.auroc(high, low)).all()
+
+
+def test_valid_and_invalid_answers_are_told_apart_with_their_errors():
+    """Of 8 answers 2 invalid, of the 6 valid ones 4 right: √(⅔ · ⅓ / 6) and √(¼ · ¾ / 8)."""
+    found = downstream.apart([0, 0, 1, 1, 1, 0, -1, -1], [0, 0, 1, 1, 0, 1, 1, 0])
+    assert found["valid_accuracy"] == pytest.approx(2 / 3)
+    assert found["valid_accuracy_se"] == pytest.approx(math.sqrt(2 / 9 / 6))
+    assert found["invalid_se"] == pytest.approx(math.sqrt(3 / 16 / 8))
+    nothing = downstream.apart([-1, -1], [0, 1])
+    assert math.isnan(nothing["valid_accuracy"]) and math.isnan(nothing["valid_accuracy_se"])
+    assert nothing["invalid_se"] == 0 and math.isnan(downstream.binomial_error(0.5, 0))
 
 
 # --------------------------------------------------------------------------------------------------- scores

@@ -69,7 +69,7 @@ def numeric(table):
     unknown = [name for name in table if name not in COLUMNS]
     if unknown:
         raise ValueError(f"columns {', '.join(unknown)} are not described in data/columns.yaml")
-    text = ("method", "relation_id", "status", "reversed", "task", "stands_for", "flagged", "contexts")
+    text = ("method", "relation_id", "status", "reversed", "task", "phenomenon", "stands_for", "flagged", "contexts")
     return table.assign(**{name: pd.to_numeric(table[name]) for name in table if name not in text})
 
 

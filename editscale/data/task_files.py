@@ -23,6 +23,7 @@ import io
 import json
 import re
 from collections import Counter
+from operator import itemgetter
 from pathlib import Path
 
 import yaml
@@ -69,12 +70,12 @@ def open_tasks(names, source="", **given):
     return tasks
 
 
-def proportional(examples, n):
+def proportional(examples, n, label_of=itemgetter("label")):
     """n of the examples, or all if there are fewer, in the order they had: the first of each label, the labels in the
     shares that they have among all."""
-    n_of, seen, order = Counter(example["label"] for example in examples), Counter(), []
+    n_of, seen, order = Counter(map(label_of, examples)), Counter(), []
     for i, example in enumerate(examples):
-        label = example["label"]
+        label = label_of(example)
         order.append(((seen[label] + 0.5) / n_of[label], i))
         seen[label] += 1
     return tuple(examples[i] for i in sorted(i for _, i in sorted(order)[:n]))
@@ -92,7 +93,7 @@ def _read(path, n_examples, shots):
     beside, listed = content["examples"], isinstance(content["examples"], list)
     files = (path,) if listed else (path, path.parent / beside)
     examples = []
-    for where, example in _numbered(path, beside) if listed else _table(files[1], path):
+    for where, example in _numbered(path, beside) if listed else table(files[1], path):
         examples.append(_checked(example, form, where))
     n_shown = content["demonstrations"]
     if n_shown >= len(examples):
@@ -195,7 +196,7 @@ def _numbered(path, examples):
         yield f"{path}, example {i}", example
 
 
-def _table(path, named_by):
+def table(path, named_by):
     """(where, example) of each line of a file of examples."""
     if path.suffix.lower() not in TABLES:
         raise ValueError(f"{named_by}: examples is a list, or names a {', '.join(TABLES)} file, not {path.name!r}")
