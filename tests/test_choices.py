@@ -116,11 +116,15 @@ def test_the_bundled_pairs_are_whole_sentences_that_differ_in_one_place():
         (OWN | {"continuations": []}, "has None where a text, or a list of texts"),
         (OWN | {"continuations": ["cold.", 1]}, "has 1 where a text"),
         (OWN | {"continuations": ["cold."]}, "continuations are two or more"),
-        (OWN | {"continuations": ["cold.", "cold."]}, "no two the same"),
-        (OWN | {"continuations": ["cold.", " "]}, "none empty"),
+        (OWN | {"continuations": ["cold.", "cold."]}, "the right continuation is among the wrong ones too: 'cold.'"),
+        (OWN | {"continuations": ["cold.", " "]}, "none is empty"),
         (OWN | {"right": 2}, "the right continuation is 2, expected 0 to 1"),
         (OWN | {"right": True}, "the right continuation is True"),
         (PIQA | {"label": -1}, "the right continuation is -1, expected 0 to 1; test splits"),
+        (PIQA | {"goal": None}, "has None where a text belongs, goal"),
+        (HELLASWAG | {"ctx_b": 1}, "has 1 where a text belongs, ctx_b"),
+        (HELLASWAG | {"endings": None}, "has None where a text"),
+        (HELLASWAG | {"endings": ["sings.", None]}, "has None where a text"),
         (HELLASWAG | {"label": ""}, "the right continuation is '', expected 0 to 3"),
         (OWN | {"context": "The ice is "}, "the context ends in white space"),
         (BLIMP | {"sentence_bad": None}, "has None where a text"),
@@ -139,6 +143,8 @@ def test_what_is_no_set_of_choices_is_named(write, tmp_path):
         choice_files.open_choices(str(tmp_path / "none.jsonl"))
     with pytest.raises(ValueError, match="holds no item; each is one like"):
         choice_files.open_choices(write())
+    with pytest.raises(ValueError, match="choices are empty; give one or more"):
+        choice_files.open_all([])
     with pytest.raises(ValueError, match="name minimal_pairs twice"):
         choice_files.open_all(["minimal_pairs", write(OWN, name="minimal_pairs.jsonl")])
     for n in (-1, True, 2.0):

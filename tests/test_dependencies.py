@@ -111,6 +111,7 @@ def test_a_ledger_is_voided_by_the_code_of_its_own_method_and_by_no_words(packag
     ("file", "text", "readers"),
     [
         ("data/acceptance.yaml", "# a word", {"06b_acceptance"}),
+        ("data/minimal_pairs.jsonl", "", {"04a_glue_eval"}),
         ("data/reviews.jsonl", "", {"04a_glue_eval", "06a_acceptance_measures", "08_extend"}),
         ("kernels/tensor_cores.py", "# a comment", set()),
     ],

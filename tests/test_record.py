@@ -55,7 +55,7 @@ def test_recorded_tables_hold_the_rows_of_all_runs_and_say_what_made_them(study)
     folder = study / "figures/tiny/tables"
     about = json.loads((folder / "record.json").read_text())
     assert {name: sha256_file(folder / name) for name in about["files"]} == about["files"]
-    assert len(written) == len(about["files"]) + 1 == 9
+    assert len(written) == len(about["files"]) + 1 == 10
     first, second = about["runs"].values()
     assert set(first) == {"edits", "recall", "downstream"} and set(second) == {"edits", "recall"}
     assert first["edits"] == {"parameters": {"part": ""}, "fingerprint": {"device": "cuda"}}
@@ -81,6 +81,23 @@ def test_a_table_that_only_some_runs_have_is_recorded_and_kept_of_these(study):
         shutil.rmtree("runs", ignore_errors=True)
 
 
+def test_runs_from_before_choices_were_measured_are_recorded_without_them_and_beside_others(study):
+    run = study / "runs/tiny/rome"
+    shutil.copytree(run / "order-0/downstream", run / "order-1/downstream")
+    (run / "order-1/downstream/choices.parquet").unlink()
+    finish(run / "order-1/downstream", parameters={"part": "downstream"})
+    record.record("tiny", partly=True)
+    assert len(tables.gather_later(["figures/tiny/tables"], "downstream/choices")) == 1
+    (run / "order-0/downstream/choices.parquet").unlink()
+    finish(run / "order-0/downstream", parameters={"part": "downstream"})
+    shutil.rmtree("figures/tiny/tables")
+    record.record("tiny", partly=True)
+    assert tables.gather_later(["figures/tiny/tables"], "downstream/choices") is None
+    assert len(tables.gather(["figures/tiny/tables"], "downstream/downstream")) == 2
+    assert "downstream/choices" not in recorded.read("figures/tiny/tables", "tiny").tables
+    record.record("tiny", partly=True)  # merged with what is recorded
+
+
 def test_a_whole_study_needs_every_part(study):
     run = study / "runs/tiny/rome"
     (run / "order-1/downstream").mkdir()
@@ -90,20 +107,20 @@ def test_a_whole_study_needs_every_part(study):
         (study / f"runs/tiny/{folder}").mkdir()
         pd.DataFrame({"case_id": [7]}).to_parquet(study / f"runs/tiny/{folder}/{name}.parquet")
         finish(study / f"runs/tiny/{folder}")
-    assert len(record.record("tiny")) == 11  # overlap.parquet is asked of scales with values for its notebook
+    assert len(record.record("tiny")) == 12  # overlap.parquet is asked of scales with values for its notebook
     Path("params/tiny/09a_key_overlap.yaml").write_text("")
-    assert len(record.record("tiny")) == 12
+    assert len(record.record("tiny")) == 13
     (study / "runs/tiny/overlap/overlap.parquet").unlink()
     (study / "figures/tiny/tables/record.json").unlink()
     with pytest.raises(FileNotFoundError, match="no runs/tiny/overlap/overlap.parquet"):
         record.record("tiny")
-    assert len(record.record("tiny", partly=True)) == 11
+    assert len(record.record("tiny", partly=True)) == 12
     assert pd.read_parquet(study / "figures/tiny/tables/single.parquet")["case_id"].item() == 7
 
 
 def test_the_command_says_what_it_wrote_or_what_is_missing(study, capsys):
     assert cli.main(["record", "tiny", "--partly"]) == 0
-    assert capsys.readouterr().out.startswith("9 files in figures/tiny, 0.0 MB")
+    assert capsys.readouterr().out.startswith("10 files in figures/tiny, 0.0 MB")
     assert cli.main(["record", "tiny"]) == 2 and "record it --partly" in capsys.readouterr().err
     assert (
         cli.main(["record", "tiny", "--from", "elsewhere"]) == 2
@@ -134,7 +151,7 @@ def test_what_is_recorded_stays_when_its_runs_are_gone(study):
     before = {path: path.read_bytes() for path in TABLES.rglob("*.parquet")}
     about = json.loads((TABLES / "record.json").read_text())
     shutil.rmtree("runs")
-    assert len(record.record("tiny", partly=True)) == 9
+    assert len(record.record("tiny", partly=True)) == 10
     assert {path: path.read_bytes() for path in TABLES.rglob("*.parquet")} == before
     assert json.loads((TABLES / "record.json").read_text()) == about
 

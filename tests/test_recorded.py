@@ -96,9 +96,24 @@ def test_forgetting_of_one_short_run_is_drawn_and_has_no_catastrophe(folder, tmp
     assert panels == {"orders": 7 // every, "paper": 7} | ({"hazard": 1} if every == 1 else {})
 
 
+def with_likelihoods(folder):
+    """Add to tables what is measured by likelihood: choices that most orders lose, and an area of one of the tasks."""
+    path = folder / "downstream/downstream.parquet"
+    downstream = pd.read_parquet(path)
+    area = downstream["f1"].where(downstream["task"] == "sst2", 0.5)
+    valid = {"valid_accuracy": downstream["accuracy"], "valid_accuracy_se": 0.03, "invalid_se": 0.0}
+    downstream.assign(auroc=area, auroc_se=0.03, **valid).to_parquet(path, index=False)
+    rows = downstream[downstream["task"] == "sst2"][["method", "order", "reversed", "edits", "n_examples", "accuracy"]]
+    told = {"accuracy_se": 0.03, "chance": 0.5, "invalid": 0.0, "margin": 1.0, "margin_se": 0.1}
+    both = [rows.assign(task="minimal_pairs", phenomenon=name, **told) for name in ("all", "agreement")]
+    pd.concat(both, ignore_index=True).to_parquet(folder / "downstream/choices.parquet", index=False)
+    synthetic.vouch(folder)
+
+
 def test_a_task_of_ones_own_is_drawn_beside_the_others_without_a_change_of_code(folder, tmp_path):
-    """With three labels and 700 examples: another n, another chance, and no claim about it."""
+    """With three labels and 700 examples: another n, another chance, and no claim about it; nor about likelihoods."""
     shutil.copytree(folder / "tables", tmp_path / "tables")
+    with_likelihoods(tmp_path / "tables")
     path = tmp_path / "tables/downstream/downstream.parquet"
     tasks = pd.read_parquet(path)
     own = tasks[tasks["task"] == "sst2"].assign(task="origins", n_examples=700, f1_chance=1 / 3, f1_constant=1 / 6)
@@ -114,9 +129,30 @@ def test_a_task_of_ones_own_is_drawn_beside_the_others_without_a_change_of_code(
         execute(notebook, collect_parameters(notebook, [values], [list(pair) for pair in given.items()]))
     assert "origins (700 examples)" in (tmp_path / "fig3_downstream.svg").read_text()
     drawn = set(pd.read_csv(tmp_path / "fig3_downstream.csv")["task"].dropna())
-    assert drawn == {"sst2", "rte", "origins"}  # those with a signal
+    assert drawn == {"sst2", "rte", "origins", "minimal_pairs"}  # those with a signal
+    claims = [pd.read_csv(path / "07_findings/claims.csv") for path in (tmp_path, folder)]
+    pd.testing.assert_frame_equal(*claims)
     lasts = pd.read_csv(tmp_path / "07_findings/tasks.csv").set_index("task")["signal"]
     assert lasts["origins"].all() and not lasts["mrpc"].any()
+
+
+def test_what_is_measured_by_likelihood_is_drawn_where_there_is_some_and_changes_nothing_else(folder, tmp_path):
+    shutil.copytree(folder / "tables", tmp_path / "tables")
+    with_likelihoods(tmp_path / "tables")
+    name, given = "04b_downstream_performance", {"runs": json.dumps([str(tmp_path / "tables")])}
+    given |= {"figures_folder": str(tmp_path), "out": str(tmp_path / name)}
+    notebook, values = ROOT / f"notebooks/{name}.ipynb", ROOT / f"params/smollm2/{name}.yaml"
+    execute(notebook, collect_parameters(notebook, [values], [list(pair) for pair in given.items()]))
+    drawn, before = (pd.read_csv(path / "fig3_downstream.csv") for path in (tmp_path, folder / "figures"))
+    told = drawn[drawn["score"].notna()]
+    assert told.groupby("task", sort=False)["score"].first().to_dict() == {"sst2": "area", "minimal_pairs": "right"}
+    assert told["share"].between(0, 100).all() and told["share"].max() > 50
+    pd.testing.assert_frame_equal(drawn[drawn["score"].isna()][before.columns].reset_index(drop=True), before)
+    svg = (tmp_path / "fig3_downstream.svg").read_text()
+    assert "minimal_pairs, by likelihood" in svg and "rte, by likelihood" not in svg  # rte's area is chance
+    assert "by likelihood" not in (folder / "figures/fig3_downstream.svg").read_text()
+    assert set(pd.read_csv(tmp_path / "04b_downstream_performance/by_likelihood.csv")["task"]) >= {"minimal_pairs"}
+    assert pd.read_csv(folder / "04b_downstream_performance/by_likelihood.csv").empty
 
 
 def test_the_claims_lie_beside_the_figure_of_the_findings(folder):

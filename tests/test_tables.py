@@ -70,3 +70,21 @@ def test_an_edit_is_named_alike_in_the_tables_that_a_notebook_gathers(tmp_path):
         tables.gather([tmp_path], "recall/history"), on=[*tables.RUN, "edit"], suffixes=("", "_later")
     )
     assert both[["case_id", "efficacy", "edits_later"]].values.tolist() == [[11, 1.0, 2], [12, 0.0, 2]]
+
+
+def test_a_table_that_was_measured_later_is_gathered_where_the_record_names_it(tmp_path):
+    row = {"method": "rome", "order": 0, "reversed": False, "edits": 0, "task": "pairs", "phenomenon": "all"}
+    for run in ("old", "new"):
+        (tmp_path / run / "downstream").mkdir(parents=True)
+        pd.DataFrame([row]).to_parquet(tmp_path / run / "downstream/downstream.parquet")
+    path = tmp_path / "new/downstream/choices.parquet"
+    pd.DataFrame([row]).to_parquet(path)
+    for run in ("old", "new"):
+        synthetic.vouch(tmp_path / run)
+    old, new = tmp_path / "old", tmp_path / "new"
+    assert tables.gather_later([old], "downstream/choices") is None
+    assert len(tables.gather_later([old, new], "downstream/choices")) == 1
+    path.unlink()  # named, and not there: no older run
+    with pytest.raises(FileNotFoundError, match="no choices.parquet in .*run notebook 04a"):
+        tables.gather_later([old, new], "downstream/choices")
+    assert tables.gather_later([tmp_path / "none"], "downstream/choices") is None

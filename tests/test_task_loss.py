@@ -65,3 +65,37 @@ def test_scores_are_listed_at_the_places_that_were_measured():
 def test_a_run_without_the_unedited_models_scores_is_refused():
     with pytest.raises(ValueError, match="no scores of the unedited model"):
         task_loss.lasting(scores([0.9, 0.8]).iloc[1:])
+
+
+def test_what_needs_no_answer_is_gathered_from_both_tables_with_its_signal():
+    """An area of 0.7 with 50 examples of either label; its error at chance is 0.058, that of one item of two 0.5."""
+    areas = scores([0.5, 0.5]).assign(n_examples=100, auroc=[0.7, 0.6], auroc_se=0.05)
+    none = scores([0.5, 0.5], "cola").assign(n_examples=100, auroc=[0.61, 0.8], auroc_se=0.05)
+    three = scores([0.5, 0.5], "origins").assign(auroc=np.nan, auroc_se=np.nan)
+    downstream = pd.concat([areas, none, three], ignore_index=True)
+    base = {"method": "rome", "order": 0, "reversed": False, "task": "pairs", "phenomenon": "all", "chance": 0.5}
+    columns = {"edits": [0, 20], "n_examples": 200, "accuracy": [1.0, 0.5], "accuracy_se": 0.0}
+    choices = pd.DataFrame({**base, **columns})
+    few = choices.assign(task="one", n_examples=1)
+    part = choices.assign(phenomenon="agreement", accuracy=0.0)
+    found = task_loss.by_likelihood(downstream, pd.concat([choices, part, few]))
+    assert found.groupby("task", sort=False)["signal"].agg(["all", "any"]).to_dict("index") == {
+        "sst2": {"all": True, "any": True},
+        "cola": {"all": False, "any": False},
+        "pairs": {"all": True, "any": True},
+        "one": {"all": False, "any": False},
+    }
+    assert found["share"].tolist() == [0.7, 0.6, 0.61, 0.8, 1.0, 0.5, 1.0, 0.5]
+    assert set(found["score"]) == {"area", "right"} and set(found["chance"]) == {0.5}
+
+
+def test_tables_from_before_likelihoods_were_measured_have_none():
+    found = task_loss.by_likelihood(scores([0.9, 0.8]))
+    assert found.empty and {"method", "order", "reversed", "task", "edits", "score", "signal"} <= set(found)
+
+
+def test_the_error_of_an_area_at_chance_is_that_of_equal_scores_drawn_anew():
+    """√((n + 1) / 3) / n for n / 2 of either label: of m against n √((m + n + 1) / (12 m n)). 400 draws: 10 %."""
+    rng = np.random.default_rng(0)
+    high, low = rng.normal(size=(400, 20, 1)), rng.normal(size=(400, 1, 20))
+    assert (high > low).mean(axis=(1, 2)).std() == pytest.approx(np.sqrt(41 / 3) / 40, rel=0.1)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 
 from editscale.columns import COLUMNS, KINDS, PORTABILITY, RUN, SOUND, harmonic_score, method_label
-from editscale.files import vouched
+from editscale.files import read_record, vouched
 from editscale.metrics import drift
 
 NOTEBOOKS = {".": "02a", "recall": "03a", "downstream": "04a"}  # what writes each folder of a run
@@ -106,6 +106,21 @@ def gather(folders, name):
     """
     table = joined(folders, name)
     return table.assign(edit=table["edits"]) if name in ("edits", "unedited") else table
+
+
+def gather_later(folders, name):
+    """`gather` of those runs whose record names the table, None if none does: one that was not measured at first."""
+    having = [folder for folder in folders if _names(Path(folder) / f"{name}.parquet")]
+    return gather(having, name) if having else None
+
+
+def _names(path):
+    """Whether the record of a folder of a run, or of recorded tables, names the table; without a record, whether it is
+    there."""
+    for place in (path.parent / "done.json", path.parent.parent / "record.json"):
+        if place.is_file():
+            return path.name in {Path(name).name for name in read_record(place, "restore it from a copy")["files"]}
+    return path.is_file()
 
 
 def joined(folders, name):

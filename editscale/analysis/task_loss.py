@@ -54,6 +54,36 @@ def lasting(downstream):
     return pd.DataFrame(rows)
 
 
+def by_likelihood(downstream, choices=None):
+    """What needs no written answer: one row per run, task or set of choices, and number of edits.
+
+    Args:
+        downstream, choices: tables of 04a; runs may be from before `auroc`, or choices (None), were measured.
+
+    Returns:
+        method, order, reversed, task, edits; score: "area" under the ROC curve of the answer words, or "right", the
+        share of choices whose right continuation is the likeliest; share, 0–1, its standard error `error`, and what it
+        is by `chance`; signal: the unedited model's share is above chance by more than two standard errors, the larger
+        of its own and that at chance: a binomial one, and of an area that of Mann and Whitney 1947 with as many
+        examples of either label, √((n + 1) / 3) / n.
+    """
+    names = [*RUN, "task", "edits"]
+    areas = (
+        downstream.dropna(subset="auroc") if "auroc" in downstream else downstream[:0].assign(auroc=1.0, auroc_se=1.0)
+    )
+    areas = areas.rename(columns={"auroc": "share", "auroc_se": "error"}).assign(score="area", chance=0.5)
+    parts = [areas.assign(at_chance=np.sqrt((areas["n_examples"] + 1) / 3) / areas["n_examples"])]
+    if choices is not None:
+        whole = choices[choices["phenomenon"] == "all"].rename(columns={"accuracy": "share", "accuracy_se": "error"})
+        spread = np.sqrt(whole["chance"] * (1 - whole["chance"]) / whole["n_examples"])
+        parts.append(whole.assign(score="right", at_chance=spread))
+    rows = pd.concat([part[[*names, "score", "share", "error", "chance", "at_chance"]] for part in parts])
+    above = rows["share"] - rows["chance"] > 2 * rows[["error", "at_chance"]].max(axis=1)
+    known = rows[above & (rows["edits"] == 0)].set_index([*RUN, "task"]).index
+    signal = rows.set_index([*RUN, "task"]).index.isin(known)
+    return rows.drop(columns="at_chance").assign(signal=signal).reset_index(drop=True)
+
+
 def first_lost(lasts, column="half"):
     """Which task of each run was lost first: method, order, reversed, task, edits; runs that lost none are left out.
 

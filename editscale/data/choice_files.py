@@ -92,11 +92,12 @@ def open_choices(name, n_items=0):
 
 
 def open_all(names, n_items=0):
-    """`open_choices` of each of some names: a list. Raises ValueError if two have one name in tables."""
+    """`open_choices` of each of some names: a list. Raises ValueError if there are none, or two of one name."""
     opened = [open_choices(name, n_items) for name in names]
     twice = [name for name, count in Counter(of.name for of in opened).items() if count > 1]
-    if twice:
-        raise ValueError(f"choices name {twice[0]} twice: tables could not tell them apart; rename a file")
+    if twice or not opened:
+        wrong = f"name {twice[0]} twice: tables could not tell them apart" if twice else "are empty"
+        raise ValueError(f"choices {wrong}; give one or more, each with a name of its own")
     return opened
 
 
@@ -106,13 +107,15 @@ def _item(row, where):
     listed = continuations if isinstance(continuations, (list, tuple)) and len(continuations) else [None]
     if wrong := [text for text in (context, phenomenon, *listed) if not isinstance(text, str)]:
         raise ValueError(f"{where} has {wrong[0]!r} where a text, or a list of texts, belongs; an item is {_FORM}")
-    if len(continuations) < 2 or len(set(continuations)) < len(continuations) or not all(map(str.strip, continuations)):
-        raise ValueError(f"{where}: continuations are two or more, none empty, no two the same, not {continuations!r}")
+    if len(continuations) < 2 or not all(map(str.strip, continuations)):
+        raise ValueError(f"{where}: continuations are two or more, and none is empty, not {continuations!r}")
     if str(right) not in map(str, range(len(continuations))):
         raise ValueError(
             f"{where}: the number of the right continuation is {right!r}, expected 0 to {len(continuations) - 1}; test "
             "splits may have none"
         )
+    if continuations.count(continuations[int(right)]) > 1:
+        raise ValueError(f"{where}: the right continuation is among the wrong ones too: {continuations[int(right)]!r}")
     if context != context.rstrip():
         raise ValueError(f"{where}: the context ends in white space; leave it out, a space is put there")
     return Item(context, tuple(continuations), int(right), phenomenon)
@@ -125,11 +128,15 @@ def _fields(row, where):
         return row.get("context", ""), row["continuations"], row["right"], phenomenon
     if {"sentence_good", "sentence_bad"} <= row.keys():
         return "", [row["sentence_good"], row["sentence_bad"]], 0, phenomenon
+    for name in ("goal", "activity_label", "ctx_a", "ctx_b"):
+        if not isinstance(row.get(name, ""), str):
+            raise ValueError(f"{where} has {row[name]!r} where a text belongs, {name}")
     if {"goal", "sol1", "sol2", "label"} <= row.keys():
         return f"Question: {row['goal']}\nAnswer:", [row["sol1"], row["sol2"]], row["label"], phenomenon
     if {"activity_label", "ctx_a", "ctx_b", "endings", "label"} <= row.keys():
-        context = f"{row['activity_label']}: {row['ctx_a']} {str(row['ctx_b']).capitalize()}"
-        return _plain(context), [_plain(str(ending)) for ending in row["endings"]], row["label"], phenomenon
+        context = _plain(f"{row['activity_label']}: {row['ctx_a']} {row['ctx_b'].capitalize()}")
+        endings = [_plain(ending) if isinstance(ending, str) else ending for ending in row["endings"] or ()]
+        return context, endings, row["label"], phenomenon
     raise ValueError(f"{where} has the fields {', '.join(map(str, row))}; an item is {_FORM}")
 
 

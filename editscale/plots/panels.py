@@ -135,6 +135,20 @@ def task(ax, rows: pd.DataFrame) -> pd.DataFrame:
     return plotted.assign(task=name)
 
 
+def likelihood(ax, rows: pd.DataFrame) -> pd.DataFrame:
+    """Draw what a task, or set of choices, shows by likelihood over edits as `lines`, with chance (dotted).
+
+    Args:
+        rows: one task's of `task_loss.by_likelihood`.
+    """
+    of = rows.iloc[0]
+    words = {"area": "area under ROC, answer words (%)", "right": "right, by likelihood (%)"}[of["score"]]
+    plotted = lines(ax, rows, "share", label=words, percent=True, single=False)
+    ax.axhline(100 * of["chance"], linestyle=":", color="gray")
+    ax.set_title(f"{of['task']}, by likelihood")
+    return plotted.assign(task=of["task"], score=of["score"])
+
+
 def name_lines(ax, *, apart: float = 0.08) -> None:
     """Write the method of each line beside its end instead of a legend, names at least `apart` of the axis' height."""
     low, high = ax.get_ylim()

@@ -146,9 +146,9 @@ def orders_note(rows: pd.DataFrame, *, single: bool = True) -> str:
     return note
 
 
-def grid(n: int, *, width: float, height: float):
-    """A figure with n panels, at most three in a row, each of `width` × `height` inches: (figure, list of axes)."""
-    n_rows = -(-n // 3)
+def grid(n: int, *, width: float, height: float, most: int = 3):
+    """A figure with n panels, at most `most` in a row, each of `width` × `height` inches: (figure, list of axes)."""
+    n_rows = -(-n // most)
     n_columns = -(-n // n_rows)
     size = round(width * n_columns, 3), round(height * n_rows, 3)
     fig, axes = plt.subplots(n_rows, n_columns, figsize=size, squeeze=False)

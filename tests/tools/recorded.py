@@ -19,9 +19,9 @@ from editscale.workflow.parameters import read_grid
 PARTS = {
     "": ("edits", "unedited", "drift"),
     "recall": ("history", "perplexity", "spectra", "held_out"),
-    "downstream": ("downstream", "generation"),
+    "downstream": ("downstream", "generation", "choices"),
 }
-OPTIONAL = ("recall/held_out",)  # tables that a part has where it was asked for them
+OPTIONAL = ("recall/held_out", "downstream/choices")  # tables that only some runs have
 TIMING = "timing"  # seconds of each edit: of the part "", and of a run made before they were recorded there are none
 # Table ↦ its folder among those of the runs. A scale has "overlap" only with values for the notebook that measures it.
 BESIDE = {"single": "single", "acceptance": "acceptance", "overlap": "overlap"}
@@ -82,10 +82,9 @@ def in_runs(scale):
         folders = [folder for folder in grid if (Path(folder) / part / "done.json").is_file()]
         for folder in folders:
             made.setdefault(folder, {})[part or "edits"] = _made_by(Path(folder) / part)
-        for name in (name_of(part, table) for table in names):
-            having = [folder for folder in folders if name not in OPTIONAL or Path(folder, f"{name}.parquet").is_file()]
-            if having:
-                found[name] = as_recorded(tables.joined(having, name))
+        for name in (name_of(part, table) for table in names if folders):
+            table = tables.gather_later(folders, name) if name in OPTIONAL else tables.joined(folders, name)
+            found |= {} if table is None else {name: as_recorded(table)}
     times = [tables.timing_table(_timing(folder), *grid[folder]) for folder in made]
     if any(len(table) for table in times):
         found[TIMING] = as_recorded(pd.concat([table for table in times if len(table)], ignore_index=True))
