@@ -29,6 +29,7 @@ TIMES = {
         {"part": "texts", "n": 24, "seconds": 24.0},
         {"part": "tasks", "n": 200, "seconds": 1.0},
         {"part": "texts", "n": 24, "seconds": 2.4},
+        {"part": "choices", "n": 10, "seconds": 0.225},
     ],
 }
 EDITS = [{"edit": i, "seconds": seconds} for i, seconds in enumerate((9.0, 8.0, 0.5, 0.7, 0.5), 1)]
@@ -80,6 +81,7 @@ def test_each_part_is_the_seconds_of_one_times_those_of_the_study(dry):
         ("recall", "perplexity"): (0.01, 40 * 1001),
         ("recall", "singular values"): (2.0, 40 * 51 * 2),
         ("tasks", "tasks"): (0.005, 40 * 51 * 4 * 200),
+        ("tasks", "choices"): (0.0225, 40 * 51 * 216),
         ("tasks", "texts"): (0.1, 40 * 51 * 100),
         # 40 facts with contexts of the run, another seed, other words and none; 500 alone; MEMIT's sequence of 500.
         **{("edits alone", f"edits, {method}"): (0.5, 660) for method in METHODS},
@@ -88,7 +90,7 @@ def test_each_part_is_the_seconds_of_one_times_those_of_the_study(dry):
         ("edits alone", "task sst2"): (0.005, 9 * 872),
         ("notebooks", "02a_sequential_editing"): (120 - 18.7, 40),
         ("notebooks", "03a_recall_history"): (120 - 31.08, 40),
-        ("notebooks", "04a_glue_eval"): (120 - 117.4, 40),
+        ("notebooks", "04a_glue_eval"): (120 - 117.625, 40),
         ("notebooks", "01_covariance_stats"): (120 - 10.0, 1),
         ("notebooks", "05a_single_edits"): (120.0, 1),
         ("notebooks", "06a_acceptance_measures"): (120.0, 1),

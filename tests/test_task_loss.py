@@ -74,7 +74,7 @@ def test_what_needs_no_answer_is_gathered_from_both_tables_with_its_signal():
     three = scores([0.5, 0.5], "origins").assign(auroc=np.nan, auroc_se=np.nan)
     downstream = pd.concat([areas, none, three], ignore_index=True)
     base = {"method": "rome", "order": 0, "reversed": False, "task": "pairs", "phenomenon": "all", "chance": 0.5}
-    columns = {"edits": [0, 20], "n_examples": 200, "accuracy": [1.0, 0.5], "accuracy_se": 0.0}
+    columns = {"edits": [0, 20], "n_examples": 200, "accuracy": [1.0, 0.5], "accuracy_se": 0.0, "margin": 2.0}
     choices = pd.DataFrame({**base, **columns})
     few = choices.assign(task="one", n_examples=1)
     part = choices.assign(phenomenon="agreement", accuracy=0.0)
@@ -86,6 +86,7 @@ def test_what_needs_no_answer_is_gathered_from_both_tables_with_its_signal():
         "one": {"all": False, "any": False},
     }
     assert found["share"].tolist() == [0.7, 0.6, 0.61, 0.8, 1.0, 0.5, 1.0, 0.5]
+    assert found["margin"].isna().tolist() == 4 * [True] + 4 * [False]
     assert set(found["score"]) == {"area", "right"} and set(found["chance"]) == {0.5}
 
 

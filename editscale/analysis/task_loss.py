@@ -63,21 +63,23 @@ def by_likelihood(downstream, choices=None):
     Returns:
         method, order, reversed, task, edits; score: "area" under the ROC curve of the answer words, or "right", the
         share of choices whose right continuation is the likeliest; share, 0–1, its standard error `error`, and what it
-        is by `chance`; signal: the unedited model's share is above chance by more than two standard errors, the larger
-        of its own and that at chance: a binomial one, and of an area that of Mann and Whitney 1947 with as many
-        examples of either label, √((n + 1) / 3) / n.
+        is by `chance`; margin: mean margin of choices, nats, NaN of an area; signal: the unedited model's share is
+        above chance by more than two standard errors, the larger of its own and that at chance: a binomial one, and of
+        an area that of Mann and Whitney 1947 with as many examples of either label, √((n + 1) / 3) / n.
     """
     names = [*RUN, "task", "edits"]
     areas = (
         downstream.dropna(subset="auroc") if "auroc" in downstream else downstream[:0].assign(auroc=1.0, auroc_se=1.0)
     )
-    areas = areas.rename(columns={"auroc": "share", "auroc_se": "error"}).assign(score="area", chance=0.5)
+    areas = areas.rename(columns={"auroc": "share", "auroc_se": "error"}).assign(
+        score="area", chance=0.5, margin=np.nan
+    )
     parts = [areas.assign(at_chance=np.sqrt((areas["n_examples"] + 1) / 3) / areas["n_examples"])]
     if choices is not None:
         whole = choices[choices["phenomenon"] == "all"].rename(columns={"accuracy": "share", "accuracy_se": "error"})
         spread = np.sqrt(whole["chance"] * (1 - whole["chance"]) / whole["n_examples"])
         parts.append(whole.assign(score="right", at_chance=spread))
-    rows = pd.concat([part[[*names, "score", "share", "error", "chance", "at_chance"]] for part in parts])
+    rows = pd.concat([part[[*names, "score", "share", "error", "chance", "margin", "at_chance"]] for part in parts])
     above = rows["share"] - rows["chance"] > 2 * rows[["error", "at_chance"]].max(axis=1)
     known = rows[above & (rows["edits"] == 0)].set_index([*RUN, "task"]).index
     signal = rows.set_index([*RUN, "task"]).index.isin(known)

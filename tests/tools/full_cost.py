@@ -17,7 +17,7 @@ written are `figures/cost/full-<study>.json` and the pages of `costs`. GPU hours
 - recall: seconds of a fact asked at a checkpoint; every + 2·every + … up to n_edits for each run. Perplexity: once
   after each edit. Singular values: a layer at each checkpoint.
 - tasks: seconds of an example at the last checkpoint; tasks × n_examples at n_edits / every + 1 checkpoints of each
-  run. Texts: seconds of a token, of all texts together.
+  run; so choices, of an item. Texts: seconds of a token, of all texts together.
 - edits alone: those of notebook 05a (n_damaging + n_low + n_ordinary facts, each choice of contexts and method) and of
   06a, at the seconds of an edit in a sequence; the facts and examples that 06a scores.
 - notebooks: what is left of their time, such as loading weights, for as many notebooks as the study has of each.
@@ -35,6 +35,7 @@ from pathlib import Path
 
 import click
 
+from editscale.data import choice_files
 from editscale.files import read_record, write_whole
 from editscale.sequences.ledger import read_timing
 from editscale.workflow import timing
@@ -126,9 +127,11 @@ def rates(rows, bench):
         ("recall", "recall", "03a_recall_history"),
         ("singular values", "spectra", "03a_recall_history"),
         ("example", "tasks", "04a_glue_eval"),
+        ("choice", "choices", "04a_glue_eval"),
         ("text", "texts", "04a_glue_eval"),
     ):
-        found[kind] = statistics.mean(of_run[-1] for of_run in parts(part, notebook)), dry
+        if lasts := [of_run[-1] for of_run in parts(part, notebook) if of_run]:
+            found[kind] = statistics.mean(lasts), dry
     perplexities = [of_run[WARM_UP:] or of_run for of_run in parts("perplexity", "03a_recall_history")]
     found["perplexity"] = statistics.mean(statistics.median(times) for times in perplexities), dry
     for kind, part, n in (
@@ -138,7 +141,7 @@ def rates(rows, bench):
     ):
         if part in bench:
             found[kind] = bench[part] / n, "bench"
-    return {"fact": (None, "not measured"), **found}
+    return {"fact": (None, "not measured"), "choice": (None, "not measured"), **found}
 
 
 def bench_of(device, shape):
@@ -168,6 +171,7 @@ def counts(study, n_layers):
     along = {accept["sequence"]: max(accept["sequence_at"], default=0)}
     examples = (accept["n_examples"] or WHOLE[accept["task"]]) * (1 + len(accept["sequence_at"]))
     n_tasks = rounds * len(tasks["tasks"]) * tasks["n_examples"]
+    n_choices = sum(len(of.items) for of in choice_files.open_all(tasks["choices"], tasks["n_choices"]))
     return [
         ("second moments", "second moments", "token", "token", first["n_documents"] * first["max_length"]),
         ("second moments", "eigenvalues", "spectrum", "layer", len(first["layers"])),
@@ -180,6 +184,7 @@ def counts(study, n_layers):
         ("recall", "perplexity", "perplexity", "edit", n_edits + len(lengths)),
         ("recall", "singular values", "singular values", "layer at a checkpoint", spectra),
         ("tasks", "tasks", "example", "example", n_tasks),
+        ("tasks", "choices", "choice", "item", rounds * n_choices),
         ("tasks", "texts", "text", "token", rounds * tasks["text_length"]),
         *(
             ("edits alone", f"edits, {m}", ("edit", m), "edit", alone + accept["n_edits"] + along.get(m, 0))
