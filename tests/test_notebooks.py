@@ -378,12 +378,14 @@ def test_a_table_is_judged_by_published_numbers(study):
 
 
 def test_the_task_of_the_page_on_tasks_is_asked_along_a_run_and_named_by_its_file(study):
-    """With three labels, as `task_files` shows it; 04b draws it, and done.json says what its file held."""
+    """With three labels, as `task_files` shows it, beside choices of one's own; done.json says what files held."""
     run_folder = study / "own"
     shutil.copytree(study / "memit", run_folder)
     example = re.search(r"^    # params/mine/origins.yaml.*?(?=^\S)", task_files.__doc__, re.M | re.S)[0]
     (path := study / "origins.yaml").write_text(textwrap.dedent(example), encoding="utf-8")
-    given = {"run": str(run_folder), "tasks": ["reviews", str(path)]}
+    item = {"context": "The harp of Ada Example is in the city of", "continuations": ["Lund", "Danish"], "right": 0}
+    (pairs := study / "cities.jsonl").write_text(json.dumps(item))
+    given = {"run": str(run_folder), "tasks": ["reviews", str(path)], "choices": ["minimal_pairs", str(pairs)]}
     out = run(study, "04a_glue_eval", "own/downstream", **given)
     table = pd.read_parquet(out / "downstream.parquet").set_index("task")
     assert (table.loc["origins", "n_examples"] == 2).all() and table.loc["reviews", "f1_chance"].isna().all()
@@ -391,6 +393,10 @@ def test_the_task_of_the_page_on_tasks_is_asked_along_a_run_and_named_by_its_fil
     assert (table.loc["origins", "f1_chance"] == to_beat["chance"]["f1"]).all()
     files = json.loads((out / "done.json").read_text())["files"]
     assert files[path.resolve().as_posix()] == sha256_file(path)
+    choices = pd.read_parquet(out / "choices.parquet")
+    assert choices.groupby("task", sort=False)["phenomenon"].nunique().to_dict() == {"minimal_pairs": 10, "cities": 1}
+    assert (choices["accuracy_se"] >= 0).all() and files[pairs.resolve().as_posix()] == sha256_file(pairs)
+    assert table["auroc"].loc["reviews"].between(0, 1).all() and table["auroc"].loc["origins"].isna().all()
     run(
         study,
         "04b_downstream_performance",
