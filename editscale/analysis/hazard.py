@@ -39,18 +39,29 @@ def losses(history, edits, every=PER):
     A fact learned within an interval is at risk from the first of these checkpoints that recalls it; one lost before
     that is not counted. A fact that comes back is at risk again.
     """
-    if every < 1:
-        raise ValueError(f"every is {every}; expected one edit or more between checkpoints")
     tables = []
     for run in runs_of(history, edits):
-        aims = np.arange(0, run.checkpoints[-1] + every, every)
-        places = np.unique(np.abs(run.checkpoints[:, None] - aims).argmin(axis=0))
-        known, at = run.scored()[:, places] & (run.recalled[:, places] == 1), run.checkpoints[places]
+        at, known = looks(run, every)
         at_risk, lost = known[:, :-1].sum(axis=0), (known[:, :-1] & ~known[:, 1:]).sum(axis=0)
         columns = {"start": at[:-1], "stop": at[1:], "at_risk": at_risk, "lost": lost}
         tables.append(pd.DataFrame({**run.key, **columns}))
     table = pd.concat(tables, ignore_index=True)
     return table.assign(hazard=table["lost"] / table["at_risk"].where(table["at_risk"] > 0))
+
+
+def looks(run, every=PER):
+    """The checkpoints of a run nearest to 0, `every`, 2 `every`, … edits, and which learned facts each recalls.
+
+    Args:
+        run: see `forgetting.RunRecall`.
+
+    Returns edits, ascending, and (facts, checkpoints) of bool.
+    """
+    if every < 1:
+        raise ValueError(f"every is {every}; expected one edit or more between checkpoints")
+    aims = np.arange(0, run.checkpoints[-1] + every, every)
+    places = np.unique(np.abs(run.checkpoints[:, None] - aims).argmin(axis=0))
+    return run.checkpoints[places], run.scored()[:, places] & (run.recalled[:, places] == 1)
 
 
 def constant(losses, by=RUN):

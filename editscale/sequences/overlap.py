@@ -102,6 +102,23 @@ def directions(lm, facts, editing):
     return torch.stack(found)
 
 
+def unit_products(lm, facts, editing):
+    """û_j·k_i of the edits and keys of facts all edited one after another at one layer, and |k·u| of their solves.
+
+    û_j is the direction along which edit j writes, of length 1, its sign aside; k_i the key of fact i's bare prompt.
+
+    Args:
+        editing: of `prepare`.
+
+    Returns numpy arrays, float64: (facts, facts), a row per edit; (facts,), of ROME variants the recorded denominators.
+    """
+    (layer,) = editing.layers
+    along = directions(lm, facts, editing)
+    lengths = along.norm(dim=-1)
+    products = (along / lengths[:, None]) @ context_keys(lm, facts, ["{}"], layer)[:, 0].T
+    return products.cpu().numpy(), (1 / lengths).cpu().numpy()
+
+
 def whitened(keys, factor):
     """L⁻¹k of keys (n, d_key), as rows, L being the lower Cholesky factor of C: x_s·x_t = k_sᵀ C⁻¹ k_t."""
     import torch

@@ -18,6 +18,7 @@ TOOLS = {
     "verify": "Compare with recorded numbers of the reference implementations.",
     "bench": "Measure what edits, scores and checkpoints cost, beside the plain path.",
     "record": "Record the result tables of a scale, and light copies of its executed notebooks.",
+    "traits": "Work out what recorded tables do not know of their facts: relations, tokens, interference.",
     "rerun": "Say whether runs made again agree with the recorded ones.",
     "recompute": "Work out the recorded findings a second time, and say what differs.",
     "costs": "Draw the pages of figures/cost from the measurements there.",

@@ -3,7 +3,8 @@
     python -m editscale record SCALE [--partly] [--from FOLDER …]
 
 `figures/<scale>/tables` is laid out like one run's folder and holds the rows of all runs (`recorded`), beside them
-single.parquet, acceptance.parquet and, where the scale measures it, overlap.parquet; and record.json, which names what
+single.parquet, acceptance.parquet and, where the scale measures it, overlap.parquet, and traits.parquet and
+interference.parquet where `editscale traits` made them; and record.json, which names what
 made them. Notebooks that gather take that folder for their one run. Numbers are float32; no text of a fact is in it,
 facts are named by case id.
 
@@ -45,7 +46,8 @@ def record(scale, *, partly=False, others=()):
         if (part or "edits") not in whole.made.get(run, {})
     ]
     beside = recorded.beside_of(scale)
-    missing += [f"runs/{scale}/{folder}/{name}.parquet" for name, folder in beside.items() if name not in whole.beside]
+    asked = {name: folder for name, folder in beside.items() if name not in (*whole.beside, *recorded.GIVEN)}
+    missing += [f"runs/{scale}/{folder}/{name}.parquet" for name, folder in asked.items()]
     if not whole.made or (missing and not partly):
         raise FileNotFoundError(
             f"no {missing[0]}, one of {len(missing)} results that are not there; run the graph of scale {scale} to its "

@@ -24,7 +24,11 @@ PARTS = {
 OPTIONAL = ("recall/held_out", "downstream/choices")  # tables that only some runs have
 TIMING = "timing"  # seconds of each edit: of the part "", and of a run made before they were recorded there are none
 # Table ↦ its folder among those of the runs. A scale has "overlap" only with values for the notebook that measures it.
-BESIDE = {"single": "single", "acceptance": "acceptance", "overlap": "overlap"}
+BESIDE = {name: name for name in ("single", "acceptance", "overlap", "traits", "interference")}
+GIVEN = (
+    "traits",
+    "interference",
+)  # of these, what `editscale traits` makes: recorded where it is there, never asked for
 RECORD = "record.json"
 
 
