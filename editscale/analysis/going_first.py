@@ -11,11 +11,13 @@ Intervals that lose none of their facts, or all of them, say nothing of which go
 computed within a run and averaged over orders.
 """
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 from scipy.special import expit, logit
 
-from editscale.analysis import hazard
+from editscale.analysis import hazard, tables
 from editscale.analysis.forgetting import runs_of
 from editscale.analysis.rows import groups, require, rows_of
 from editscale.columns import RUN
@@ -39,6 +41,19 @@ LEAST = 10  # facts lost, and facts kept, for each covariate of a fit (Peduzzi e
 _INTERVAL = [*RUN, "start", "stop"]
 
 
+def beside(folders, name):
+    """The table "traits" or "interference" in one of some folders of recorded tables, None where none has it.
+
+    Raises ValueError for several, whose numbers of objects are not the same, and as `tables.read` does.
+    """
+    there = [path for folder in folders if (path := Path(folder) / f"{name}.parquet").is_file()]
+    if len(there) > 1:
+        raise ValueError(f"{there[0]} and {there[1]} number objects on their own; give runs with one {name}.parquet")
+    columns = {"traits": TRAITS, "interference": INTERFERENCE}[name]
+    remedy = "restore it from a copy, or make it anew with editscale traits"
+    return tables.read(there[0], remedy, lambda table: table[list(columns)]) if there else None
+
+
 def at_risk(history, edits, places, every=hazard.PER):
     """One row per run, interval between looks and fact recalled at its start, up to the run's collapse.
 
@@ -51,15 +66,15 @@ def at_risk(history, edits, places, every=hazard.PER):
     Raises ValueError for a run without a place of collapse, and as `hazard.losses` does.
     """
     ends = {tuple(key.values()): own["collapse"].iloc[0] for key, own in groups(places)}
-    tables = []
+    rows = []
     for run in runs_of(history, edits):
         if (key := tuple(run.key.values())) not in ends:
             raise ValueError(f"no place of collapse for {run.key}; give collapse.where of the same runs")
         at, known = hazard.looks(run, every)
         place, fact = np.nonzero(known[:, :-1].T & (at[1:, None] <= ends[key]))
         columns = {"start": at[place], "stop": at[place + 1], "edit": fact + 1, "case_id": run.case_id[fact]}
-        tables.append(pd.DataFrame({**run.key, **columns, "lost": ~known[fact, place + 1]}))
-    return pd.concat(tables, ignore_index=True)
+        rows.append(pd.DataFrame({**run.key, **columns, "lost": ~known[fact, place + 1]}))
+    return pd.concat(rows, ignore_index=True)
 
 
 def with_covariates(risk, edits, unedited, drift, traits=None):
@@ -82,14 +97,15 @@ def with_covariates(risk, edits, unedited, drift, traits=None):
     own = edits.merge(norms, on=[*RUN, "edits"], how="left")
     own["square"] = own.sort_values("edits").groupby(list(RUN))["square"].bfill()  # a step has it at its last fact
     own["update"] = np.log(own["square"].where(own["square"] > 0)) / 2
-    before = unedited[[*place, "efficacy_magnitude"]].rename(columns={"efficacy_magnitude": "margin_before"})
+    before = unedited.rename(columns={"efficacy_magnitude": "margin_before"}).reindex(columns=[*place, "margin_before"])
     own = own.rename(columns={"efficacy_magnitude": "margin"}).merge(before, on=place, how="left")
     if traits is not None:
         own = own.merge(traits.rename(columns={"relation_id": "found"}), on="case_id", how="left")
     own = own.reindex(columns=list(dict.fromkeys([*own, "found", "relation_id", "margin", "new_object", *COVARIATES])))
     own["relation_id"] = own["relation_id"].where(own["relation_id"].fillna("") != "", own["found"]).replace("", None)
     known = ["update", "margin", "margin_before", "subject_tokens", "target_tokens", "relation_id", "new_object"]
-    table = risk.merge(own[[*place, *known]], on=place, how="left").assign(age=np.log1p(risk["start"] - risk["edit"]))
+    table = risk.merge(own[[*place, *known]], on=place, how="left")
+    table["age"] = np.log1p(table["start"] - table["edit"])
     for name, of in (("same_relation", "relation_id"), ("same_object", "new_object")):
         table[name] = _alike(table, own, of)
     return table.drop(columns=["relation_id", "new_object"])
@@ -132,12 +148,12 @@ def interference(risk, products, norms):
             f"products are {products.shape} and norms {norms.shape}; expected a row, a column and a norm for each of "
             f"{risk['stop'].max()} edits or more"
         )
-    moved, tables = (norms[:, None] * products) ** 2, []
+    moved, rows = (norms[:, None] * products) ** 2, []
     for (start, stop), own in risk.groupby(["start", "stop"], sort=False):
         fact = own["edit"].to_numpy() - 1
         met, of_own = np.sqrt(moved[start:stop, fact].sum(axis=0)), np.sqrt(moved[fact, fact])
-        tables.append(own[[*_INTERVAL, "case_id"]].assign(interference=met, own=of_own))
-    return pd.concat(tables, ignore_index=True)
+        rows.append(own[[*_INTERVAL, "case_id"]].assign(interference=met, own=of_own))
+    return pd.concat(rows, ignore_index=True)
 
 
 def with_interference(table, met):
@@ -228,3 +244,34 @@ def logistic(x, place, lost, most=30):
         if np.abs(step).max() < 1e-8:
             return beta[dummies.shape[1] :]
     return np.full(x.shape[1], np.nan)
+
+
+def verdict(low, high):
+    """Which facts go first by an interval of `auroc`: "lower", "higher", or "undecided" where it holds 0.5 or is NaN."""
+    return "lower" if high < 0.5 else "higher" if low > 0.5 else "undecided"
+
+
+def in_words(signs, asked=("interference", "same_relation")):
+    """What `auroc` finds over orders, in at most three sentences: the clearest sign, and what is asked for by name.
+
+    Args:
+        signs: intervals of `auroc` (`intervals.by_group`) with columns method, measure, mean, low, high.
+        asked: covariates that are named whatever is found of them, where they were measured.
+    """
+    told = signs.dropna(subset="mean")
+    told = told.assign(first=[verdict(row.low, row.high) for row in told.itertuples()])
+    clear = told[told["first"] != "undecided"]
+    if clear.empty:
+        return "Undecided: no sign of a fact that goes first has an interval over orders without 0.5."
+    most = clear.loc[(clear["mean"] - 0.5).abs().idxmax()]
+    labels = COVARIATES | KEYS
+    parts = [f"The clearest sign of a fact lost next is a {most['first']} {labels[most['measure']]}, under "
+             f"{most['method']} (AUROC {most['mean']:.2f})."]  # fmt: skip
+    for name in asked:
+        of, words = told[told["measure"] == name], []
+        for first in ("higher", "lower"):
+            methods = ", ".join(of.loc[of["first"] == first, "method"])
+            words += [f"{first} ones go first under {methods}"] if methods else []
+        words += ["undecided" + " elsewhere" * bool(words)] if (of["first"] == "undecided").any() else []
+        parts += [f"{labels[name].capitalize()}: {', '.join(words)}."] if len(of) else []
+    return " ".join(parts)

@@ -1,4 +1,4 @@
-"""Panels of figure 2: single orders, the hazard of forgetting, and recall around the collapse."""
+"""Panels of figure 2: single orders, the hazard of forgetting, recall around the collapse, and which facts go first."""
 
 import numpy as np
 import pandas as pd
@@ -7,7 +7,7 @@ from editscale.analysis import hazard
 from editscale.analysis.rows import groups, rows_of
 from editscale.columns import RUN
 from editscale.plots import panels
-from editscale.plots.style import method_style
+from editscale.plots.style import method_style, methods_of
 
 
 def single_orders(ax, recall, places, stretches):
@@ -98,3 +98,28 @@ def collapses(ax, aligned):
         ax.set_xticks([])
     ax.set(xlabel="edits since the model's collapse", ylabel="learned facts recalled (%)", ylim=(-3, 103))
     return drawn
+
+
+def signs(ax, found, labels):
+    """What tells a fact lost from one kept: a row per covariate, in it each method's AUROC with its interval.
+
+    Args:
+        found: intervals of `going_first.auroc` (`intervals.by_group`): method, measure, mean, low, high, ….
+        labels: measure ↦ what its row is called, from above to below; measures without a value have no row.
+
+    Returns:
+        method, measure, mean, low, high, n: the rows drawn.
+    """
+    drawn = found.dropna(subset="mean")
+    rows, methods = [name for name in labels if name in set(drawn["measure"])], methods_of(drawn)
+    places = dict(zip(methods, np.linspace(-0.3, 0.3, len(methods)) if len(methods) > 1 else [0.0], strict=True))
+    for method, own in drawn.groupby("method", sort=False):
+        y = own["measure"].map(rows.index) + places[method]
+        look = {name: method_style(method)[name] for name in ("color", "marker")}
+        ax.hlines(y, own["low"], own["high"], color=look["color"], linewidth=1.8)
+        ax.plot(own["mean"], y, linestyle="none", markersize=5, label=method, **look)
+    ax.axvline(0.5, linestyle="--", color="gray", linewidth=1)
+    ax.set_yticks(range(len(rows)), [labels[name] for name in rows])
+    ax.tick_params(axis="y", length=0)
+    ax.set(xlabel="AUROC, facts lost against kept\n← lower first      higher first →", ylim=(len(rows) - 0.5, -0.5))
+    return drawn[["method", "measure", "mean", "low", "high", "n"]]
