@@ -247,7 +247,7 @@ def logistic(x, place, lost, most=30):
 
 
 def verdict(low, high):
-    """Which facts go first by an interval of `auroc`: "lower", "higher", or "undecided" where it holds 0.5 or is NaN."""
+    """Which facts go first by an interval of `auroc`: "lower", "higher", or "undecided": it holds 0.5 or is NaN."""
     return "lower" if high < 0.5 else "higher" if low > 0.5 else "undecided"
 
 

@@ -21,6 +21,7 @@ FIGURES = {
     "fig1_editing_proficiency": ("02b_editing_proficiency", ""),
     "fig2a_recall": ("03b_forgetting_analysis", "Not drawn: it never asks a forgotten fact again."),
     "fig2_facts_forgotten": ("03b_forgetting_analysis", ""),
+    "fig2b_going_first": ("03b_forgetting_analysis", "Not asked: what tells the facts that are forgotten first."),
     "fig3_downstream": ("04b_downstream_performance", ""),
     "fig4_weight_drift": ("05_drift_analysis", ""),
     "fig4b_drift_and_loss": ("05_drift_analysis", "Not drawn; the text relates steps of the distance to the collapse."),
