@@ -70,3 +70,15 @@ def test_without_a_collapse_the_panel_says_so(ax):
     empty = forgetting_panels.around(curve([1.0, 0.9]), collapse(math.inf))
     assert forgetting_panels.collapses(ax, empty).empty
     assert "no collapse" in ax.texts[0].get_text()
+
+
+def test_signs_stand_in_the_order_of_their_labels_and_methods_beside_each_other(ax):
+    found = pd.DataFrame([("memit", "b", 0.6, 0.5, 0.7), ("rome", "b", 0.4, 0.3, 0.5), ("rome", "a", 0.5, np.nan, np.nan),
+                          ("memit", "a", np.nan, np.nan, np.nan)],
+                         columns=["method", "measure", "mean", "low", "high"]).assign(n=3)  # fmt: skip
+    drawn = forgetting_panels.signs(ax, found, {"a": "first", "c": "never measured", "b": "second"})
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["first", "second"] and len(drawn) == 3
+    places = {line.get_label(): dict(zip(line.get_xdata(), line.get_ydata(), strict=True)) for line in ax.lines[:2]}
+    assert places == {"memit": {0.6: 1.3}, "rome": {0.4: 0.7, 0.5: -0.3}}
+    low, high = ax.get_ylim()
+    assert low > high  # the first above

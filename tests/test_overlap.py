@@ -162,6 +162,24 @@ def test_an_edit_moves_an_earlier_key_by_what_the_products_say(lm):
     torch.testing.assert_close(moved, products[3].abs(), rtol=1e-5, atol=1e-9)
 
 
+@pytest.mark.parametrize("name", ("rome", "r-rome"))
+def test_sizes_of_updates_and_the_unedited_model_say_how_far_edits_in_a_row_move_each_key(lm, name):
+    """Held against the dense updates of an edited model, at its own keys; and k·u against what the edits record."""
+    editing, dense, told = prepared(lm, name), [], []
+    products, denominators = overlap.unit_products(lm, FACTS, editing)
+    with updates.put_back(lm, [1]):
+        for fact in FACTS:
+            (edit,) = editors.edit_each(editing, lm, [fact])
+            dense.append((edit.updates[0].left @ edit.updates[0].right.T).double())
+            told.append(abs(edit.trace["denominator"].item()))
+            updates.apply(lm, edit.updates)
+        keys = overlap.context_keys(lm, FACTS, ["{}"], 1)[:, 0]
+    moved = torch.stack([(change @ keys.T).norm(dim=0) for change in dense])
+    norms = torch.stack([change.norm() for change in dense])
+    torch.testing.assert_close(norms[:, None] * torch.from_numpy(products).abs(), moved, rtol=1e-4, atol=1e-8)
+    assert denominators == pytest.approx(told, rel=1e-4)
+
+
 def test_rome_writes_its_value_whole_and_earlier_keys_in_the_solve_leave_earlier_facts_less_moved(lm):
     """Less, and not unmoved: the solve knows mean keys, and what is asked has the bare prompt's."""
     close = replace(MEMIT, mom2_update_weight=1e-4)
