@@ -73,8 +73,8 @@ def test_without_a_collapse_the_panel_says_so(ax):
 
 
 def test_signs_stand_in_the_order_of_their_labels_and_methods_beside_each_other(ax):
-    found = pd.DataFrame([("memit", "b", 0.6, 0.5, 0.7), ("rome", "b", 0.4, 0.3, 0.5), ("rome", "a", 0.5, np.nan, np.nan),
-                          ("memit", "a", np.nan, np.nan, np.nan)],
+    found = pd.DataFrame([("memit", "b", 0.6, 0.5, 0.7), ("rome", "b", 0.4, 0.3, 0.5),
+                          ("rome", "a", 0.5, np.nan, np.nan), ("memit", "a", np.nan, np.nan, np.nan)],
                          columns=["method", "measure", "mean", "low", "high"]).assign(n=3)  # fmt: skip
     drawn = forgetting_panels.signs(ax, found, {"a": "first", "c": "never measured", "b": "second"})
     assert [label.get_text() for label in ax.get_yticklabels()] == ["first", "second"] and len(drawn) == 3

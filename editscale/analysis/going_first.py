@@ -113,17 +113,18 @@ def with_covariates(risk, edits, unedited, drift, traits=None):
 
 def _alike(table, edits, column):
     """How many edits of each row's interval share its value of a column, NaN where it has none."""
-    counts = [pd.DataFrame(columns=[*RUN, "start", column, "count"])]
+    counts, place = [], [*RUN, "start", column]
     for key, own in groups(table):
         starts, stops = own[["start", "stop"]].drop_duplicates().sort_values("start").to_numpy().T
         run = rows_of(edits, **key).dropna(subset=column)
-        place = np.searchsorted(starts, run["edit"]) - 1  # the last interval that starts before the edit
-        inside = (place >= 0) & (run["edit"] <= stops[place])
-        within = run[inside].assign(start=starts[place[inside]])
-        counts.append(within.groupby([*RUN, "start", column]).size().rename("count").reset_index())
-    counts = pd.concat([of for of in counts if len(of)] or counts).astype({"order": int, "reversed": bool})
-    found = table[[*RUN, "start", column]].merge(counts, on=[*RUN, "start", column], how="left")["count"]
-    return found.fillna(0.0).where(table[column].notna().to_numpy()).to_numpy(dtype=float)
+        last = np.searchsorted(starts, run["edit"]) - 1  # the interval that starts last before the edit
+        inside = (last >= 0) & (run["edit"] <= stops[last])
+        within = run[inside].assign(start=starts[last[inside]])
+        counts.append(within.groupby(place).size().rename("count").reset_index())
+    found = pd.Series(0.0, index=range(len(table)))
+    if counts := [of for of in counts if len(of)]:
+        found = table[place].merge(pd.concat(counts), on=place, how="left")["count"].fillna(0.0)
+    return found.where(table[column].notna().to_numpy()).to_numpy(dtype=float)
 
 
 def interference(risk, products, norms):
