@@ -263,7 +263,7 @@ def in_words(signs, asked=("interference", "same_relation")):
     told = told.assign(first=[verdict(row.low, row.high) for row in told.itertuples()])
     clear = told[told["first"] != "undecided"]
     if clear.empty:
-        return "Undecided: no sign of a fact that goes first has an interval over orders without 0.5."
+        return "Undecided: of no sign of the facts that go first does an interval over orders leave out 0.5."
     most = clear.loc[(clear["mean"] - 0.5).abs().idxmax()]
     labels = COVARIATES | KEYS
     parts = [f"The clearest sign of a fact lost next is a {most['first']} {labels[most['measure']]}, under "

@@ -9,13 +9,15 @@ from pathlib import Path
 
 import click
 
+from editscale import dependencies
 from editscale.analysis.going_first import INTERFERENCE, TRAITS
-from editscale.files import whole_file
+from editscale.files import sha256_file, whole_file
 from editscale.workflow import provenance
 from editscale.workflow.parameters import checked_scale, collect_parameters, notebook_parameters
 
 EDIT = "notebooks/02a_sequential_editing.ipynb"
-AGREE = 0.05  # share of a recorded |k·u|, of half of the facts, that another part of the same corpus may make
+CODE = "import editscale.sequences.overlap, editscale.analysis.going_first, editscale.data.relations"
+AGREE = 0.05  # largest median distance from the recorded |k·u|, as a share of it; other text of the corpus makes 0.01
 
 
 def traits(lm, facts, known=()):
@@ -50,8 +52,8 @@ def interference(lm, facts, editing, recorded):
         editing: method ↦ `Editing`, of `overlap.prepare`.
         recorded: edits, history, perplexity and drift of these runs, one of each method.
 
-    Only runs of one direction. Raises ValueError for other facts than were edited, or where |k·u| is not the recorded
-    one (AGREE).
+    Only runs of one direction. Raises ValueError for other facts than were edited, where |k·u| is not the recorded one
+    (AGREE), and where no fact is at risk.
     """
     import numpy as np
     import pandas as pd
@@ -81,15 +83,19 @@ def interference(lm, facts, editing, recorded):
             )
         norms = rows_of(drift, method=method).sort_values("edits")["update_norm"].to_numpy()[:n]
         made.append(going_first.interference(own, products, norms))
+    if not made:
+        raise ValueError(
+            "no fact is at risk in these runs before they collapse; name methods or orders that last longer"
+        )
     return pd.concat(made, ignore_index=True)[list(INTERFERENCE)]
 
 
-def _write(table, scale, name):
-    """Write a table into runs/<scale>/<name>, with its done.json."""
+def _write(table, scale, name, **given):
+    """Write a table into runs/<scale>/<name>, with a done.json that says from what it was made."""
     folder = Path("runs") / scale / name
     with whole_file(folder / f"{name}.parquet") as part:
         table.astype({column: "float32" for column in table.select_dtypes("float64")}).to_parquet(part, index=False)
-    provenance.finish(folder, [folder / f"{name}.parquet"], provenance.made_with({"scale": scale}, ""))
+    provenance.finish(folder, [folder / f"{name}.parquet"], provenance.made_with(given, dependencies.identity(CODE)))
 
 
 @click.command()
@@ -119,7 +125,8 @@ def main(scale, fact_set, known, moments, methods, chosen, model_cache):
     lm = loading.load(given["model"], revision=given["revision"], dtype=given["dtype"], cache=model_cache)
     cases = set(tables.gather(runs, "edits")["case_id"])
     edited = [fact for fact in everything if fact.case_id in cases]
-    _write(traits(lm, edited, fact_sets.load(known) if known else ()), scale, "traits")
+    table = traits(lm, edited, fact_sets.load(known) if known else ())
+    _write(table, scale, "traits", fact_set=fact_set, known=known, model=given["model"])
     if not moments:
         return
     grid = read_grid(f"params/{scale}/grid.yaml")
@@ -135,4 +142,5 @@ def main(scale, fact_set, known, moments, methods, chosen, model_cache):
         sequence = orders.in_order(everything, order, int(recorded[0]["edits"].max()))
         found.append(interference(lm, sequence, editing, recorded))
         print(f"order {order}: {len(found[-1]):,} rows", flush=True)
-        _write(pd.concat(found, ignore_index=True), scale, "interference")
+        made_of = {"fact_set": fact_set, "moments_sha256": sha256_file(moments), "hparams": hparams, "orders": chosen}
+        _write(pd.concat(found, ignore_index=True), scale, "interference", **made_of)
