@@ -168,8 +168,10 @@ def test_interference_is_how_far_the_edits_of_an_interval_move_the_layer_at_the_
         moved = np.linalg.norm(sum(updates[start:stop]) @ keys[edit - 1])
         assert row.interference == pytest.approx(moved) and row.case_id == edit + 10
         assert row.own == pytest.approx(np.linalg.norm(updates[edit - 1] @ keys[edit - 1]))
-    joined = going_first.with_interference(risk.assign(case_id=risk["edit"] + 10), found[:-1])
-    assert joined["relative"].notna().tolist() == [True] * 3 + [False]
+    joined = going_first.with_interference(risk.assign(case_id=risk["edit"] + 10)[::-1], found[:-1])
+    assert joined["relative"].notna().tolist() == [False] + [True] * 3
+    np.testing.assert_allclose(joined["interference"][::-1][:-1], np.log(found["interference"][:-1]))
+    np.testing.assert_allclose(np.exp(joined["relative"][::-1][:-1]), (found["interference"] / found["own"])[:-1])
     assert going_first.with_interference(risk, None)[list(going_first.KEYS)].isna().all(axis=None)
     with pytest.raises(ValueError, match=r"products are \(5, 5\).*for each of 6 edits or more"):
         going_first.interference(risk, (u @ keys.T)[:5, :5], norms[:5])

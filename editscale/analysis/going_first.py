@@ -33,7 +33,7 @@ COVARIATES = {
     "same_relation": "edits of its relation",
     "same_object": "edits to its new object",
 }
-KEYS = {"interference": "interference from keys", "relative": "interference over its own update"}
+KEYS = {"interference": "log interference from keys", "relative": "the same over its own update"}
 # Columns of the two tables that are made beside those of runs (`editscale traits`), described in data/columns.yaml.
 TRAITS = ("case_id", "relation_id", "new_object", "subject_tokens", "target_tokens")
 INTERFERENCE = (*RUN, "start", "stop", "case_id", "interference", "own")
@@ -158,11 +158,20 @@ def interference(risk, products, norms):
 
 
 def with_interference(table, met):
-    """The risk table with the columns of KEYS, NaN for rows that `met` (`interference`) lacks; None: for all."""
+    """The risk table with the columns of KEYS, logs of what `met` (`interference`) holds; NaN where it has no row.
+
+    Args:
+        met: None: it has none.
+
+    Returns, beside the columns of `table`: interference, its log; relative, log(interference / own).
+    """
     if met is None:
         return table.assign(**dict.fromkeys(KEYS, np.nan))
     found = table.merge(met, on=[*_INTERVAL, "case_id"], how="left")
-    return found.assign(relative=found["interference"] / found["own"]).drop(columns="own")
+    logs = np.log(found[["interference", "own"]].where(found[["interference", "own"]] > 0))
+    return table.assign(
+        interference=logs["interference"].to_numpy(), relative=(logs["interference"] - logs["own"]).to_numpy()
+    )
 
 
 def informative(table):
