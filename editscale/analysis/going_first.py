@@ -33,7 +33,7 @@ COVARIATES = {
     "same_relation": "edits of its relation",
     "same_object": "edits to its new object",
 }
-KEYS = {"interference": "log interference from keys", "relative": "the same over its own update"}
+KEYS = {"interference": "log interference from keys", "relative": "that over its own update"}
 # Columns of the two tables that are made beside those of runs (`editscale traits`), described in data/columns.yaml.
 TRAITS = ("case_id", "relation_id", "new_object", "subject_tokens", "target_tokens")
 INTERFERENCE = (*RUN, "start", "stop", "case_id", "interference", "own")

@@ -121,5 +121,6 @@ def signs(ax, found, labels):
     ax.axvline(0.5, linestyle="--", color="gray", linewidth=1)
     ax.set_yticks(range(len(rows)), [labels[name] for name in rows])
     ax.tick_params(axis="y", length=0)
+    ax.locator_params(axis="x", nbins=5)
     ax.set(xlabel="AUROC, facts lost against kept\n← lower first      higher first →", ylim=(len(rows) - 0.5, -0.5))
     return drawn[["method", "measure", "mean", "low", "high", "n"]]
