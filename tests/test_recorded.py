@@ -16,7 +16,7 @@ from editscale.workflow.parameters import collect_parameters, read_notebook
 ROOT = Path(__file__).parents[1]
 DRAWN = {
     "02b_editing_proficiency": ["fig1_editing_proficiency"],
-    "03b_forgetting_analysis": ["fig2a_recall", "fig2_facts_forgotten", "fig2b_going_first"],
+    "03b_forgetting_analysis": ["fig2a_recall", "fig2_facts_forgotten"],
     "04b_downstream_performance": ["fig3_downstream"],
     "05_drift_analysis": ["fig4_weight_drift", "fig4b_drift_and_loss", "fig4c_spectra"],
     "07_findings": ["fig7_findings"],
