@@ -74,6 +74,8 @@ GATHERS = {
     "05b_disabling_edits": "fig5_disabling_edits",
     "07_findings": "fig7_findings",
 }
+# Rules of notebooks that are executed where a scale has values for them.
+OWN_VALUES = {"first_edit", "extend", "key_overlap", "mitigations", "interventions", "denominators"}
 BESIDE = """\
 single: str = ""  # a table of another notebook
 """
@@ -85,6 +87,12 @@ MEASURING = """\
 methods: dict = {}  # with hyper-parameters
 device: str = "cpu"  # cpu or cuda
 n_edits: int = 5  # of each method
+out: str = "runs"  # folder for results"""
+DIVIDING = """\
+device: str = "cpu"  # cpu or cuda
+n_facts: int = 0  # facts
+n_short_prefixes: int = 2  # contexts
+n_long_prefixes: int = 1  # longer contexts
 out: str = "runs"  # folder for results"""
 WRITE = """\
 import json
@@ -310,8 +318,7 @@ def test_the_papers_scale_is_every_method_on_ten_orders_looked_at_twice_and_gath
     found = jobs(REPOSITORY, "--forceall", scale="gpt2-xl")
     per_run = {"sequential_editing", "recall_history", "glue_eval"}
     assert {name: n for name, n in found.items() if name in per_run} == dict.fromkeys(per_run, 4 * 10)
-    own = {"first_edit", "extend", "key_overlap", "mitigations", "interventions"}  # where a scale has values for them
-    once = {path.stem.split("_", 1)[1] for path in (REPOSITORY / "notebooks").glob("*.ipynb")} - per_run - own
+    once = {path.stem.split("_", 1)[1] for path in (REPOSITORY / "notebooks").glob("*.ipynb")} - per_run - OWN_VALUES
     assert {name: n for name, n in found.items() if name not in per_run} == dict.fromkeys(once, 1)
 
 
@@ -517,6 +524,18 @@ def test_other_changes_are_asked_of_one_run_of_the_grid_where_a_scale_has_values
         values.unlink(missing_ok=True)
 
 
+def test_denominators_are_asked_once_without_a_run_where_a_scale_has_values_for_them(study):
+    assert "denominators" not in jobs(study, "--forceall")
+    write_notebook(study / "notebooks/10_denominators.ipynb", DIVIDING, MEASURE)
+    values = study / "params/tiny/10_denominators.yaml"
+    try:
+        values.write_text("")
+        assert jobs(study, "--forceall")["denominators"] == 1
+        assert {*jobs(study, "--forceall", "runs/tiny/denominators/.finished")} == {"covariance_stats", "denominators"}
+    finally:
+        values.unlink(missing_ok=True)
+
+
 # ------------------------------------------------------------------------------------------------ a cluster
 
 PROFILE = REPOSITORY / "params/slurm/config.yaml"
@@ -542,7 +561,7 @@ def resources(scale):
 def test_every_job_says_its_memory_and_time_and_one_with_a_device_asks_for_a_gpu(scale, gres):
     asked = resources(scale)
     names = {path.stem.split("_", 1)[1] for path in (REPOSITORY / "notebooks").glob("*.ipynb")}
-    names -= set() if scale == "smoke" else {"first_edit", "extend", "key_overlap", "mitigations", "interventions"}
+    names -= set() if scale == "smoke" else OWN_VALUES
     assert names <= {rule for rule, _ in asked} <= names | {"edit_together"}
     gathering = {name.split("_", 1)[1] for name in GATHERS} | {"acceptance"}
     for rule, given in asked:

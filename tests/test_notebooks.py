@@ -71,6 +71,7 @@ def study(tmp_path_factory, forked_kernels):
     for name in ("00_first_edit", "08_extend"):
         run(folder, name, moments=str(moments))
     run(folder, "05c_interventions", run=str(rome), at=[3, 7], since=[0, 2])
+    run(folder, "10_denominators", moments=str(moments))
     judged = {"table": str(measured), "targets": "gpt2-xl"}
     run(folder, "06b_acceptance", "judged", figures_folder=str(folder / "judged-figures"), **judged)
     return folder
@@ -83,6 +84,7 @@ def test_every_notebook_leaves_figures_in_three_formats_with_data_and_origin(stu
         "01_covariance_stats/fig_spectrum",
         "05c_interventions/interventions",
         "09a_key_overlap/overlap",
+        "10_denominators/denominators",
         "rome/run",
     ):
         for kind in ("svg", "pdf", "png", "csv", "json"):
@@ -155,7 +157,7 @@ def test_a_method_of_a_notebook_has_a_ledger_of_its_own_and_a_family_scores_as_t
 
 def test_takeaways_are_prose_that_renders(study):
     alone = ("01_covariance_stats", "05a_single_edits", "06a_acceptance_measures", "06b_acceptance")
-    alone += ("05c_interventions", "09a_key_overlap", "09b_mitigations")
+    alone += ("05c_interventions", "09a_key_overlap", "09b_mitigations", "10_denominators")
     for name in ("00_first_edit", *alone, "08_extend", "rome", "rome/recall", "rome/downstream"):
         prose = outputs_of(study / f"{name}.ipynb", "takeaway")[-1]
         assert prose.endswith(".") and not re.search(r"\bnan\b", prose, re.I), name
@@ -304,6 +306,17 @@ def test_overlap_is_measured_of_the_facts_of_the_runs_without_any_edit(study):
     assert measured.loc[measured["method"] == "rome", "own"].to_numpy() == pytest.approx(1, abs=1e-5)
     shares = pd.read_parquet(study / "09a_key_overlap/shares.parquet")
     assert shares[shares["directions"] == 7]["share"].to_numpy() == pytest.approx(1)
+
+
+def test_denominators_of_the_edited_layer_are_those_that_the_run_recorded_in_either_direction(study):
+    """Whatever was edited before: no edit of a layer changes the keys there."""
+    measured = pd.read_parquet(study / "10_denominators/denominators.parquet")
+    assert sorted(measured["layer"].unique()) == [0, 1, 2] and measured["case_id"].nunique() == 29
+    (layer,) = pd.read_parquet(study / "rome/drift.parquet")["layer"].unique()
+    known = measured[measured["layer"] == layer].set_index("case_id")["denominator"]
+    for name in ("rome", "rome-reversed"):
+        recorded = pd.read_parquet(study / name / "edits.parquet").set_index("case_id")["denominator"]
+        assert known[recorded.index].to_numpy() == pytest.approx(recorded.to_numpy(), rel=1e-4)
 
 
 def test_the_edits_own_change_whole_is_the_run_and_none_of_it_is_the_model_before(study):
