@@ -73,6 +73,15 @@ def test_the_overlap_of_keys_is_measured_on_the_model_of_the_scale_for_methods_o
             assert given.get(name) == of_runs.get(name), name
 
 
+@pytest.mark.parametrize("scale", sorted(path.parent.name for path in PARAMS.glob("*/10_denominators.yaml")))
+def test_denominators_are_those_of_the_runs_of_the_scale(scale):
+    """ROME's, with the contexts that its runs sample."""
+    given, of_runs = values(scale, "10"), values(scale, "02a")
+    sampling = ("prefix_seeds", "n_short_prefixes", "n_long_prefixes", "seed")
+    for name in ("model", "revision", "device", "start_token", "fact_set", "moments", *sampling):
+        assert given.get(name) == of_runs.get(name), name
+
+
 @pytest.mark.parametrize(("scale", "model"), LARGE.items())
 def test_large_scales_are_four_methods_on_the_ten_orders_of_counterfact(scale, model):
     runs = grid(scale)
