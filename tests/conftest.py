@@ -15,6 +15,9 @@ os.environ.update(
     HF_HUB_OFFLINE="1",
 )
 
+import copy  # noqa: E402
+import shutil  # noqa: E402
+
 import pytest  # noqa: E402
 
 
@@ -38,3 +41,26 @@ def forked_kernels():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(local_provisioner, "launch_kernel", forked.launch_kernel)
         yield
+
+
+@pytest.fixture(scope="session")
+def sequence_of(tmp_path_factory):
+    """A function (method, folder, n) that puts the ledger of the first n facts of `test_sequence` into a folder.
+
+    Returns the model right after its last edit, and the ledger. Each sequence is edited once, and copied.
+    """
+    from test_sequence import FACTS, edit_sequence
+
+    from editscale.sequences.ledger import Ledger
+
+    made = {}
+
+    def put(method, folder, n=5):
+        if (method, n) not in made:
+            place = tmp_path_factory.mktemp("sequence")
+            made[method, n] = place, edit_sequence(place, method, FACTS[:n])[0]
+        place, lm = made[method, n]
+        shutil.copytree(place, folder, dirs_exist_ok=True)
+        return copy.deepcopy(lm), Ledger(folder)
+
+    return put

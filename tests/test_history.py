@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
-from test_sequence import FACTS, PARAMS, edit_sequence
+from test_sequence import FACTS, PARAMS
 
 from editscale.data import glue
 from editscale.data.orders import open_set
@@ -20,9 +20,9 @@ INVENTED = Path(__file__).parents[1] / "params/smoke/invented_facts.json"
 
 
 @pytest.fixture(params=PARAMS)
-def edited(request, tmp_path):
+def edited(request, tmp_path, sequence_of):
     """The model right after a run, and the run reopened on an unedited model."""
-    lm, book = edit_sequence(tmp_path, request.param)
+    lm, book = sequence_of(request.param, tmp_path)
     parameters = {"method": request.param, "order": 0, "reverse": False}
     return lm, past_runs.PastRun(tmp_path, parameters, tiny.tiny_model("gpt2"), FACTS, book)
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import tiny
 import torch
-from test_sequence import FACTS, PARAMS, edit_sequence
+from test_sequence import FACTS, PARAMS
 
 from editscale.columns import COLUMNS
 from editscale.editing import updates
@@ -16,18 +16,18 @@ SHAPES = ((20, 30), (30, 20))
 
 
 @pytest.fixture(scope="module", params=PARAMS)
-def run(request, tmp_path_factory):
+def run(request, tmp_path_factory, sequence_of):
     """A finished run of five edits, reopened on an unedited model."""
     folder = tmp_path_factory.mktemp(request.param)
-    _, book = edit_sequence(folder, request.param)
+    _, book = sequence_of(request.param, folder)
     parameters = {"method": request.param, "order": 0, "reverse": False}
     return past_runs.PastRun(folder, parameters, tiny.tiny_model("gpt2"), FACTS, book)
 
 
 @pytest.fixture(scope="module")
-def rome(tmp_path_factory):
+def rome(tmp_path_factory, sequence_of):
     folder = tmp_path_factory.mktemp("rome-alone")
-    _, book = edit_sequence(folder, "rome")
+    _, book = sequence_of("rome", folder)
     parameters = {"method": "rome", "order": 0, "reverse": False}
     return past_runs.PastRun(folder, parameters, tiny.tiny_model("gpt2"), FACTS, book)
 

@@ -70,7 +70,7 @@ def study(tmp_path_factory, forked_kernels):
     run(folder, "09b_mitigations", overlap=str(met), **runs)
     for name in ("00_first_edit", "08_extend"):
         run(folder, name, moments=str(moments))
-    run(folder, "05c_interventions", run=str(rome), at=[3, 7], since=[0, 2])
+    run(folder, "05c_interventions", run=str(rome), since=[0, 2])
     run(folder, "10_denominators", moments=str(moments))
     judged = {"table": str(measured), "targets": "gpt2-xl"}
     run(folder, "06b_acceptance", "judged", figures_folder=str(folder / "judged-figures"), **judged)
@@ -325,7 +325,7 @@ def test_the_edits_own_change_whole_is_the_run_and_none_of_it_is_the_model_befor
     history = pd.read_parquet(study / "rome/recall/history.parquet")
     recall = history.groupby("edits")["efficacy_accuracy"].mean()
     along = pd.read_parquet(study / "rome/recall/perplexity.parquet").set_index("edits")["perplexity"]
-    for since, edits in ((0, 3), (2, 3), (0, 7), (2, 7)):
+    for since, edits in ((0, 7), (2, 7)):
         assert own.loc[(since, edits, 1.0), "recall"] == recall[edits]
         assert own.loc[(since, edits, 1.0), "perplexity"] == pytest.approx(along[edits], rel=1e-6)
         assert own.loc[(since, edits, 0.0), "perplexity"] == pytest.approx(along[since], rel=1e-6)
@@ -495,7 +495,7 @@ def test_a_flipped_bit_in_what_is_read_of_a_run_or_a_figure_is_named_or_has_no_e
     of_run = [path for path in of_run if path.suffix != ".ipynb"]
     moments = study / "01_covariance_stats/second_moments.safetensors"
     counts, failures = flips.flipped([*of_run, moments], lambda _: flips.read_run(study / "rome"), rng, n=2)
-    assert failures == [] and len(of_run) == 19 and counts["named"].sum() > 25
+    assert failures == [] and len(of_run) == 20 and counts["named"].sum() > 25
     beside = [*figures, *study.rglob("*.ipynb"), *(study / "05a_single_edits").glob("*.*"), *measured.glob("*.*")]
     counts, failures = flips.flipped(beside, flips.read_beside, rng, n=1)
     assert failures == [] and len(beside) > 70 and counts["named"].sum() > len(beside) / 2

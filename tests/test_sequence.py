@@ -111,9 +111,9 @@ def edit_together(folder, method="rome", n_facts=5, stopped=(), **options):
 
 
 @pytest.mark.parametrize("method", PARAMS)
-def test_resumed_run_equals_uninterrupted(tmp_path, method):
-    whole, _ = edit_sequence(tmp_path / "whole", method)
-    edit_sequence(tmp_path / "parts", method, FACTS[:2])
+def test_resumed_run_equals_uninterrupted(tmp_path, sequence_of, method):
+    whole, _ = sequence_of(method, tmp_path / "whole")
+    sequence_of(method, tmp_path / "parts", 2)
     resumed, _ = edit_sequence(tmp_path / "parts", method)
     assert all(torch.equal(whole.weight(layer), resumed.weight(layer)) for layer in PARAMS[method].layers)
     assert (tmp_path / "whole" / "edits.jsonl").read_bytes() == (tmp_path / "parts" / "edits.jsonl").read_bytes()
@@ -121,14 +121,14 @@ def test_resumed_run_equals_uninterrupted(tmp_path, method):
 
 
 @pytest.mark.parametrize("method", PARAMS)
-def test_replayed_ledger_has_the_bits_of_the_edited_model(tmp_path, method):
-    edited, book = edit_sequence(tmp_path, method)
+def test_replayed_ledger_has_the_bits_of_the_edited_model(tmp_path, sequence_of, method):
+    edited, book = sequence_of(method, tmp_path)
     replayed = tiny.tiny_model("gpt2")
     sequence.replay(replayed, Ledger(tmp_path))
     assert all(torch.equal(edited.weight(layer), replayed.weight(layer)) for layer in PARAMS[method].layers)
     part = tiny.tiny_model("gpt2")
     sequence.replay(part, book, upto=2)
-    shorter, _ = edit_sequence(tmp_path / "two", method, FACTS[:2])
+    shorter, _ = sequence_of(method, tmp_path / "two", 2)
     assert all(torch.equal(part.weight(layer), shorter.weight(layer)) for layer in PARAMS[method].layers)
 
 
@@ -146,8 +146,8 @@ def test_edits_are_made_on_the_edited_model_one_after_another(tmp_path):
 
 
 @pytest.mark.parametrize("method", PARAMS)
-def test_drift_from_the_ledger_is_the_drift_of_the_weights(tmp_path, method):
-    edited, book = edit_sequence(tmp_path, method)
+def test_drift_from_the_ledger_is_the_drift_of_the_weights(tmp_path, sequence_of, method):
+    edited, book = sequence_of(method, tmp_path)
     original = tiny.tiny_model("gpt2")
     for layer in PARAMS[method].layers:
         distance = (edited.weight(layer) - original.weight(layer)).double().norm().item()
@@ -190,9 +190,9 @@ def test_a_fact_that_cannot_be_edited_is_named_before_the_first_edit(tmp_path):
 @pytest.mark.filterwarnings("ignore:.*; cut off")
 @pytest.mark.parametrize("method", PARAMS)
 @pytest.mark.parametrize("n_bytes", (1, 100, 900))
-def test_a_torn_last_edit_is_made_again_with_the_same_bits(tmp_path, method, n_bytes):
-    edit_sequence(tmp_path / "whole", method)
-    edit_sequence(tmp_path / "torn", method, FACTS[:4])
+def test_a_torn_last_edit_is_made_again_with_the_same_bits(tmp_path, sequence_of, method, n_bytes):
+    sequence_of(method, tmp_path / "whole")
+    sequence_of(method, tmp_path / "torn", 4)
     log = tmp_path / "torn" / "edits.log"
     os.truncate(log, log.stat().st_size - n_bytes)
     _, book = edit_sequence(tmp_path / "torn", method)
