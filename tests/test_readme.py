@@ -9,7 +9,8 @@ import pandas as pd
 import pytest
 from tools import costs, gallery, recorded
 
-from editscale.analysis import collapse, damage, disabling, forecast, tables
+from editscale.analysis import collapse, damage, disabling, forecast, going_first, tables
+from editscale.analysis.rows import rows_of
 from editscale.files import sha256_file
 from editscale.workflow.parameters import notebook_parameters, read_grid, read_parameters
 
@@ -133,6 +134,21 @@ def test_what_the_readme_says_of_fine_tuning_holds_in_the_recorded_figures():
     over_orders = pd.read_csv(ROOT / "figures/smollm2/fig7_findings.over_orders.csv")
     before = over_orders.query("measure == 'before' and reversed == False").set_index("method")["mean"]
     assert round(100 * before["ft-c"]) == said("Fine-tuning loses {} % of the facts")
+
+
+def test_what_is_forgotten_next_shows_in_margins_and_in_keys():
+    runs = [ROOT / "figures/smollm2/tables"]
+    names = "recall/history", "edits", "recall/perplexity", "unedited", "drift"
+    history, edits, perplexity, unedited, drift = (
+        rows_of(tables.gather(runs, name), method="r-rome") for name in names
+    )
+    every = notebook_parameters(ROOT / "notebooks/03b_forgetting_analysis.ipynb")["every"].default
+    risk = going_first.at_risk(history, edits, collapse.where(perplexity), every)
+    risk = going_first.with_covariates(risk[~risk["reversed"]], edits, unedited=unedited, drift=drift)
+    risk = going_first.with_interference(risk, going_first.beside(runs, "interference"))
+    signs = going_first.auroc(risk, ["margin", "interference"])[["margin", "interference"]].mean()
+    assert round(100 * (1 - signs["margin"])) == said("in a fact's margin (AUROC 0.{})")
+    assert round(100 * signs["interference"]) == said("in the keys of new edits (0.{})")
 
 
 def test_fine_tuning_moves_the_weights_least(recorded_study):
