@@ -146,9 +146,11 @@ def test_what_is_forgotten_next_shows_in_margins_and_in_keys():
     risk = going_first.at_risk(history, edits, collapse.where(perplexity), every)
     risk = going_first.with_covariates(risk[~risk["reversed"]], edits, unedited=unedited, drift=drift)
     risk = going_first.with_interference(risk, going_first.beside(runs, "interference"))
-    signs = going_first.auroc(risk, ["margin", "interference"])[["margin", "interference"]].mean()
+    of_orders = going_first.auroc(risk, ["margin", "interference"])
+    signs = of_orders[["margin", "interference"]].mean()
     assert round(100 * (1 - signs["margin"])) == said("in a fact's margin (AUROC 0.{})")
-    assert round(100 * signs["interference"]) == said("in the keys of new edits (0.{})")
+    assert round(100 * signs["interference"]) == said("what new edits do at its key (0.{}; ")
+    assert of_orders["interference"].notna().sum() == said("at its key (0.62; {} orders)")
 
 
 def test_fine_tuning_moves_the_weights_least(recorded_study):
