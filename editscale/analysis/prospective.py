@@ -1,0 +1,95 @@
+"""The rule that foretells disabling edits, tried on facts drawn by chance: who is drawn, and how often it is right.
+
+|k·u| of all facts is known before any edit (`sequences.denominators`). Facts are drawn within bins of it, each is
+edited alone on the unedited model (`sequences.single`), and `damage.DISABLING` says what disables. Draws within a bin
+are at random, so a bin's share is that of all its facts, with an exact binomial interval.
+"""
+
+import numpy as np
+import pandas as pd
+
+from editscale.analysis.damage import DISABLING
+from editscale.analysis.forecast import BINS, LOW
+from editscale.analysis.intervals import share
+from editscale.analysis.rows import left_out, require, were_learned
+from editscale.columns import SOUND
+
+
+def bin_of(denominators, bins=BINS):
+    """The place in `bins` of each |k·u|, (n,) ints: i where bins[i] ≤ |k·u| < bins[i + 1]."""
+    return np.searchsorted(bins, np.abs(denominators), side="right") - 1
+
+
+def drawn(measured, layer, per_bin, rng, bins=BINS):
+    """Facts of a layer drawn at random without replacement, as many of each bin: case_id ↦ |k·u|, in ascending order.
+
+    Args:
+        measured: columns case_id, layer, denominator (`denominators.measure`).
+        per_bin: facts of each bin; all of a bin that holds fewer.
+
+    Raises ValueError for a layer that was not measured, or per_bin below 1.
+    """
+    require(measured, ("case_id", "layer", "denominator"), "denominators")
+    own = measured[measured["layer"] == layer].set_index("case_id")["denominator"].abs()
+    if own.empty or per_bin < 1:
+        known = ", ".join(map(str, sorted(measured["layer"].unique())))
+        raise ValueError(f"layer {layer}, {per_bin} facts of each bin: expected a layer of {known}, and 1 fact or more")
+    place = bin_of(own, bins)
+    taken = [rng.permutation(np.flatnonzero(place == i))[:per_bin] for i in range(len(bins) - 1)]
+    return own.iloc[np.concatenate(taken)].sort_values(kind="stable")
+
+
+def judged(single):
+    """What edits alone did: columns learned (bool), damage (rise of log perplexity, nats) and disabling beside theirs.
+
+    Args:
+        single: columns status, efficacy_accuracy, perplexity, perplexity_unedited (`single.single_edits`, `unedited`).
+
+    An edit that is not finite, or after which perplexity is not, has infinite damage. Facts left out are no edits.
+    """
+    require(single, ("status", "efficacy_accuracy", "perplexity", "perplexity_unedited"), "single edits")
+    rows = single[~left_out(single)]
+    sound = rows["status"].isin(SOUND) & np.isfinite(rows["perplexity"])
+    damage = np.log(rows["perplexity"].where(sound, np.inf)) - np.log(rows["perplexity_unedited"])
+    return rows.assign(learned=were_learned(rows), damage=damage, disabling=damage > DISABLING)
+
+
+def by_bin(tested, measured, bins=BINS):
+    """How many edits of each bin disable, by layer: one row per layer and bin with an edit.
+
+    Args:
+        tested: columns layer, foretold (k·u of `measured`), disabling, learned, damage: edits of facts `drawn`.
+        measured: see `drawn`; all facts, that shares stand for.
+
+    Returns: layer, low, high (of |k·u|), facts (all of the bin), tested, disabling and learned (counts of them), share,
+    least, most (of the disabling, 0–1, exact 95 % interval) and damage (median, nats).
+    """
+    counts = measured.assign(place=bin_of(measured["denominator"], bins)).groupby(["layer", "place"]).size()
+    rows = []
+    for (layer, place), own in tested.assign(place=bin_of(tested["foretold"], bins)).groupby(["layer", "place"]):
+        found = share(int(own["disabling"].sum()), len(own))
+        named = {"layer": layer, "low": bins[place], "high": bins[place + 1], "facts": int(counts[layer, place])}
+        counted = {name: int(own[name].sum()) for name in ("disabling", "learned")}
+        shares = {"share": found.mean, "least": found.low, "most": found.high, "damage": own["damage"].median()}
+        rows.append({**named, "tested": len(own), **counted, **shares})
+    return pd.DataFrame(rows)
+
+
+def by_layer(bins, threshold=LOW):
+    """How right it is at each layer to warn of facts with |k·u| below a threshold: one row per layer of `by_bin`.
+
+    Args:
+        threshold: a border of its bins.
+
+    Returns: layer, warned (share of all facts, 0–1), precision (share of those warned of that disable) and recall
+    (share of the disabling ones that are warned of), 0–1: estimates that count each bin as many times as it has facts;
+    NaN where none was edited or none disables.
+    """
+    rows = []
+    for layer, own in bins.groupby("layer"):
+        warned, disabling = own["high"] <= threshold, own["facts"] * own["share"]
+        parts = {"precision": (disabling[warned].sum(), own.loc[warned, "facts"].sum())}
+        parts["recall"] = disabling[warned].sum(), disabling.sum()
+        shares = {name: part / whole if whole else np.nan for name, (part, whole) in parts.items()}
+        rows.append({"layer": layer, "warned": own.loc[warned, "facts"].sum() / own["facts"].sum(), **shares})
+    return pd.DataFrame(rows, columns=["layer", "warned", "precision", "recall"])
