@@ -21,22 +21,26 @@ def bin_of(denominators, bins=BINS):
 
 
 def drawn(measured, layer, per_bin, rng, bins=BINS):
-    """Facts of a layer drawn at random without replacement, as many of each bin: case_id ↦ |k·u|, in ascending order.
+    """Facts of a layer drawn at random without replacement, as many of each bin, in ascending order of |k·u|.
 
     Args:
         measured: columns case_id, layer, denominator (`denominators.measure`).
         per_bin: facts of each bin; all of a bin that holds fewer.
 
+    Returns: case_id, layer, foretold (k·u), bin_facts (how many facts its bin holds at that layer).
+
     Raises ValueError for a layer that was not measured, or per_bin below 1.
     """
     require(measured, ("case_id", "layer", "denominator"), "denominators")
-    own = measured[measured["layer"] == layer].set_index("case_id")["denominator"].abs()
+    own = measured[measured["layer"] == layer]
     if own.empty or per_bin < 1:
         known = ", ".join(map(str, sorted(measured["layer"].unique())))
         raise ValueError(f"layer {layer}, {per_bin} facts of each bin: expected a layer of {known}, and 1 fact or more")
-    place = bin_of(own, bins)
-    taken = [rng.permutation(np.flatnonzero(place == i))[:per_bin] for i in range(len(bins) - 1)]
-    return own.iloc[np.concatenate(taken)].sort_values(kind="stable")
+    place = bin_of(own["denominator"], bins)
+    own = own.rename(columns={"denominator": "foretold"})[["case_id", "layer", "foretold"]]
+    own = own.assign(bin_facts=np.bincount(place, minlength=len(bins))[place])
+    taken = np.concatenate([rng.permutation(np.flatnonzero(place == i))[:per_bin] for i in range(len(bins) - 1)])
+    return own.iloc[taken].sort_values("foretold", key=np.abs, kind="stable", ignore_index=True)
 
 
 def judged(single):
@@ -54,42 +58,43 @@ def judged(single):
     return rows.assign(learned=were_learned(rows), damage=damage, disabling=damage > DISABLING)
 
 
-def by_bin(tested, measured, bins=BINS):
-    """How many edits of each bin disable, by layer: one row per layer and bin with an edit.
+def by_bin(tested, by=("layer",), bins=BINS):
+    """How many edits of each bin disable: one row per layer and bin with an edit.
 
     Args:
-        tested: columns layer, foretold (k·u of `measured`), disabling, learned, damage: edits of facts `drawn`.
-        measured: see `drawn`; all facts, that shares stand for.
+        tested: columns of `by`, foretold, bin_facts, disabling, learned, damage: edits of facts that were `drawn`.
+        by: what tells one drawing from another.
 
-    Returns: layer, low, high (of |k·u|), facts (all of the bin), tested, disabling and learned (counts of them), share,
+    Returns: by, low, high (of |k·u|), facts (all of the bin), tested, disabling and learned (counts of them), share,
     least, most (of the disabling, 0–1, exact 95 % interval) and damage (median, nats).
     """
-    counts = measured.assign(place=bin_of(measured["denominator"], bins)).groupby(["layer", "place"]).size()
     rows = []
-    for (layer, place), own in tested.assign(place=bin_of(tested["foretold"], bins)).groupby(["layer", "place"]):
+    for key, own in tested.assign(place=bin_of(tested["foretold"], bins)).groupby([*by, "place"]):
         found = share(int(own["disabling"].sum()), len(own))
-        named = {"layer": layer, "low": bins[place], "high": bins[place + 1], "facts": int(counts[layer, place])}
-        counted = {name: int(own[name].sum()) for name in ("disabling", "learned")}
+        named = {**dict(zip(by, key, strict=False)), "low": bins[key[-1]], "high": bins[key[-1] + 1]}
+        counted = {"facts": int(own["bin_facts"].iloc[0]), "tested": len(own)}
+        counted |= {name: int(own[name].sum()) for name in ("disabling", "learned")}
         shares = {"share": found.mean, "least": found.low, "most": found.high, "damage": own["damage"].median()}
-        rows.append({**named, "tested": len(own), **counted, **shares})
+        rows.append({**named, **counted, **shares})
     return pd.DataFrame(rows)
 
 
-def by_layer(bins, threshold=LOW):
-    """How right it is at each layer to warn of facts with |k·u| below a threshold: one row per layer of `by_bin`.
+def rule(bins, by=("layer",), threshold=LOW):
+    """How right it is to warn of facts with |k·u| below a threshold: one row per layer of `by_bin`.
 
     Args:
         threshold: a border of its bins.
 
-    Returns: layer, warned (share of all facts, 0–1), precision (share of those warned of that disable) and recall
+    Returns: by, warned (share of all facts, 0–1), precision (share of those warned of that disable) and recall
     (share of the disabling ones that are warned of), 0–1: estimates that count each bin as many times as it has facts;
     NaN where none was edited or none disables.
     """
     rows = []
-    for layer, own in bins.groupby("layer"):
+    for key, own in bins.groupby(list(by)):
         warned, disabling = own["high"] <= threshold, own["facts"] * own["share"]
         parts = {"precision": (disabling[warned].sum(), own.loc[warned, "facts"].sum())}
         parts["recall"] = disabling[warned].sum(), disabling.sum()
         shares = {name: part / whole if whole else np.nan for name, (part, whole) in parts.items()}
-        rows.append({"layer": layer, "warned": own.loc[warned, "facts"].sum() / own["facts"].sum(), **shares})
-    return pd.DataFrame(rows, columns=["layer", "warned", "precision", "recall"])
+        known = own.loc[warned, "facts"].sum() / own["facts"].sum()
+        rows.append({**dict(zip(by, key, strict=True)), "warned": known, **shares})
+    return pd.DataFrame(rows, columns=[*by, "warned", "precision", "recall"])

@@ -70,6 +70,7 @@ def numeric(table):
     if unknown:
         raise ValueError(f"columns {', '.join(unknown)} are not described in data/columns.yaml")
     text = ("method", "relation_id", "status", "reversed", "task", "phenomenon", "stands_for", "flagged", "contexts")
+    text += ("fact_set", "start_token")
     return table.assign(**{name: pd.to_numeric(table[name]) for name in table if name not in text})
 
 
