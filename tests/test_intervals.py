@@ -351,3 +351,11 @@ def test_facts_without_a_value_are_left_out_of_paired_comparisons():
         ValueError, match="0 of 4 facts have a value of recall under both methods, expected two or more"
     ):
         intervals.paired_over_facts(first, second, "recall")
+
+
+def test_of_many_methods_at_an_end_one_is_named():
+    table = pd.DataFrame({"method": [*"abcde", "last"], "mean": [1.0, 2, 3, 4, 5, 90]})
+    table = table.assign(
+        measure="x", reversed=False, low=table["mean"] - 9, high=table["mean"] + 9, values=[()] * len(table)
+    )
+    assert intervals.extremes(table, "x", "{:.0f}") == "lowest under a or others (1) and highest under last (90)"

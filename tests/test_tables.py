@@ -88,3 +88,14 @@ def test_a_table_that_was_measured_later_is_gathered_where_the_record_names_it(t
     with pytest.raises(FileNotFoundError, match="no choices.parquet in .*run notebook 04a"):
         tables.gather_later([old, new], "downstream/choices")
     assert tables.gather_later([tmp_path / "none"], "downstream/choices") is None
+
+
+def test_some_methods_are_gathered_and_one_without_a_run_is_named(tmp_path):
+    rows = [{"method": name, "order": 0, "reversed": False, "edits": 1} for name in ("rome", "memit")]
+    pd.DataFrame(rows).to_parquet(tmp_path / "edits.parquet")
+    synthetic.vouch(tmp_path)
+    assert tables.gather([tmp_path], "edits", ["memit"])["method"].tolist() == ["memit"]
+    assert tables.gather_later([tmp_path], "edits", ["memit"])["method"].tolist() == ["memit"]
+    assert tables.gather_later([tmp_path], "edits", ["ft-c"]) is None
+    with pytest.raises(ValueError, match="no run of ft-c among those of rome, memit"):
+        tables.gather([tmp_path], "edits", ["rome", "ft-c"])

@@ -170,8 +170,9 @@ def extremes(table, measure, form=short, unit="", *, most="highest", least="lowe
     """ "lowest under rome (79 %) and highest under memit or ft-c (92 %)": where a measure of `by_group` ends.
 
     Of forward runs. "or": which of these it is their intervals leave open, as they overlap; the number is of the first
-    named. Where even those of both ends overlap, that is said. "79 % under rome" for a single method, "79 % under every
-    method" where all read the same, "not measured" for none; an infinite number is "never".
+    named, and where there are more than three, "or others". Where even those of both ends overlap, that is said. "79 %
+    under rome" for a single method, "79 % under every method" where all read the same, "not measured" for none; an
+    infinite number is "never".
     """
     write = form if callable(form) else form.format
     forward = table[(table["measure"] == measure) & ~table["reversed"]].dropna(subset="mean").sort_values("mean")
@@ -192,7 +193,8 @@ def extremes(table, measure, form=short, unit="", *, most="highest", least="lowe
         return words.format(methods[0], methods[-1]) + ", but intervals overlap"
     first = [methods[0], *forward["method"][1:][low[1:] <= high[0]]]
     last = [methods[-1], *forward["method"][:-1][high[:-1] >= low[-1]]]
-    return words.format(" or ".join(first), " or ".join(last))
+    few = [of if len(of) <= 3 else [of[0], "others"] for of in (first, last)]
+    return words.format(*(" or ".join(of) for of in few))
 
 
 def between(interval, write):

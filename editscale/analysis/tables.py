@@ -100,19 +100,28 @@ def percent(shares):
     return shares.map(lambda share: "" if pd.isna(share) else f"{100 * share:.0f}")
 
 
-def gather(folders, name):
+def gather(folders, name, methods=()):
     """The table `name` of several runs, as `joined` gives it, with the column `edit` where a row is of one edit's fact.
 
-    So `edit`, a fact's place among the edits of its run, joins it to what "recall/history" says of it later.
+    So `edit`, a fact's place among the edits of its run, joins it to what "recall/history" says of it later. Of some
+    `methods` only, where they are named; raises ValueError that names one without a run.
     """
     table = joined(folders, name)
+    if absent := [method for method in methods if method not in set(table["method"])]:
+        known = ", ".join(dict.fromkeys(table["method"]))
+        raise ValueError(f"no run of {', '.join(absent)} among those of {known}; name some of these, or none for all")
+    table = table[table["method"].isin(methods)].reset_index(drop=True) if methods else table
     return table.assign(edit=table["edits"]) if name in ("edits", "unedited") else table
 
 
-def gather_later(folders, name):
+def gather_later(folders, name, methods=()):
     """`gather` of those runs whose record names the table, None if none does: one that was not measured at first."""
     having = [folder for folder in folders if _names(Path(folder) / f"{name}.parquet")]
-    return gather(having, name) if having else None
+    table = gather(having, name) if having else None
+    if table is None or not methods:
+        return table
+    own = table[table["method"].isin(methods)].reset_index(drop=True)
+    return None if own.empty else own
 
 
 def _names(path):
