@@ -123,6 +123,12 @@ def test_labels_name_the_facts_of_a_step():
     assert mitigations.steps(four(memit=[0.1], rome=[0.2], rome_multi=[0.3])).empty
 
 
+def test_facts_of_a_step_are_set_beside_single_ones_with_the_same_hyper_parameters():
+    table = four(seq=[0.9], seq_as_memit=[0.7], seq_10=[0.6])
+    found = mitigations.steps(table, {"seq-10": "seq-as-memit"})
+    assert found.to_numpy().tolist() == [["seq-as-memit", 0, 1, 0.7], ["seq-as-memit", 0, 10, 0.6]]
+
+
 def overlaps(**medians):
     return pd.DataFrame(
         [

@@ -123,19 +123,20 @@ def compared(pairs):
     return [f"{said[kind]}: {'; '.join(names)}." for kind, names in kinds.items() if names]
 
 
-def steps(table):
+def steps(table, bases=None):
     """Recall of all facts by the facts of a step: method (of single facts), order, facts_per_step, recall_all.
 
     Args:
         table: of `kept`. A label that ends in -10 after the name of a method that is there has ten facts in a step,
             one in -once all; that method's own rows are its runs of one.
+        bases: label ↦ the method with the same hyper-parameters, where another one than its name says.
 
     No rows where no label ends so.
     """
     forward, rows = table[~table["reversed"]], []
     names = set(forward["method"])
     for row in forward.itertuples():
-        found, single = STEPS.search(row.method), STEPS.sub("", row.method)
+        found, single = STEPS.search(row.method), (bases or {}).get(row.method, STEPS.sub("", row.method))
         if found and single in names:
             rows.append((single, row.order, row.edits if found[1] == "once" else int(found[1]), row.recall_all))
     several = {single for single, *_ in rows}
