@@ -123,6 +123,20 @@ def test_labels_name_the_facts_of_a_step():
     assert mitigations.steps(four(memit=[0.1], rome=[0.2], rome_multi=[0.3])).empty
 
 
+def test_facts_in_one_step_are_set_beside_sequences_of_as_many():
+    def runs(method, n, told, order=0):
+        key = {"method": method, "order": order, "reversed": False}
+        return pd.DataFrame([{**key, "edits": n, "efficacy_accuracy": float(i < told)} for i in range(n)])
+
+    once = pd.concat([runs("memit-once-2", 2, 2), runs("memit-once-4", 4, 3), runs("memit-once-4", 4, 1, order=1)])
+    one_by_one = [runs("memit", n, n // 2) for n in (1, 2, 3, 4)]
+    found = mitigations.growing(pd.concat([*one_by_one, runs("rome", 2, 1)]), once, ["memit"])
+    assert found.sort_values(["method", "facts", "order"]).to_numpy().tolist() == [
+        ["in one step", 0, 2, 1.0], ["in one step", 0, 4, 0.75], ["in one step", 1, 4, 0.25],
+        ["memit", 0, 2, 0.5], ["memit", 0, 4, 0.5],
+    ]  # fmt: skip
+
+
 def test_facts_of_a_step_are_set_beside_single_ones_with_the_same_hyper_parameters():
     table = four(seq=[0.9], seq_as_memit=[0.7], seq_10=[0.6])
     found = mitigations.steps(table, {"seq-10": "seq-as-memit"})

@@ -182,9 +182,11 @@ def test_what_could_prevent_forgetting_is_drawn_with_steps_where_there_are_any(f
         "figures_folder": str(tmp_path),
         "out": str(tmp_path / "out"),
         "bases": "{r-rome: rome}",
+        "at_once": json.dumps([str(tmp_path / "tables")]),  # as if all facts were edited in one step
+        "one_by_one": "[rome]",
     }
     execute(notebook, collect_parameters(notebook, [values], [list(pair) for pair in given.items()]))
-    for name in ("fig8_mitigations", "fig8b_overlap", "fig8c_steps"):
+    for name in ("fig8_mitigations", "fig8b_overlap", "fig8c_steps", "fig8d_in_one_step"):
         about = json.loads((tmp_path / f"{name}.json").read_text())
         assert about["caption"].startswith(about["found"])
     assert "fter 200 edits" in json.loads((tmp_path / "fig8_mitigations.json").read_text())["caption"]

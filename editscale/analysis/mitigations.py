@@ -16,6 +16,7 @@ LAST = 50  # edits whose neighborhood scores are averaged
 MEASURES = ("learned", "recall_learned", "recall_all", "neighborhood", "perplexity", "drift")
 # What a method changes, where its name does not begin with that; of those that are not there, no base is named.
 BASES = {"encore": "memit", "alphaedit": "memit", "emmet": "memit", "r-rome": "rome", "p-rome": "rome"}
+IN_ONE_STEP = "in one step"
 STEPS = re.compile(r"-(\d+|once)$")  # how labels end that name facts per step, or all facts in a single one
 
 
@@ -144,6 +145,22 @@ def steps(table, bases=None):
     rows += [(row.method, row.order, 1, row.recall_all) for row in ones.itertuples()]
     columns = ["method", "order", "facts_per_step", "recall_all"]
     return pd.DataFrame(rows, columns=columns).sort_values(columns[:3], ignore_index=True)
+
+
+def growing(history, in_one_step, methods):
+    """Recall of all facts by their number, where one step edits all of them and where they are edited one by one.
+
+    Args:
+        history: columns method, order, reversed, edits, efficacy_accuracy of sequences (`recall/history`).
+        in_one_step: the same of runs that edit all their facts in a single step.
+        methods: of `history`.
+
+    Returns: method (IN_ONE_STEP, or of methods), order, facts (of the runs in one step), recall_all (0–1).
+    """
+    own = [in_one_step[~in_one_step["reversed"]].assign(method=IN_ONE_STEP)]
+    some = history["method"].isin(methods) & history["edits"].isin(own[0]["edits"]) & ~history["reversed"]
+    rows = pd.concat([*own, history[some]]).groupby(["method", "order", "edits"], sort=False)["efficacy_accuracy"]
+    return rows.mean().rename("recall_all").reset_index().rename(columns={"edits": "facts"})
 
 
 def read_overlap(path):

@@ -8,11 +8,14 @@ are at random, so a bin's share is that of all its facts, with an exact binomial
 import numpy as np
 import pandas as pd
 
+from editscale.analysis import tables
 from editscale.analysis.damage import DISABLING
 from editscale.analysis.forecast import BINS, LOW
 from editscale.analysis.intervals import share
 from editscale.analysis.rows import left_out, require, were_learned
 from editscale.columns import SOUND
+
+DRAWING = ("fact_set", "start_token", "seed", "layer")  # what tells one drawing of facts from another
 
 
 def bin_of(denominators, bins=BINS):
@@ -77,6 +80,37 @@ def by_bin(tested, by=("layer",), bins=BINS):
         shares = {"share": found.mean, "least": found.low, "most": found.high, "damage": own["damage"].median()}
         rows.append({**named, **counted, **shares})
     return pd.DataFrame(rows)
+
+
+def compared(bins):
+    """Bins of `by_bin` by DRAWING in two groups: the layer drawn from under most conditions, and the other layers under
+    that condition which has most. Title ↦ (name of the drawing ↦ its rows)."""
+    conditions = list(DRAWING[:-1])
+    drawings = bins[list(DRAWING)].drop_duplicates()
+    layer = drawings["layer"].mode().iloc[0]
+    most = drawings.groupby(conditions)["layer"].size().idxmax()
+    at_layer = {condition_words(*key): of for key, of in bins[bins["layer"] == layer].groupby(conditions)}
+    of_most = bins[(bins[conditions] == list(most)).all(axis=1) & (bins["layer"] != layer)]
+    layers = {f"layer {key}": of for key, of in of_most.groupby("layer")}
+    return {f"layer {layer}": at_layer, condition_words(*most): layers}
+
+
+def condition_words(fact_set, start_token, seed):
+    """What a drawing is called: its facts, and what came before them."""
+    facts = "AtlasFacts" if fact_set == "atlas" else "CounterFact" if fact_set.startswith("counterfact") else fact_set
+    return f"{facts}, {'start token' if start_token else f'contexts of seed {seed}'}"
+
+
+def read(paths):
+    """The tables of notebook 10b, one below the other. Raises as `tables.read`."""
+    remedy = "run notebook 10b, or give the path of its table"
+    return pd.concat([tables.read(path, remedy, _measured) for path in paths], ignore_index=True)
+
+
+def _measured(table):
+    if missing := [name for name in (*DRAWING, "case_id", "foretold", "bin_facts", "damage") if name not in table]:
+        raise ValueError(f"it lacks the columns {', '.join(missing)}")
+    return table
 
 
 def rule(bins, by=("layer",), threshold=LOW):

@@ -1,5 +1,7 @@
-"""Panels of figures 5, 5b and 5c: what single edits do, and what is known of it beforehand. Each draws a table and
+"""Panels of figures 5 to 5d: what single edits do, and what is known of it beforehand. Each draws a table and
 returns the plotted numbers."""
+
+from itertools import pairwise
 
 import numpy as np
 import pandas as pd
@@ -117,6 +119,24 @@ def learned(ax, table, few=10):
     ax.set_xticks(range(len(bins)), words)
     ax.set(xlabel="|k·u| that ROME has for the fact", ylabel="facts learned (%)", ylim=(-4, 104))
     return table.assign(learned=100 * table["learned"])
+
+
+def tested(ax, bins, named):
+    """Percent of edits that disable in each bin of |k·u|, with exact 95 % intervals, side by side for several drawings.
+
+    Args:
+        bins: see `prospective.by_bin`.
+        named: what each drawing is called ↦ its rows of `bins`.
+    """
+    borders = sorted({*bins["low"], *bins["high"]})
+    for i, (name, own) in enumerate(named.items()):
+        place = np.searchsorted(borders, own["low"]) + 0.14 * (i - (len(named) - 1) / 2)
+        ends = [100 * (own["share"] - own["least"]), 100 * (own["most"] - own["share"])]
+        ax.errorbar(place, 100 * own["share"], yerr=ends, fmt="os^Dv"[i % 5], color=f"C{i}", markersize=5, label=name)
+    words = [f"{low:g}–{high:g}" for low, high in pairwise(borders[:-1])] + [f"{borders[-2]:g} or more"]
+    ax.set(xlabel="|k·u|, foretold", ylabel="edits that disable (%)", ylim=(-3, 103), xticks=range(len(words)))
+    ax.set(xticklabels=words, xlim=(-0.5, len(words) - 0.5))
+    return pd.concat([own.assign(series=name) for name, own in named.items()])
 
 
 def thresholds(ax, *, named=False):

@@ -3,6 +3,7 @@
 import matplotlib.pyplot as plt
 import numpy as np
 
+from editscale.analysis.mitigations import IN_ONE_STEP
 from editscale.plots.style import log_ticks, marker_places, method_style, methods_of
 
 BASELINE = {"color": "0.35", "linestyle": "--", "linewidth": 1}
@@ -118,13 +119,26 @@ def steps(ax, table):
     Args:
         table: of `mitigations.steps`.
     """
-    for method in methods_of(table):
-        of, style = table[table["method"] == method], method_style(method)
-        means = 100 * of.groupby("facts_per_step")["recall_all"].mean()
+    return _over_facts(ax, table, "facts_per_step", "facts edited in one step (log scale)")
+
+
+def growing(ax, table):
+    """Recall of all facts by how many there are, a line per way of editing them and a dot per order.
+
+    Args:
+        table: of `mitigations.growing`.
+    """
+    return _over_facts(ax, table, "facts", "facts edited (log scale)")
+
+
+def _over_facts(ax, table, column, label):
+    plain = {"color": "black", "marker": "s", "linestyle": ":"}  # of no method, but of a way
+    for method in [*methods_of(table[table["method"] != IN_ONE_STEP]), *{IN_ONE_STEP}.intersection(table["method"])]:
+        of, style = table[table["method"] == method], plain if method == IN_ONE_STEP else method_style(method)
+        means = 100 * of.groupby(column)["recall_all"].mean()
         look = {"color": style["color"], "marker": style["marker"]}
-        ax.scatter(of["facts_per_step"], 100 * of["recall_all"], **look, s=14, alpha=0.5)
+        ax.scatter(of[column], 100 * of["recall_all"], **look, s=14, alpha=0.5)
         ax.plot(means.index, means, **style, label=method)
-    ax.set(xlabel="facts edited in one step (log scale)", ylabel="all facts recalled at the end (%)", ylim=(-3, 103))
-    ax.set_xscale("log")
+    ax.set(xlabel=label, ylabel="all facts recalled at the end (%)", ylim=(-3, 103), xscale="log")
     log_ticks(ax.xaxis)
     return table.assign(recall_all=100 * table["recall_all"])

@@ -32,6 +32,7 @@ FIGURES = {
         "05b_disabling_edits",
         "Not asked: which facts a method without disabling edits learns.",
     ),
+    "fig5d_forecast_tested": ("05b_disabling_edits", "Not asked."),
     "fig6_acceptance": (
         "06b_acceptance",
         "Not drawn. Scores and distances of single edits are published for GPT-2 XL.",
@@ -40,6 +41,7 @@ FIGURES = {
     "fig8_mitigations": ("09b_mitigations", "Not asked: what could prevent forgetting is one of its open questions."),
     "fig8b_overlap": ("09b_mitigations", "Not asked."),
     "fig8c_steps": ("09b_mitigations", "Not asked: facts are edited one at a time."),
+    "fig8d_in_one_step": ("09b_mitigations", "Not asked."),
 }
 
 

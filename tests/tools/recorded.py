@@ -24,11 +24,9 @@ PARTS = {
 OPTIONAL = ("recall/held_out", "downstream/choices")  # tables that only some runs have
 TIMING = "timing"  # seconds of each edit: of the part "", and of a run made before they were recorded there are none
 # Table ↦ its folder among those of the runs. A scale has "overlap" only with values for the notebook that measures it.
-BESIDE = {name: name for name in ("single", "acceptance", "overlap", "traits", "interference")}
-GIVEN = (
-    "traits",
-    "interference",
-)  # of these, what `editscale traits` makes: recorded where it is there, never asked for
+# Notebook 10b, which writes "tested", may run several times at a scale: in folders that begin so.
+BESIDE = {name: name for name in ("single", "acceptance", "overlap", "traits", "interference", "tested")}
+GIVEN = ("traits", "interference", "tested")  # of these, what is recorded where it is there, and never asked for
 RECORD = "record.json"
 
 
@@ -92,8 +90,12 @@ def in_runs(scale):
     times = [tables.timing_table(_timing(folder), *grid[folder]) for folder in made]
     if any(len(table) for table in times):
         found[TIMING] = as_recorded(pd.concat([table for table in times if len(table)], ignore_index=True))
-    paths = {name: Path("runs") / scale / folder / f"{name}.parquet" for name, folder in beside_of(scale).items()}
-    return Results(made, found, {name: _as_it_is(path) for name, path in paths.items() if path.is_file()})
+    beside = {}
+    for name, folder in beside_of(scale).items():
+        tail = "*" * (name == "tested")
+        if paths := sorted(Path("runs", scale).glob(f"{folder}{tail}/{name}.parquet")):
+            beside[name] = pd.concat([_as_it_is(path) for path in paths], ignore_index=True)
+    return Results(made, found, beside)
 
 
 def read(folder, scale):
