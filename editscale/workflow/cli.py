@@ -24,6 +24,7 @@ TOOLS = {
     "costs": "Draw the pages of figures/cost from the measurements there.",
     "full-cost": "Estimate what a full study costs on one GPU, from a dry run of it.",
     "gallery": "Write the pages of figures, such as figures/README.md.",
+    "predictions": "Judge the predictions of params/predictions.md, and write figures/predictions.md.",
     "shape": "Write a model of a published shape, with random weights.",
     "known": "Show how often the unedited model prefers the true object, per relation.",
     "slice": "Run what is missing of a scale for some minutes, on all GPUs here, and record it.",
