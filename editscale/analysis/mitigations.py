@@ -20,6 +20,21 @@ IN_ONE_STEP = "in one step"
 STEPS = re.compile(r"-(\d+|once)$")  # how labels end that name facts per step, or all facts in a single one
 
 
+def gather(runs, further, names):
+    """Tables of runs (`tables.gather`), and below them those of further ones on the same orders, under names of theirs.
+
+    Args:
+        further: folder ↦ what is put after the names of its methods.
+    """
+    found = [tables.gather(runs, name) for name in names]
+    for folder, suffix in further.items():
+        theirs = [tables.gather([folder], name) for name in names]
+        same = [other[other["order"].isin(own["order"])] for own, other in zip(found, theirs, strict=True)]
+        named = [other.assign(method=other["method"] + suffix) for other in same]
+        found = [pd.concat(pair, ignore_index=True) for pair in zip(found, named, strict=True)]
+    return found
+
+
 def kept(edits, unedited, history, perplexity, drift, *, at, last=LAST):
     """What each run has kept after `at` edits: one row per run.
 
