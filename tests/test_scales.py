@@ -48,7 +48,7 @@ def test_second_moments_are_collected_for_every_layer_that_a_method_needs_them_f
 @pytest.mark.parametrize("scale", SCALES)
 def test_notebooks_of_a_scale_name_one_model_its_moments_and_itself(scale):
     given = [values(scale, notebook) for notebook in ("01", "02a", "06a")]
-    for name in ("model", "revision", "device"):
+    for name in ("model", "revision", "device", "start_token"):
         assert len({values_of.get(name) for values_of in given}) == 1, name
     moments = f"runs/{scale}/moments/second_moments.safetensors"
     assert [values_of["moments"] for values_of in given[1:]] == [moments, moments]
