@@ -82,6 +82,15 @@ def test_denominators_are_those_of_the_runs_of_the_scale(scale):
         assert given.get(name) == of_runs.get(name), name
 
 
+@pytest.mark.parametrize("scale", sorted(path.parent.name for path in PARAMS.glob("*/10b_forecast_tested.yaml")))
+def test_a_forecast_is_tested_on_denominators_of_the_scale_with_hyper_parameters_of_its_runs(scale):
+    given, device = values(scale, "10b"), values(scale, "10").get("device")
+    assert given["denominators"] == f"runs/{scale}/denominators" and given.get("device") == device
+    assert set(given["layers"]) <= set(values(scale, "10").get("layers") or values(scale, "01")["layers"])
+    if "hparams" in given:
+        assert given["hparams"] in [run["hparams"] for run in grid(scale).values() if run["method"] == "rome"]
+
+
 @pytest.mark.parametrize(("scale", "model"), LARGE.items())
 def test_large_scales_are_four_methods_on_the_ten_orders_of_counterfact(scale, model):
     runs = grid(scale)
