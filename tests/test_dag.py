@@ -75,7 +75,7 @@ GATHERS = {
     "07_findings": "fig7_findings",
 }
 # Rules of notebooks that are executed where a scale has values for them.
-OWN_VALUES = {"first_edit", "extend", "key_overlap", "mitigations", "interventions", "denominators"}
+OWN_VALUES = {"first_edit", "extend", "key_overlap", "mitigations", "interventions", "denominators", "forecast_tested"}
 BESIDE = """\
 single: str = ""  # a table of another notebook
 """
@@ -93,6 +93,12 @@ device: str = "cpu"  # cpu or cuda
 n_facts: int = 0  # facts
 n_short_prefixes: int = 2  # contexts
 n_long_prefixes: int = 1  # longer contexts
+out: str = "runs"  # folder for results"""
+FORETELLING = """\
+denominators: str = ""  # folder of another notebook
+device: str = "cpu"  # cpu or cuda
+layers: list = [1]  # where facts are edited
+per_bin: int = 4  # facts
 out: str = "runs"  # folder for results"""
 WRITE = """\
 import json
@@ -524,16 +530,29 @@ def test_other_changes_are_asked_of_one_run_of_the_grid_where_a_scale_has_values
         values.unlink(missing_ok=True)
 
 
-def test_denominators_are_asked_once_without_a_run_where_a_scale_has_values_for_them(study):
-    assert "denominators" not in jobs(study, "--forceall")
+def test_denominators_and_edits_that_test_them_are_asked_without_a_run_where_a_scale_has_values(study):
+    assert not {"denominators", "forecast_tested"} & set(jobs(study, "--forceall"))
     write_notebook(study / "notebooks/10_denominators.ipynb", DIVIDING, MEASURE)
-    values = study / "params/tiny/10_denominators.yaml"
+    write_notebook(study / "notebooks/10b_forecast_tested.ipynb", FORETELLING, MEASURE)
+    measured, tested = (study / f"params/tiny/{name}.yaml" for name in ("10_denominators", "10b_forecast_tested"))
+    alone, both = ({"covariance_stats", *more} for more in (["denominators"], ["denominators", "forecast_tested"]))
     try:
-        values.write_text("")
-        assert jobs(study, "--forceall")["denominators"] == 1
-        assert {*jobs(study, "--forceall", "runs/tiny/denominators/.finished")} == {"covariance_stats", "denominators"}
+        measured.write_text("")
+        found = jobs(study, "--forceall")
+        assert found["denominators"] == 1 and "forecast_tested" not in found
+        assert {*jobs(study, "--forceall", "runs/tiny/denominators/.finished")} == alone
+        tested.write_text("")
+        assert jobs(study, "--forceall")["forecast_tested"] == 1
+        printed = snakemake(study, "-n", "-p", "--forceall", target := "runs/tiny/tested/.finished").stdout
+        assert "-p denominators runs/tiny/denominators -p out runs/tiny/tested" in printed
+        assert {*jobs(study, "--forceall", target)} == both
+        measured.unlink()
+        refused = snakemake(study, "-n")
+        message = "10b_forecast_tested.yaml needs notebook 10, and there is no params/tiny/10_denominators.yaml"
+        assert refused.returncode and message in refused.stdout + refused.stderr
     finally:
-        values.unlink(missing_ok=True)
+        for path in (measured, tested):
+            path.unlink(missing_ok=True)
 
 
 # ------------------------------------------------------------------------------------------------ a cluster

@@ -71,7 +71,8 @@ def study(tmp_path_factory, forked_kernels):
     for name in ("00_first_edit", "08_extend"):
         run(folder, name, moments=str(moments))
     run(folder, "05c_interventions", run=str(rome), since=[0, 2])
-    run(folder, "10_denominators", moments=str(moments))
+    known = run(folder, "10_denominators", moments=str(moments))
+    run(folder, "10b_forecast_tested", denominators=str(known), layers=[1], per_bin=2)
     judged = {"table": str(measured), "targets": "gpt2-xl"}
     run(folder, "06b_acceptance", "judged", figures_folder=str(folder / "judged-figures"), **judged)
     return folder
@@ -93,6 +94,7 @@ def test_every_notebook_leaves_figures_in_three_formats_with_data_and_origin(stu
         "05c_interventions/interventions",
         "09a_key_overlap/overlap",
         "10_denominators/denominators",
+        "10b_forecast_tested/tested",
         "rome/run",
     ):
         for kind in ("svg", "pdf", "png", "csv", "json"):
@@ -165,7 +167,7 @@ def test_a_method_of_a_notebook_has_a_ledger_of_its_own_and_a_family_scores_as_t
 
 def test_takeaways_are_prose_that_renders(study):
     alone = ("01_covariance_stats", "05a_single_edits", "06a_acceptance_measures", "06b_acceptance")
-    alone += ("05c_interventions", "09a_key_overlap", "09b_mitigations", "10_denominators")
+    alone += ("05c_interventions", "09a_key_overlap", "09b_mitigations", "10_denominators", "10b_forecast_tested")
     for name in ("00_first_edit", *alone, "08_extend", "rome", "rome/recall", "rome/downstream"):
         prose = outputs_of(study / f"{name}.ipynb", "takeaway")[-1]
         assert prose.endswith(".") and not re.search(r"\bnan\b", prose, re.I), name
@@ -325,6 +327,25 @@ def test_denominators_of_the_edited_layer_are_those_that_the_run_recorded_in_eit
     for name in ("rome", "rome-reversed"):
         recorded = pd.read_parquet(study / name / "edits.parquet").set_index("case_id")["denominator"]
         assert known[recorded.index].to_numpy() == pytest.approx(recorded.to_numpy(), rel=1e-4)
+
+
+def test_facts_drawn_by_their_denominator_are_edited_alone_with_what_was_foretold(study):
+    tested = pd.read_parquet(study / "10b_forecast_tested/tested.parquet")
+    measured = pd.read_parquet(study / "10_denominators/denominators.parquet").query("layer == 1")
+    assert set(tested["layer"]) == {1} and tested["case_id"].is_unique and set(tested.columns) <= set(COLUMNS)
+    assert tested["denominator"].to_numpy() == pytest.approx(tested["foretold"].to_numpy(), rel=1e-4)
+    foretold = measured.set_index("case_id")["denominator"]
+    assert tested["foretold"].tolist() == foretold[tested["case_id"]].tolist()
+    borders = [0, 0.1, 0.5, 1, 2, np.inf]
+    bins = pd.cut(foretold.abs(), borders, right=False)
+    counts = bins.value_counts()
+    assert tested["bin_facts"].tolist() == [counts[place] for place in bins[tested["case_id"]]]
+    drawn = bins[tested["case_id"]].value_counts()
+    assert drawn.to_dict() == counts.clip(upper=2).to_dict() and len(tested) == drawn.sum() > 2
+    rise = np.log(tested["perplexity"] / tested["perplexity_unedited"])
+    assert tested["damage"].to_numpy() == pytest.approx(rise.to_numpy())
+    unedited = pd.read_parquet(study / "rome/recall/perplexity.parquet").query("edits == 0")["perplexity"].item()
+    assert tested["perplexity_unedited"].to_numpy() == pytest.approx(unedited, rel=1e-6)
 
 
 def test_the_edits_own_change_whole_is_the_run_and_none_of_it_is_the_model_before(study):

@@ -48,7 +48,7 @@ def test_second_moments_are_collected_for_every_layer_that_a_method_needs_them_f
 @pytest.mark.parametrize("scale", SCALES)
 def test_notebooks_of_a_scale_name_one_model_its_moments_and_itself(scale):
     given = [values(scale, notebook) for notebook in ("01", "02a", "06a")]
-    for name in ("model", "revision", "device"):
+    for name in ("model", "revision", "device", "start_token"):
         assert len({values_of.get(name) for values_of in given}) == 1, name
     moments = f"runs/{scale}/moments/second_moments.safetensors"
     assert [values_of["moments"] for values_of in given[1:]] == [moments, moments]
@@ -80,6 +80,15 @@ def test_denominators_are_those_of_the_runs_of_the_scale(scale):
     sampling = ("prefix_seeds", "n_short_prefixes", "n_long_prefixes", "seed")
     for name in ("model", "revision", "device", "start_token", "fact_set", "moments", *sampling):
         assert given.get(name) == of_runs.get(name), name
+
+
+@pytest.mark.parametrize("scale", sorted(path.parent.name for path in PARAMS.glob("*/10b_forecast_tested.yaml")))
+def test_a_forecast_is_tested_on_denominators_of_the_scale_with_hyper_parameters_of_its_runs(scale):
+    given, device = values(scale, "10b"), values(scale, "10").get("device")
+    assert given["denominators"] == f"runs/{scale}/denominators" and given.get("device") == device
+    assert set(given["layers"]) <= set(values(scale, "10").get("layers") or values(scale, "01")["layers"])
+    if "hparams" in given:
+        assert given["hparams"] in [run["hparams"] for run in grid(scale).values() if run["method"] == "rome"]
 
 
 @pytest.mark.parametrize(("scale", "model"), LARGE.items())
