@@ -533,8 +533,8 @@ def test_other_changes_are_asked_of_one_run_of_the_grid_where_a_scale_has_values
 def test_denominators_and_edits_that_test_them_are_asked_without_a_run_where_a_scale_has_values(study):
     assert not {"denominators", "forecast_tested"} & set(jobs(study, "--forceall"))
     write_notebook(study / "notebooks/10_denominators.ipynb", DIVIDING, MEASURE)
-    write_notebook(study / "notebooks/10b_forecast_tested.ipynb", FORETELLING, MEASURE)
-    measured, tested = (study / f"params/tiny/{name}.yaml" for name in ("10_denominators", "10b_forecast_tested"))
+    write_notebook(study / "notebooks/11_forecast_tested.ipynb", FORETELLING, MEASURE)
+    measured, tested = (study / f"params/tiny/{name}.yaml" for name in ("10_denominators", "11_forecast_tested"))
     alone, both = ({"covariance_stats", *more} for more in (["denominators"], ["denominators", "forecast_tested"]))
     try:
         measured.write_text("")
@@ -548,7 +548,7 @@ def test_denominators_and_edits_that_test_them_are_asked_without_a_run_where_a_s
         assert {*jobs(study, "--forceall", target)} == both
         measured.unlink()
         refused = snakemake(study, "-n")
-        message = "10b_forecast_tested.yaml needs notebook 10, and there is no params/tiny/10_denominators.yaml"
+        message = "11_forecast_tested.yaml needs notebook 10, and there is no params/tiny/10_denominators.yaml"
         assert refused.returncode and message in refused.stdout + refused.stderr
     finally:
         for path in (measured, tested):

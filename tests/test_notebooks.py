@@ -72,13 +72,13 @@ def study(tmp_path_factory, forked_kernels):
         run(folder, name, moments=str(moments))
     run(folder, "05c_interventions", run=str(rome), since=[0, 2])
     known = run(folder, "10_denominators", moments=str(moments))
-    run(folder, "10b_forecast_tested", denominators=str(known), layers=[1], per_bin=2)
+    run(folder, "11_forecast_tested", denominators=str(known), layers=[1], per_bin=2)
     judged = {"table": str(measured), "targets": "gpt2-xl"}
     run(folder, "06b_acceptance", "judged", figures_folder=str(folder / "judged-figures"), **judged)
     return folder
 
 
-# No run has several facts in a step, no method four orders, and 05b is given no table of notebook 10b.
+# No run has several facts in a step, no method four orders, and 05b is given no table of notebook 11.
 NOT_DRAWN = ("fig8c_steps", "fig8d_in_one_step", "fig2b_going_first", "fig5d_forecast_tested")
 
 
@@ -94,7 +94,7 @@ def test_every_notebook_leaves_figures_in_three_formats_with_data_and_origin(stu
         "05c_interventions/interventions",
         "09a_key_overlap/overlap",
         "10_denominators/denominators",
-        "10b_forecast_tested/tested",
+        "11_forecast_tested/tested",
         "rome/run",
     ):
         for kind in ("svg", "pdf", "png", "csv", "json"):
@@ -167,7 +167,7 @@ def test_a_method_of_a_notebook_has_a_ledger_of_its_own_and_a_family_scores_as_t
 
 def test_takeaways_are_prose_that_renders(study):
     alone = ("01_covariance_stats", "05a_single_edits", "06a_acceptance_measures", "06b_acceptance")
-    alone += ("05c_interventions", "09a_key_overlap", "09b_mitigations", "10_denominators", "10b_forecast_tested")
+    alone += ("05c_interventions", "09a_key_overlap", "09b_mitigations", "10_denominators", "11_forecast_tested")
     for name in ("00_first_edit", *alone, "08_extend", "rome", "rome/recall", "rome/downstream"):
         prose = outputs_of(study / f"{name}.ipynb", "takeaway")[-1]
         assert prose.endswith(".") and not re.search(r"\bnan\b", prose, re.I), name
@@ -330,7 +330,7 @@ def test_denominators_of_the_edited_layer_are_those_that_the_run_recorded_in_eit
 
 
 def test_facts_drawn_by_their_denominator_are_edited_alone_with_what_was_foretold(study):
-    tested = pd.read_parquet(study / "10b_forecast_tested/tested.parquet")
+    tested = pd.read_parquet(study / "11_forecast_tested/tested.parquet")
     measured = pd.read_parquet(study / "10_denominators/denominators.parquet").query("layer == 1")
     assert set(tested["layer"]) == {1} and tested["case_id"].is_unique and set(tested.columns) <= set(COLUMNS)
     assert tested["denominator"].to_numpy() == pytest.approx(tested["foretold"].to_numpy(), rel=1e-4)

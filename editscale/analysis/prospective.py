@@ -32,13 +32,15 @@ def drawn(measured, layer, per_bin, rng, bins=BINS):
 
     Returns: case_id, layer, foretold (k·u), bin_facts (how many facts its bin holds at that layer).
 
-    Raises ValueError for a layer that was not measured, or per_bin below 1.
+    Raises ValueError for a layer that was not measured, for k·u that is not finite, or per_bin below 1.
     """
     require(measured, ("case_id", "layer", "denominator"), "denominators")
     own = measured[measured["layer"] == layer]
     if own.empty or per_bin < 1:
         known = ", ".join(map(str, sorted(measured["layer"].unique())))
         raise ValueError(f"layer {layer}, {per_bin} facts of each bin: expected a layer of {known}, and 1 fact or more")
+    if bad := own.loc[~np.isfinite(own["denominator"]), "case_id"].tolist():
+        raise ValueError(f"k·u of case {bad[0]} at layer {layer} is not finite; run notebook 10 again on a sound model")
     place = bin_of(own["denominator"], bins)
     own = own.rename(columns={"denominator": "foretold"})[["case_id", "layer", "foretold"]]
     own = own.assign(bin_facts=np.bincount(place, minlength=len(bins))[place])
@@ -102,8 +104,8 @@ def condition_words(fact_set, start_token, seed):
 
 
 def read(paths):
-    """The tables of notebook 10b, one below the other. Raises as `tables.read`."""
-    remedy = "run notebook 10b, or give the path of its table"
+    """The tables of notebook 11, one below the other. Raises as `tables.read`."""
+    remedy = "run notebook 11, or give the path of its table"
     return pd.concat([tables.read(path, remedy, _measured) for path in paths], ignore_index=True)
 
 

@@ -24,7 +24,7 @@ PARTS = {
 OPTIONAL = ("recall/held_out", "downstream/choices")  # tables that only some runs have
 TIMING = "timing"  # seconds of each edit: of the part "", and of a run made before they were recorded there are none
 # Table ↦ its folder among those of the runs. A scale has "overlap" only with values for the notebook that measures it.
-# Notebook 10b, which writes "tested", may run several times at a scale: in folders that begin so.
+# Notebook 11, which writes "tested", may run several times at a scale: in folders that begin so.
 BESIDE = {name: name for name in ("single", "acceptance", "overlap", "traits", "interference", "tested")}
 GIVEN = ("traits", "interference", "tested")  # of these, what is recorded where it is there, and never asked for
 RECORD = "record.json"
