@@ -5,11 +5,12 @@ import re
 import tomllib
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
-from tools import costs, gallery, recorded
+from tools import costs, gallery, predictions, recorded
 
-from editscale.analysis import collapse, damage, disabling, forecast, going_first, tables
+from editscale.analysis import collapse, damage, disabling, forecast, going_first, prospective, tables
 from editscale.analysis.rows import rows_of
 from editscale.files import sha256_file
 from editscale.workflow.parameters import notebook_parameters, read_grid, read_parameters
@@ -99,8 +100,8 @@ def test_what_the_readme_says_of_the_forecast_holds_in_the_recorded_tables(recor
     forward = recorded_study["edits"][~recorded_study["edits"]["reversed"]]
     agrees = forecast.agreement(forecast.moments(forward, damaged[1])).set_index("method")
     exact, orders = agrees.loc["rome", ["exact", "orders"]]
-    assert (exact, orders) == (said("collapses in {} of 10 orders, and"), said("collapses in 7 of {} orders, and"))
-    assert forecast.LOW == 0.1 and "first fact with one below 0.1" in README
+    assert (exact, orders) == (said("collapses in {} of 10 orders, those"), said("collapses in 7 of {} orders, those"))
+    assert forecast.LOW == 0.1 and "first fact with one below 0.1" in " ".join(README.split())
     done, places = damaged
     rated = forecast.predictors(done, forward, recorded_study["drift"])
     elsewhere = forecast.agreement(forecast.moments_elsewhere(rated, forward, places)).set_index("method")
@@ -110,11 +111,38 @@ def test_what_the_readme_says_of_the_forecast_holds_in_the_recorded_tables(recor
     learned = forecast.learned_by_denominator(forward, damaged[1]).query("method == 'r-rome' and high <= 0.5")
     share = (learned["learned"] * learned["n"]).sum() / learned["n"].sum()
     assert round(100 * share) == said("hardly learns such facts**: {} %")
-    folder = ROOT / "figures/mitigations/tables"
-    edits, perplexity = (pd.read_parquet(folder / f"{name}.parquet") for name in ("edits", "recall/perplexity"))
-    layer = forecast.moments(edits, collapse.where(perplexity)).query("method == 'rome' and observed <= end")
-    exact = (layer["forecast"] == layer["observed"]).sum()
-    assert (exact, len(layer)) == (said("0.1 foretold {} of 2 collapses"), said("0.1 foretold 1 of {} collapses"))
+
+
+def test_what_the_readme_says_of_facts_drawn_and_of_a_start_token_holds_in_the_recorded_tables():
+    tests, token = (ROOT / f"figures/{scale}/tables" for scale in ("prospective", "start-token"))
+    tested = pd.read_parquet(tests / "tested.parquet")
+    small = tested[tested["foretold"].abs() < forecast.LOW]
+    assert (small["disabling"].sum(), len(small)) == (said("facts, {} of 95 such facts"), said("facts, 92 of {} such"))
+    (of_moments, *_) = predictions.judged()
+    near = f"{said('Backwards, {} of 6 orders collapse')} of {said('Backwards, 3 of {} orders collapse')},"
+    assert of_moments["found"].startswith(near) and of_moments["verdict"] == "failed"
+    without = tested[(tested["layer"] == 3) & (tested["fact_set"] != "atlas")]
+    after = pd.read_parquet(token / "tested.parquet")
+    for table, words in ((after, "denominator to {} of"), (without, "facts, {} without")):
+        of_layer = table[table["layer"] == 3].assign(small=lambda rows: rows["foretold"].abs() < forecast.LOW)
+        bins = of_layer.groupby(prospective.bin_of(of_layer["foretold"]))["bin_facts"].first()
+        assert bins[0] == said(words) and bins.sum() == said("denominator to 11 of {} facts")
+    edits, history, perplexity = (
+        pd.read_parquet(token / f"{name}.parquet").query("method == 'rome'")
+        for name in ("edits", "recall/history", "recall/perplexity")
+    )
+    learned = edits[edits["efficacy_accuracy"] == 1]
+    assert round(100 * len(learned) / len(edits)) == said("ROME then learns {} % of")
+    ends = collapse.where(perplexity)["collapse"]
+    assert (np.isfinite(ends).sum(), len(ends)) == (said("edits in {} of 4 orders"), said("edits in 1 of {} orders"))
+    asked = history[history["edits"] == said("collapses within {} edits")].merge(
+        learned[["order", "edits"]].rename(columns={"edits": "edit"}), on=["order", "edit"]
+    )
+    recalled = asked.groupby("order")["efficacy_accuracy"].mean().mean()
+    assert round(100 * recalled) == said("but recalls {} % of them")
+    bare = pd.read_parquet(ROOT / "figures/smollm2/tables/recall/perplexity.parquet")
+    bare = collapse.where(bare[(bare["method"] == "rome") & ~bare["reversed"] & (bare["order"] < len(ends))])
+    assert (bare["collapse"] <= 300).all() and "not in all" in README
 
 
 def test_what_the_readme_says_of_mitigations_holds_in_the_recorded_figure():
@@ -127,7 +155,10 @@ def test_what_the_readme_says_of_mitigations_holds_in_the_recorded_figure():
         "emmet": "EMMET recalls {} %",
     }
     words |= {"memit-seq": "settings chosen for them {} %", "alphaedit": "AlphaEdit {} %"}
+    words |= {"memit-once": "in one step, {} %", "ultraedit": "UltraEdit {} %"}
     assert {name: round(means[name]) for name in words} == {name: said(text) for name, text in words.items()}
+    more = {round(means[f"memit-{name}"] - means["memit"]) for name in ("rect", "prune", "nas")}
+    assert {min(more), max(more)} == {said("anchors add {} to 4 points"), said("anchors add 3 to {} points")}
 
 
 def test_what_the_readme_says_of_fine_tuning_holds_in_the_recorded_figures():
@@ -177,7 +208,9 @@ def test_runs_made_twice_made_the_same_edits():
     assert len(again) == 12 and again["within"].all() and again["same_gpu"].all() and (again["edits"] == 1000).all()
     exact = "norm_difference_1000", "efficacy_difference", "recall_difference"
     assert (again[[*exact]] == 0).all(axis=None) and (again["same_efficacy"] == 1).all()
-    assert "Twelve of the recorded runs were made twice" in (ROOT / "notebooks/README.md").read_text()
+    assert "of twelve on the same kind of GPU all edits, scores and recall" in " ".join(
+        (ROOT / "notebooks/README.md").read_text().split()
+    )
 
 
 def test_the_laptop_study_is_as_large_as_the_readme_says():

@@ -107,15 +107,21 @@ def test_a_whole_study_needs_every_part(study):
         (study / f"runs/tiny/{folder}").mkdir()
         pd.DataFrame({"case_id": [7]}).to_parquet(study / f"runs/tiny/{folder}/{name}.parquet")
         finish(study / f"runs/tiny/{folder}")
-    assert len(record.record("tiny")) == 14  # overlap.parquet is asked of scales with values for its notebook
+    (study / "runs/tiny/tested-more").mkdir()  # notebook 11 once more
+    pd.DataFrame({"case_id": [8]}).to_parquet(study / "runs/tiny/tested-more/tested.parquet")
+    finish(study / "runs/tiny/tested-more")
+    assert len(record.record("tiny")) == 15  # overlap.parquet is asked of scales with values for its notebook
+    of_both = pd.read_parquet(study / "figures/tiny/tables/tested.parquet")
+    assert of_both["case_id"].tolist() == [7, 8]
     Path("params/tiny/09a_key_overlap.yaml").write_text("")
-    assert len(record.record("tiny")) == 15
+    assert len(record.record("tiny")) == 16
+    (study / "runs/tiny/tested-more/tested.parquet").unlink()
     for name in ("overlap", *recorded.GIVEN):
         (study / f"runs/tiny/{name}/{name}.parquet").unlink()
     (study / "figures/tiny/tables/record.json").unlink()
     with pytest.raises(FileNotFoundError, match="no runs/tiny/overlap/overlap.parquet"):
         record.record("tiny")
-    assert len(record.record("tiny", partly=True)) == 12  # what `editscale traits` makes is not asked for
+    assert len(record.record("tiny", partly=True)) == 12  # what is GIVEN is not asked for
     assert pd.read_parquet(study / "figures/tiny/tables/single.parquet")["case_id"].item() == 7
 
 

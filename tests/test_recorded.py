@@ -184,6 +184,7 @@ def test_what_could_prevent_forgetting_is_drawn_with_steps_where_there_are_any(f
         "bases": "{r-rome: rome}",
         "at_once": json.dumps([str(tmp_path / "tables")]),  # as if all facts were edited in one step
         "one_by_one": "[rome]",
+        "further": "{}",
     }
     execute(notebook, collect_parameters(notebook, [values], [list(pair) for pair in given.items()]))
     for name in ("fig8_mitigations", "fig8b_overlap", "fig8c_steps", "fig8d_in_one_step"):
