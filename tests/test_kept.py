@@ -114,6 +114,19 @@ def test_pairs_are_of_the_same_order_and_said_by_what_all_orders_agree_on():
     assert mitigations.compared(pairs[:0]) == [] and mitigations.by_order(pairs[:0]).empty
 
 
+def test_updates_are_as_many_times_as_long_as_those_of_the_base():
+    norms = {"memit": (3.0, 4.0), "memit-nas": (6.0, 8.0), "ft-c": (1.0, 1.0)}
+    key = {"order": 0, "reversed": False}
+    rows = [
+        {**key, "method": name, "layer": layer, "edits": t, "update_norm": norm * t}
+        for name, of in norms.items()
+        for t in (1, 2, 3, 9)
+        for layer, norm in enumerate(of)
+    ]
+    found = mitigations.sizes(pd.DataFrame(rows), 3)
+    assert found.to_numpy().tolist() == [["memit-nas", "memit", 20.0, 2.0]]  # √(12² + 16²), of the second of three
+
+
 def test_labels_name_the_facts_of_a_step():
     table = four(memit=[0.1, 0.2], memit_10=[0.3], memit_once=[0.9], rome=[0.5], memit_lambda_1000=[0.4])
     found = mitigations.steps(table)

@@ -113,6 +113,23 @@ def against_base(table, column="recall_all", bases=None):
     return pd.DataFrame(rows, columns=["method", "base", "order", "own", "of_base", "difference"])
 
 
+def sizes(drift, end, bases=None):
+    """How long updates are beside those of the method that each changes: a row per method with a base.
+
+    Args:
+        drift: columns method, order, reversed, edits, update_norm (‖ΔW‖ of a layer); of forward runs up to `end`.
+        bases: see `base_of`.
+
+    Returns: method, base, update_norm (median over edits of ‖ΔW‖ of all layers together), times (the base's).
+    """
+    known = drift[~drift["reversed"] & (drift["edits"] <= end)]
+    squares = known.assign(square=known["update_norm"] ** 2).groupby(["method", "order", "edits"])["square"].sum()
+    medians = np.sqrt(squares).groupby("method").median()
+    pairs = {name: base for name in medians.index if (base := base_of(name, list(medians.index), bases))}
+    rows = [(name, base, medians[name], medians[name] / medians[base]) for name, base in pairs.items()]
+    return pd.DataFrame(rows, columns=["method", "base", "update_norm", "times"])
+
+
 def by_order(pairs):
     """`against_base` for reading, in points: a row per method, its base, each order's difference, and their mean."""
     points = pairs.assign(difference=100 * pairs["difference"], order="order " + pairs["order"].astype(str))
