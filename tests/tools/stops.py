@@ -186,7 +186,8 @@ def _send(stop, process, folder):
     while process.poll() is None:
         if kernel is None and (found := _kernel(process.pid)):
             kernel, began = found, began if kind == "start" else time.monotonic()
-        n_edits = max((p.read_bytes().count(b"\n") for p in folder.rglob("edits.jsonl")), default=0)
+        ledgers = [*folder.glob("edits.jsonl"), *folder.glob("*/edits.jsonl")]  # not deeper: folders in tmp come and go
+        n_edits = max((path.read_bytes().count(b"\n") for path in ledgers), default=0)
         waited = time.monotonic() - began if kernel or kind == "start" else -1
         if numbers and (n_edits if kind == "edits" else waited) >= n:
             for name in numbers:
