@@ -25,7 +25,7 @@ def test_every_number_is_the_recomputed_one(numbers):
 def test_no_number_of_the_findings_is_left_out(numbers):
     text = TEXT.replace(OF_FIGURE_2A, "")
     text = re.sub(r"\]\([^)]*\)", "]", text)  # without what links lead to
-    for words, x in sorted(numbers.items(), key=lambda pair: -len(pair[0])):
+    for words in sorted(numbers, key=len, reverse=True):
         pattern = r"[\d.,]*\d".join(re.escape(part) for part in re.split(r"\{\}|[\d.,]*\d", words))
         text = re.sub(pattern, lambda found: re.sub(r"[\d.,]*\d", "#", found[0]), text)
     assert sorted(re.findall(r"\d[\d.,]*\d|\d", text)) == sorted(STATED)
