@@ -1,6 +1,7 @@
-"""What the README finds, number by number, is what the recorded tables say to a reader without this package."""
+"""What README and gallery find, number by number, is what the recorded tables say to a reader without this package."""
 
 import ast
+import json
 import re
 from pathlib import Path
 
@@ -29,6 +30,16 @@ def test_no_number_of_the_findings_is_left_out(numbers):
         pattern = r"[\d.,]*\d".join(re.escape(part) for part in re.split(r"\{\}|[\d.,]*\d", words))
         text = re.sub(pattern, lambda found: re.sub(r"[\d.,]*\d", "#", found[0]), text)
     assert sorted(re.findall(r"\d[\d.,]*\d|\d", text)) == sorted(STATED)
+
+
+@pytest.mark.parametrize("scale", ["smollm2", "mitigations", "twenty-counterfact"])
+def test_the_numbers_in_the_sentences_of_figures_are_the_recomputed_ones(scale):
+    """Those of figures 2, 2a and 7 are `recompute`'s."""
+    about = {path.stem: json.loads(path.read_text()) for path in Path("figures", scale).glob("fig*.json")}
+    said = {name: re.findall(r"(?<![\w.])-?\d[\d,]*(?:\.\d+)?", of["found"]) for name, of in about.items()}
+    elsewhere = {"fig2_facts_forgotten", "fig2a_recall", "fig7_findings"}
+    found = findings.of_figures(scale, {name: of["parameters"] for name, of in about.items()})
+    assert {name: of for name, of in said.items() if name not in elsewhere} == found
 
 
 def test_nothing_of_the_package_is_imported():

@@ -94,15 +94,21 @@ def lost_share(method):
     return 100 * np.mean([lost / at_risk for lost, at_risk in sums if at_risk])
 
 
+def foretold(scale):
+    """Of how many forward orders of ROME the first small denominator is the edit of collapse, and how many it has."""
+    rome = read(scale, "edits", "rome")
+    first = rome[rome["denominator"].abs() < 0.1].groupby("order")["edits"].min()
+    stop = {order: end for (_, order, _), end in ends(read(scale, "recall/perplexity", "rome")).items()}
+    return sum(first.get(order) == end for order, end in stop.items()), len(stop)
+
+
 def forecasts():
     """What is said of small denominators: the moment of collapse, facts drawn, and what r-ROME learns of them."""
+    exact, orders = foretold("smollm2")
+    yield "collapses in {} of 10 orders, those", exact
+    yield "collapses in 7 of {} orders, those", orders
     rome = read("smollm2", "edits", "rome")
-    size = rome["denominator"].abs()
-    first = rome[size < 0.1].groupby("order")["edits"].min()
-    stop = {order: end for (_, order, _), end in ends(read("smollm2", "recall/perplexity", "rome")).items()}
-    yield "collapses in {} of 10 orders, those", sum(first.get(order) == end for order, end in stop.items())
-    yield "collapses in 7 of {} orders, those", len(stop)
-    of_facts = size.groupby(rome["case_id"]).first()
+    of_facts = rome["denominator"].abs().groupby(rome["case_id"]).first()
     calm = judged("smollm2", "r-rome")
     calm = calm[calm["case_id"].map(of_facts) < 0.5]
     yield "hardly learns such facts**: {} %", 100 * (calm["efficacy_accuracy"] == 1).mean()
@@ -187,3 +193,141 @@ def numbers():
         for of in parts
         for words, x in of
     }
+
+
+# ---------------------------------------------------------------------------------------------- sentences of figures
+
+
+def last_shared(scale, name):
+    """The last number of edits at which every run that did not end in a failed edit has rows in a table."""
+    status = read(scale, "edits").sort_values("edits").groupby(RUN)["status"].last()
+    whole = status.index[status.isin(["edited", "screened"])]
+    runs = read(scale, name).groupby(RUN)["edits"].agg(set)
+    return max(set.intersection(*runs[runs.index.isin(whole)]))
+
+
+def extremes(values, form, methods=()):
+    """The lowest and the highest of values by method, written."""
+    values = values[values.index.isin(methods)] if methods else values
+    return list(dict.fromkeys(form.format(end).rstrip(".") for end in (values.min(), values.max())))
+
+
+def forward(table, value, how="mean"):
+    """A value of each forward run, (method, order, reversed) ↦ number, as its mean or median over orders."""
+    runs = value if table is None else table.groupby(RUN)[value].mean()
+    return runs[~runs.index.get_level_values("reversed")].groupby("method").agg(how)
+
+
+def scores_and_tasks(scale, about):
+    """Numbers in the sentences of figures 1, 3 and 6."""
+    edits = read(scale, "edits")
+    early = edits[edits["edits"] <= last_shared(scale, "edits")].assign(
+        es=lambda rows: 100 * rows["efficacy"].astype(float)
+    )
+    found = {
+        "fig1_editing_proficiency": extremes(
+            forward(early, "es"), "{:.0f}", about["fig1_editing_proficiency"]["methods"]
+        )
+    }
+    if "fig3_downstream" in about:
+        tasks = read(scale, "downstream/downstream")
+        tasks = tasks[tasks["task"] == tasks["task"].iloc[0]].astype({"f1": float}).set_index([*RUN, "edits"])["f1"]
+        change = 100 * (
+            tasks.xs(last_shared(scale, "downstream/downstream"), level="edits") - tasks.xs(0, level="edits")
+        )
+        found["fig3_downstream"] = extremes(forward(None, change), "{:.0f}")
+        score = read(scale, "acceptance").query("metric == 'ES'").set_index("method")["value"].astype(float)
+        found["fig6_acceptance"] = [f"{score['none']:.1f}", f"{score.drop('none').max():.1f}"]
+    return found
+
+
+def weights(scale):
+    """Numbers in the sentences of figures 4, 4b and 4c."""
+    drift, spectra = read(scale, "drift"), read(scale, "recall/spectra")
+    moved = drift.assign(percent=100 * drift["relative_drift"].astype(float)).groupby([*RUN, "edits"])["percent"].max()
+    at_end = moved.xs(last_shared(scale, "drift"), level="edits")
+    found = {"fig4_weight_drift": extremes(forward(None, at_end, "median"), "{:,.0f}")}
+    stop = {
+        (*run, end): moved[(*run, end)] / 100
+        for run, end in ends(read(scale, "recall/perplexity")).items()
+        if end < np.inf
+    }
+    found["fig4b_drift_and_loss"] = []
+    if stop:
+        broken = pd.Series(stop).rename_axis([*RUN, "edits"]).droplevel("edits")
+        found["fig4b_drift_and_loss"] = extremes(forward(None, broken, "median"), "{:.2f}")
+    top = (
+        spectra[spectra["index"] == 0]
+        .astype({"singular_value": float})
+        .set_index([*RUN, "layer", "edits"])["singular_value"]
+    )
+    times = top.xs(last_shared(scale, "recall/spectra"), level="edits") / top.xs(0, level="edits")
+    found["fig4c_spectra"] = extremes(forward(None, times.groupby(RUN).max(), "median"), "{:#.3g}")
+    return found
+
+
+def single_edits(scale):
+    """Numbers in the sentences of figures 5, 5b and 5c."""
+    alone = read(scale, "single").drop_duplicates(["method", "contexts", "seed", "case_id"])
+    alone = alone[alone["method"] == "rome"]
+    small = alone.loc[(alone["contexts"] == "run") & (alone["denominator"].abs() < 0.1), "case_id"]
+    alone = alone[alone["case_id"].isin(small)]
+    rise = np.log(alone["perplexity"].fillna(np.inf) / alone["perplexity_unedited"])
+    shares = 100 * (rise > 0.1).groupby(alone["contexts"]).mean()
+    exact, orders = foretold(scale)
+    found = {"fig5_disabling_edits": [str(exact), str(orders)] if exact else []}
+    found["fig5b_single_edits"] = [f"{shares['run']:.0f}", f"{shares['bare']:.0f}"]
+    rome, counted = read(scale, "edits", "rome"), []
+    of_facts = rome["denominator"].abs().groupby(rome["case_id"]).first()
+    for method in read(scale, "edits")["method"].unique():
+        own = judged(scale, method)
+        if not (own["rise"] > 0.1).any():
+            size = own["case_id"].map(of_facts)
+            learned = own["efficacy_accuracy"] == 1
+            counted.append([(learned[which].sum(), which.sum()) for which in (size < 0.1, size >= 2)])
+    ends_of = np.sum(counted, axis=0)
+    return found | {"fig5c_denominators": [f"{100 * learned / n:.0f}" for learned, n in ends_of]}
+
+
+def of_smollm2():
+    """Numbers in the sentences of figures 2b and 5d."""
+    margin = read("smollm2", "edits", "rome").set_index(["order", "edits"])["efficacy_magnitude"]
+    areas = []
+    for order, _, pairs in looks("rome"):
+        won = compared = 0
+        for _, _, facts, lost in pairs:
+            gone, kept = (margin[order][facts].to_numpy()[which] for which in (lost, ~lost))
+            won += (gone[:, None] > kept).sum() + (gone[:, None] == kept).sum() / 2
+            compared += gone.size * kept.size
+        areas += [won / compared] if compared else []
+    tested = pd.concat([read(scale, "tested") for scale in ("prospective", "start-token")])
+    hurt = np.log(tested["perplexity"] / tested["perplexity_unedited"]).fillna(np.inf) > 0.1
+    small = tested["foretold"].abs() < 0.1
+    return {"fig2b_going_first": [f"{np.mean(areas):.2f}"],
+            "fig5d_forecast_tested": [f"{100 * hurt[which].mean():.0f}" for which in (small, ~small)]}  # fmt: skip
+
+
+def of_mitigations():
+    """Numbers in the sentences of figures 8 to 8d."""
+    kept = recalled("mitigations", 300)[0]
+    overlap = read("mitigations", "overlap").groupby("method")["overlap"].mean()
+    both = pd.concat([overlap, kept], axis=1, join="inner").rank()
+    one_step = kept[["memit-once"]].item()
+    return {"fig8_mitigations": extremes(kept, "{:.0f}"), "fig8b_overlap": [f"{both.corr().iloc[0, 1]:.2f}"],
+            "fig8c_steps": [f"{one_step:.0f}"],
+            "fig8d_in_one_step": [f"{one_step:.0f}", f"{kept['memit-seq-as-memit']:.0f}"]}  # fmt: skip
+
+
+def of_figures(scale, about):
+    """Figure ↦ the numbers in its sentence, in their order, for those that are worked out here.
+
+    Args:
+        about: figure ↦ the parameters that it was drawn with.
+    """
+    found = scores_and_tasks(scale, about)
+    if "fig4_weight_drift" in about:
+        found |= weights(scale)
+    if "fig5b_single_edits" in about:
+        found |= single_edits(scale)
+    found |= of_smollm2() if scale == "smollm2" else {}
+    return found | (of_mitigations() if scale == "mitigations" else {})
