@@ -58,6 +58,19 @@ def test_cached_and_plain_optimization_agree(model_type, dtype):
         )
 
 
+@pytest.mark.parametrize("at", ("mlp", "block"))
+def test_texts_in_rows_of_their_own_and_together_give_the_same(at, monkeypatch):
+    """Of facts together too, whose texts are of different lengths and share their first tokens."""
+    lm, found = tiny.tiny_model("gpt2", dtype=torch.float64), []
+    contexts = [*CONTEXTS, "The river is long. {}"]
+    for shared in (0, 1e9):
+        monkeypatch.setattr(suffix, "SHARED", shared)
+        found.append(values.optimize(lm, list(FACTS.values()), contexts, 1, PARAMS, at=at))
+    for one, two in zip(*found, strict=True):
+        for name in ("init", "delta", "losses", "keys", "outputs"):
+            torch.testing.assert_close(getattr(one, name), getattr(two, name), rtol=1e-9, atol=1e-11)
+
+
 def test_gradients_of_both_ways_agree():
     lm = tiny.tiny_model("gpt2", dtype=torch.float64)
     rows = [values.target_rows(lm, FACTS["middle, many tokens"], CONTEXTS)]

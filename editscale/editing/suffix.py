@@ -10,7 +10,7 @@ in the layers above, and nothing else. Of one text, with layer 1 of four edited:
     layer 0     ....  ....    ....    ....  ....  ......  ....      ....  runs once, whatever δ is
 
 Logits are taken at the scored positions only. On a GPU facts share rows of tokens, of few sizes. On a CPU each text has
-a row, so that attention is not spent on tokens that it does not see.
+a row, before the steps too where texts share few tokens, so that attention is not spent on tokens that it does not see.
 """
 
 from dataclasses import dataclass
@@ -20,6 +20,8 @@ import numpy as np
 from editscale.editing.descent import Steps
 from editscale.kernels import cuda_graphs
 from editscale.models import anatomy, tokens
+
+SHARED = 1.5  # times the tokens of all texts; texts that take more in rows of their own share enough to be run together
 
 
 def scored_positions(rows):
@@ -142,6 +144,17 @@ class Packed:
             for node in np.unique(of)
         ]
 
+    def by_text(self):
+        """For each text of each fact (fact, [its tokens])."""
+        return [(i, [np.array(place)]) for i, tree in enumerate(self.trees) for place in tree.places]
+
+
+def _own_rows(items, kind):
+    """Items in a row each, as `_slots`; None where a row for each fact takes far fewer tokens (SHARED)."""
+    slots = _slots(items, [[i] for i in range(len(items))], kind, 1)
+    together = len({(fact, token) for fact, of in items for token in of[kind].tolist()})
+    return slots if slots[..., 0].size <= SHARED * together else None
+
 
 def _pack(rows):
     """The `Packed` rows of some facts. A subject's last token is shared by texts that are the same up to it."""
@@ -159,15 +172,36 @@ def _lower_blocks(lm, packed, layer, multiple):
     (facts, rows, …); and the tokens' positions."""
     import torch
 
-    def at_subjects(t):
-        seen = anatomy.up_to(lm, layer, t["ids"], t["mask"], t["positions"])
-        each = torch.arange(len(t["last"]), device=t["last"].device)[:, None]
-        return seen | {name: seen[name][each, t["last"]] for name in ("keys", "values")}
+    def at_subjects(seen, last):
+        each = torch.arange(len(last), device=last.device)[:, None]
+        return seen | {name: seen[name][each, last] for name in ("keys", "values")}
+
+    def together(t):
+        return at_subjects(anatomy.up_to(lm, layer, t["ids"], t["mask"], t["positions"]), t["last"])
 
     ids, positions, mask = tokens.tree_inputs(packed.trees, lm.device, lm.dtype, multiple=multiple)
     inputs = {"ids": ids, "mask": mask, "positions": positions, "last": torch.tensor(packed.subjects, device=lm.device)}
-    seen = cuda_graphs.without_gradient(lm, f"lower {layer}", range(layer + 1), at_subjects, inputs)
+    slots = None if lm.device.type == "cuda" or _copies(lm, range(layer + 1)) else _own_rows(packed.by_text(), 0)
+    if slots is None:
+        seen = cuda_graphs.without_gradient(lm, f"lower {layer}", range(layer + 1), together, inputs)
+    else:
+        with torch.no_grad():
+            seen = anatomy.up_to(lm, layer, _at(ids, slots), _mask(lm, packed, slots, slots), _at(positions, slots))
+        row, column = _places(slots, np.moveaxis(np.indices(ids.shape), 0, -1))
+        seen = at_subjects({name: x[row, column] for name, x in seen.items()}, inputs["last"])
     return seen | {"positions": positions}
+
+
+def _copies(lm, layers):
+    """Whether some layers are those of several copies: row i must stay fact i's there."""
+    return any(lm.weight(i).ndim == 3 and len(lm.weight(i)) > 1 for i in layers)
+
+
+def _places(slots, wanted):
+    """Row and column in `slots` of each (fact, token) of an array (…, 2), two arrays; 0 and 0 of what is not there."""
+    places = {tuple(slots[place]): place for place in np.ndindex(slots.shape[:2])}
+    found = [places.get(tuple(of), (0, 0)) for of in wanted.reshape(-1, 2)]
+    return np.moveaxis(np.reshape(found, (*wanted.shape[:-1], 2)), -1, 0)
 
 
 @dataclass(frozen=True)
@@ -177,7 +211,7 @@ class Layout:
     Attributes:
         after: tokens that δ reaches, in the rows that each step runs.
         before: tokens that those of a row see, and that δ does not reach: a step reads their keys and values.
-        run: the same tokens, each once, in the rows in which they run ahead of all steps.
+        run: the same tokens, in the rows in which they run ahead of all steps.
     """
 
     after: np.ndarray
@@ -189,17 +223,18 @@ def _lay_out(lm, packed, layer, to_after, to_before):
     """The `Layout` of steps above a layer, rows rounded up to multiples of `to_after` and `to_before` tokens."""
     facts = packed.by_fact()
     alone = [[i] for i in range(len(facts))]
-    if any(lm.weight(i).ndim == 3 and len(lm.weight(i)) > 1 for i in range(layer + 1, lm.n_layers)):
-        items, shared = facts, alone  # the blocks above are a copy's own: row i must stay fact i's
+    if _copies(lm, range(layer + 1, lm.n_layers)):
+        items, shared = facts, alone
     elif lm.device.type == "cuda":
         sizes = np.array([list(map(len, of)) for _, of in facts])
         multiples = to_after, to_before
         items, shared = facts, _shared_rows(sizes, np.maximum(1, -(-sizes.max(axis=0) // multiples)) * multiples)
-    else:  # each subject's last token has a row; what comes before runs once, all of a fact in one row
+    else:  # each subject's last token has a row
         items = packed.by_subject()
         shared = [[i] for i in range(len(items))]
     after, before = (_slots(items, shared, k, n) for k, n in enumerate((to_after, to_before)))
-    return Layout(after, before, before if items is facts else _slots(facts, alone, 1, 1))
+    as_it_is = items is facts or _own_rows(items, 1) is not None
+    return Layout(after, before, before if as_it_is else _slots(facts, alone, 1, 1))
 
 
 def _at(states, slots):
@@ -258,9 +293,7 @@ def _earlier(lm, packed, layout, lower, layer, upper):
     earlier = cuda_graphs.without_gradient(lm, f"upper {layer}", above, keys_and_values, inputs)
     if run is layout.before:
         return earlier
-    places = {tuple(run[place]): place for place in np.ndindex(run.shape[:2])}
-    found = [[places.get(tuple(slot), (0, 0)) for slot in of] for of in layout.before]
-    row, column = np.moveaxis(found, -1, 0)
+    row, column = _places(run, layout.before)
     return {name: x[row, :, column].transpose(1, 2) for name, x in earlier.items()}
 
 
