@@ -10,6 +10,7 @@ from editscale.analysis import forecast
 
 def test_the_recorded_page_is_that_of_the_recorded_tables():
     assert predictions.PAGE.read_text() == predictions.page()
+    assert predictions.judged()[0]["verdict"] == "undecided"  # which the README says
 
 
 @pytest.mark.parametrize(
@@ -18,6 +19,12 @@ def test_the_recorded_page_is_that_of_the_recorded_tables():
 )
 def test_a_bound_within_the_interval_leaves_it_undecided(low, high, verdict):
     assert predictions.against(low, high, least=4, most=6) == verdict
+
+
+def test_texts_that_say_otherwise_leave_a_count_undecided():
+    assert predictions.by_both([3, 4], "{} of 6", least=4) == ("3 of 6; by the long text 4", "undecided")
+    assert predictions.by_both([5, 4], "{} of 6", least=4) == ("5 of 6; by the long text 4", "held")
+    assert predictions.by_both([1, 1], "{} of 6", least=4) == ("1 of 6", "failed")
 
 
 def test_several_parts_hold_together_or_not():

@@ -139,3 +139,9 @@ def test_where_all_facts_are_edited_the_rule_is_that_of_counting():
         for name in ("precision", "recall"):
             assert found.loc[layer, name] == pytest.approx(counted[name], rel=1e-12)
         assert found.loc[layer, "warned"] == pytest.approx((counted["tp"] + counted["fp"]) / counted["edits"])
+
+
+def test_the_ends_of_what_was_drawn_do_not_depend_on_how_much_was_drawn_between():
+    rows = [(3, 0.0, 9, 10), (8, 0.0, 5, 10), (3, 0.5, 4, 5), (3, 2.0, 0, 15), (8, 2.0, 3, 15)]
+    bins = pd.DataFrame(rows, columns=["layer", "low", "disabling", "tested"])
+    assert prospective.of_ends(bins) == [0.7, 0.1] == prospective.of_ends(bins.drop(2))

@@ -5,12 +5,11 @@ import re
 import tomllib
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
-from tools import costs, gallery, predictions, recorded
+from tools import costs, gallery, recorded
 
-from editscale.analysis import collapse, damage, disabling, forecast, going_first, prospective, tables
+from editscale.analysis import collapse, damage, disabling, forecast, going_first, tables
 from editscale.analysis.rows import rows_of
 from editscale.files import sha256_file
 from editscale.workflow.parameters import notebook_parameters, read_grid, read_parameters
@@ -111,38 +110,6 @@ def test_what_the_readme_says_of_the_forecast_holds_in_the_recorded_tables(recor
     learned = forecast.learned_by_denominator(forward, damaged[1]).query("method == 'r-rome' and high <= 0.5")
     share = (learned["learned"] * learned["n"]).sum() / learned["n"].sum()
     assert round(100 * share) == said("hardly learns such facts**: {} %")
-
-
-def test_what_the_readme_says_of_facts_drawn_and_of_a_start_token_holds_in_the_recorded_tables():
-    tests, token = (ROOT / f"figures/{scale}/tables" for scale in ("prospective", "start-token"))
-    tested = pd.read_parquet(tests / "tested.parquet")
-    small = tested[tested["foretold"].abs() < forecast.LOW]
-    assert (small["disabling"].sum(), len(small)) == (said("facts, {} of 95 such facts"), said("facts, 92 of {} such"))
-    (of_moments, *_) = predictions.judged()
-    near = f"{said('Backwards, {} of 6 orders collapse')} of {said('Backwards, 3 of {} orders collapse')},"
-    assert of_moments["found"].startswith(near) and of_moments["verdict"] == "failed"
-    without = tested[(tested["layer"] == 3) & (tested["fact_set"] != "atlas")]
-    after = pd.read_parquet(token / "tested.parquet")
-    for table, words in ((after, "denominator to {} of"), (without, "facts, {} without")):
-        of_layer = table[table["layer"] == 3].assign(small=lambda rows: rows["foretold"].abs() < forecast.LOW)
-        bins = of_layer.groupby(prospective.bin_of(of_layer["foretold"]))["bin_facts"].first()
-        assert bins[0] == said(words) and bins.sum() == said("denominator to 11 of {} facts")
-    edits, history, perplexity = (
-        pd.read_parquet(token / f"{name}.parquet").query("method == 'rome'")
-        for name in ("edits", "recall/history", "recall/perplexity")
-    )
-    learned = edits[edits["efficacy_accuracy"] == 1]
-    assert round(100 * len(learned) / len(edits)) == said("ROME then learns {} % of")
-    ends = collapse.where(perplexity)["collapse"]
-    assert (np.isfinite(ends).sum(), len(ends)) == (said("edits in {} of 4 orders"), said("edits in 1 of {} orders"))
-    asked = history[history["edits"] == said("collapses within {} edits")].merge(
-        learned[["order", "edits"]].rename(columns={"edits": "edit"}), on=["order", "edit"]
-    )
-    recalled = asked.groupby("order")["efficacy_accuracy"].mean().mean()
-    assert round(100 * recalled) == said("but recalls {} % of them")
-    bare = pd.read_parquet(ROOT / "figures/smollm2/tables/recall/perplexity.parquet")
-    bare = collapse.where(bare[(bare["method"] == "rome") & ~bare["reversed"] & (bare["order"] < len(ends))])
-    assert (bare["collapse"] <= 300).all() and "not in all" in README
 
 
 def test_what_the_readme_says_of_mitigations_holds_in_the_recorded_figure():

@@ -115,6 +115,13 @@ def _measured(table):
     return table
 
 
+def of_ends(bins):
+    """Shares of the edits that disable, 0–1, in the lowest and in the highest bin that holds any: of all drawings
+    together, each bin's edits being drawn at random. How many were drawn of one bin does not weigh on another."""
+    ends = bins[bins["low"] == bins["low"].min()], bins[bins["low"] == bins["low"].max()]
+    return [of["disabling"].sum() / of["tested"].sum() for of in ends]
+
+
 def rule(bins, by=("layer",), threshold=LOW):
     """How right it is to warn of facts with |k·u| below a threshold: one row per layer of `by_bin`.
 

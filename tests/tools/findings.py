@@ -31,6 +31,13 @@ def ends(perplexity):
     return found
 
 
+def long_ends(scale, method="rome"):
+    """The same by the long text, of one method."""
+    table = read(scale, "recall/held_out").sort_values("edits")
+    runs = {run: own.set_index("edits")["held_out_nll"] for run, own in table.groupby(RUN) if run[0] == method}
+    return {run: min(of.index[of > of.iloc[0] + np.log(2)], default=np.inf) for run, of in runs.items()}
+
+
 def judged(scale, method):
     """Edits of a method up to each run's collapse: their table with `rise` of log perplexity, and `last` of the run."""
     perplexity, parts = read(scale, "recall/perplexity", method).sort_values("edits"), []
@@ -117,12 +124,18 @@ def forecasts():
     small = tested["foretold"].abs() < 0.1
     yield "facts, {} of 95 such facts", (rise[small] > 0.1).sum()
     yield "facts, 92 of {} such facts", small.sum()
+    bare, shares = tested[~tested["start_token"]].assign(hurt=rise > 0.1), []
+    for _, own in bare.groupby(["fact_set", "layer"]):
+        bins = own.groupby(np.digitize(own["foretold"].abs(), [0.1, 0.5, 1, 2]))
+        would = bins["hurt"].mean() * bins["bin_facts"].first()
+        shares.append(100 * would[0] / would.sum())
+    yield "an estimated {} to 66 % of all", min(shares)
+    yield "an estimated 13 to {} % of all", max(shares)
     told = pd.read_csv("params/prospective/forecast.csv").dropna(subset="forecast").set_index("order")["forecast"]
-    stop = {order: end for (_, order, _), end in ends(read("prospective", "recall/perplexity")).items()}
-    yield (
-        "Backwards, {} of 6 orders collapse",
-        sum(abs(told[order] - stop[order]) <= 0.1 * stop[order] for order in told.index),
-    )
+    for words, stops in (("Backwards, {} of 6 orders", ends(read("prospective", "recall/perplexity"))),
+                         ("the forecast, {} by a longer text", long_ends("prospective"))):  # fmt: skip
+        stop = {order: end for (_, order, _), end in stops.items()}
+        yield words, sum(abs(told[order] - stop[order]) <= 0.1 * stop[order] for order in told.index)
     yield "Backwards, 3 of {} orders collapse", len(told)
 
 
@@ -138,11 +151,21 @@ def start_token():
         tested.groupby(np.digitize(tested["foretold"].abs(), [0.1, 0.5, 1, 2]))["bin_facts"].first().sum(),
     )
     edits, stop = read("start-token", "edits", "rome"), ends(read("start-token", "recall/perplexity", "rome"))
-    yield "ROME then learns {} % of", 100 * (edits["efficacy_accuracy"] == 1).mean()
-    yield "collapses within {} edits", edits["edits"].max()
-    yield "edits in {} of 4 orders", np.isfinite(list(stop.values())).sum()
-    yield "edits in 1 of {} orders", len(stop)
-    yield "but recalls {} % of them", recalled("start-token", edits["edits"].max())[1]["rome"]
+    yield "ROME then learns {} %", 100 * (edits["efficacy_accuracy"] == 1).mean()
+    yield "recalls {} % of them", recalled("start-token", edits["edits"].max())[1]["rome"]
+    yield "of them after {} edits", edits["edits"].max()
+    yield "collapses in {} of 4 orders, by", np.isfinite(list(stop.values())).sum()
+    yield "collapses in 1 of {} orders, by", len(stop)
+    without = ends(read("smollm2", "recall/perplexity", "rome"))
+    words = {True: "all", False: "some"}[all(without[run] <= edits["edits"].max() for run in stop)]
+    longer = sum(map(np.isfinite, long_ends("start-token").values())) or "none"
+    yield f"collapses in 1 of {{}} orders, by a longer text in {longer}, bare in {words}.", len(stop)
+
+
+def area(gone, kept):
+    """Of all pairs of a lost and a kept value, how many the lost one wins, and how many pairs there are."""
+    won = (gone[:, None] > kept).sum() + (gone[:, None] == kept).sum() / 2
+    return np.array([won, gone.size * kept.size])
 
 
 def going_first():
@@ -151,15 +174,13 @@ def going_first():
     keys = read("smollm2", "interference", "r-rome").set_index(["order", "start", "case_id"])["interference"]
     areas = {"margin": [], "keys": []}
     for order, cases, pairs in looks("r-rome"):
-        counted = dict.fromkeys(areas, (0.0, 0))
+        counted = {name: np.zeros(2) for name in areas}
         for start, _, facts, lost in pairs:
             values = {"margin": -margin[order][facts].to_numpy()}
             if order in keys.index.get_level_values("order"):
                 values["keys"] = keys[order, start][cases[facts]].to_numpy()
             for name, of in values.items():
-                gone, kept = of[lost][:, None], of[~lost][None]
-                won = (gone > kept).sum() + (gone == kept).sum() / 2
-                counted[name] = counted[name][0] + won, counted[name][1] + gone.size * kept.size
+                counted[name] += area(of[lost], of[~lost])
         for name, (won, compared) in counted.items():
             areas[name] += [won / compared] if compared else []
     yield "a fact's margin (AUROC {})", np.mean(areas["margin"])
@@ -294,17 +315,14 @@ def of_smollm2():
     margin = read("smollm2", "edits", "rome").set_index(["order", "edits"])["efficacy_magnitude"]
     areas = []
     for order, _, pairs in looks("rome"):
-        won = compared = 0
-        for _, _, facts, lost in pairs:
-            gone, kept = (margin[order][facts].to_numpy()[which] for which in (lost, ~lost))
-            won += (gone[:, None] > kept).sum() + (gone[:, None] == kept).sum() / 2
-            compared += gone.size * kept.size
+        values = [(margin[order][facts].to_numpy(), lost) for _, _, facts, lost in pairs]
+        won, compared = sum((area(of[lost], of[~lost]) for of, lost in values), np.zeros(2))
         areas += [won / compared] if compared else []
     tested = pd.concat([read(scale, "tested") for scale in ("prospective", "start-token")])
     hurt = np.log(tested["perplexity"] / tested["perplexity_unedited"]).fillna(np.inf) > 0.1
-    small = tested["foretold"].abs() < 0.1
+    size = tested["foretold"].abs()
     return {"fig2b_going_first": [f"{np.mean(areas):.2f}"],
-            "fig5d_forecast_tested": [f"{100 * hurt[which].mean():.0f}" for which in (small, ~small)]}  # fmt: skip
+            "fig5d_forecast_tested": [f"{100 * hurt[of].mean():.0f}" for of in (size < 0.1, size >= 2)]}  # fmt: skip
 
 
 def of_mitigations():
