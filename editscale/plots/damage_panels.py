@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from editscale.analysis.damage import DISABLING, SEVERE
-from editscale.analysis.forecast import LOW
+from editscale.analysis.forecast import BINS, LOW
 from editscale.columns import RUN
 from editscale.plots.style import log_ticks, method_style, methods_of, run_style, thinned
 
@@ -121,19 +121,17 @@ def learned(ax, table, few=10):
     return table.assign(learned=100 * table["learned"])
 
 
-def tested(ax, bins, named):
+def tested(ax, named):
     """Percent of edits that disable in each bin of |k·u|, with exact 95 % intervals, side by side for several drawings.
 
     Args:
-        bins: see `prospective.by_bin`.
-        named: what each drawing is called ↦ its rows of `bins`.
+        named: what each drawing is called ↦ its rows of `prospective.by_bin`.
     """
-    borders = sorted({*bins["low"], *bins["high"]})
     for i, (name, own) in enumerate(named.items()):
-        place = np.searchsorted(borders, own["low"]) + 0.14 * (i - (len(named) - 1) / 2)
+        place = np.searchsorted(BINS, own["low"]) + 0.14 * (i - (len(named) - 1) / 2)
         ends = [100 * (own["share"] - own["least"]), 100 * (own["most"] - own["share"])]
         ax.errorbar(place, 100 * own["share"], yerr=ends, fmt="os^Dv"[i % 5], color=f"C{i}", markersize=5, label=name)
-    words = [f"{low:g}–{high:g}" for low, high in pairwise(borders[:-1])] + [f"{borders[-2]:g} or more"]
+    words = [f"{low:g}–{high:g}" for low, high in pairwise(BINS[:-1])] + [f"{BINS[-2]:g} or more"]
     ax.set(xlabel="|k·u|, foretold", ylabel="edits that disable (%)", ylim=(-3, 103), xticks=range(len(words)))
     ax.set(xticklabels=words, xlim=(-0.5, len(words) - 0.5))
     return pd.concat([own.assign(series=name) for name, own in named.items()])
