@@ -104,25 +104,48 @@ def test_a_whole_study_needs_every_part(study):
     for path in (run / "order-0/downstream").iterdir():
         (run / "order-1/downstream" / path.name).write_bytes(path.read_bytes())
     for name, folder in recorded.BESIDE.items():
-        (study / f"runs/tiny/{folder}").mkdir()
-        pd.DataFrame({"case_id": [7]}).to_parquet(study / f"runs/tiny/{folder}/{name}.parquet")
-        finish(study / f"runs/tiny/{folder}")
+        folder = study / f"runs/tiny/{folder.replace('*', '')}"
+        folder.mkdir()
+        pd.DataFrame({"case_id": [7]}).to_parquet(folder / f"{name}.parquet")
+        finish(folder)
     (study / "runs/tiny/tested-more").mkdir()  # notebook 11 once more
     pd.DataFrame({"case_id": [8]}).to_parquet(study / "runs/tiny/tested-more/tested.parquet")
     finish(study / "runs/tiny/tested-more")
-    assert len(record.record("tiny")) == 15  # overlap.parquet is asked of scales with values for its notebook
+    assert len(record.record("tiny")) == 17  # overlap.parquet is asked of scales with values for its notebook
     of_both = pd.read_parquet(study / "figures/tiny/tables/tested.parquet")
     assert of_both["case_id"].tolist() == [7, 8]
     Path("params/tiny/09a_key_overlap.yaml").write_text("")
-    assert len(record.record("tiny")) == 16
-    (study / "runs/tiny/tested-more/tested.parquet").unlink()
+    (study / "figures/tiny/tables/record.json").unlink()
+    assert len(record.record("tiny")) == 18
     for name in ("overlap", *recorded.GIVEN):
-        (study / f"runs/tiny/{name}/{name}.parquet").unlink()
+        for path in (study / "runs/tiny").rglob(f"{name}.parquet"):
+            path.unlink()
     (study / "figures/tiny/tables/record.json").unlink()
     with pytest.raises(FileNotFoundError, match="no runs/tiny/overlap/overlap.parquet"):
         record.record("tiny")
     assert len(record.record("tiny", partly=True)) == 12  # what is GIVEN is not asked for
     assert pd.read_parquet(study / "figures/tiny/tables/single.parquet")["case_id"].item() == 7
+
+
+def test_a_piece_made_anew_takes_the_place_of_the_recorded_one_and_others_stay(study):
+    def make(folder, layer, case_ids):
+        (study / "runs/tiny" / folder).mkdir(exist_ok=True)
+        made_with = {"fact_set": "facts.json", "start_token": False, "seed": 1, "layer": layer}
+        table = pd.DataFrame({"case_id": case_ids, **made_with})
+        table.to_parquet(study / "runs/tiny" / folder / "tested.parquet")
+        finish(study / "runs/tiny" / folder)
+
+    def found():
+        record.record("tiny", partly=True)
+        table = pd.read_parquet(study / "figures/tiny/tables/tested.parquet")
+        return table[["layer", "case_id"]].to_numpy().tolist()
+
+    make("tested-3", 3, [7, 8])
+    make("tested", 5, [9])
+    assert found() == [[5, 9], [3, 7], [3, 8]]
+    (study / "runs/tiny/tested/tested.parquet").unlink()
+    make("tested-3", 3, [10])
+    assert found() == [[5, 9], [3, 10]]
 
 
 def test_the_command_says_what_it_wrote_or_what_is_missing(study, capsys):

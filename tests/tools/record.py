@@ -3,10 +3,10 @@
     python -m editscale record SCALE [--partly] [--from FOLDER …]
 
 `figures/<scale>/tables` is laid out like one run's folder and holds the rows of all runs (`recorded`), beside them
-single.parquet, acceptance.parquet and, where the scale measures it, overlap.parquet, and traits.parquet and
-interference.parquet where `editscale traits` made them; and record.json, which names what
-made them. Notebooks that gather take that folder for their one run. Numbers are float32; no text of a fact is in it,
-facts are named by case id.
+single.parquet, acceptance.parquet and, where the scale measures it, overlap.parquet, and where they were made
+traits.parquet and interference.parquet (`editscale traits`), and tables of notebooks 05c, 10 and 11; and record.json,
+which names what made them. Notebooks that gather take that folder for their one run. Numbers are float32; no text of a
+fact is in it, facts are named by case id.
 
 A scale may be run a slice at a time and on several machines: tables are merged from runs/<scale>, from what is recorded
 already, and from the folders given with --from, copies of such a folder. Of each run and part that one is taken which
@@ -23,7 +23,7 @@ import pandas as pd
 from editscale.files import sealed, sha256_file, write_json
 from editscale.workflow.parameters import checked_scale
 from tools import light, recorded
-from tools.recorded import BESIDE, OPTIONAL, PARTS, RECORD, TIMING, name_of
+from tools.recorded import BESIDE, OPTIONAL, PARTS, PIECE, RECORD, TIMING, name_of
 
 
 def record(scale, *, partly=False, others=()):
@@ -88,8 +88,17 @@ def merged(sources, scale):
     }
     beside = {}
     for source in [*sources[1:], sources[0]]:  # what is made anew in place of what is recorded
-        beside |= source.beside
+        beside |= {name: _pieced(beside.get(name), table, PIECE.get(name)) for name, table in source.beside.items()}
     return recorded.Results(made, tables, {name: beside[name] for name in BESIDE if name in beside})
+
+
+def _pieced(before, new, piece):
+    """A table with those rows of the one before whose piece, values of these columns, it has not; None: all of it."""
+    if before is None or piece is None:
+        return new
+    made = new[list(piece)].drop_duplicates().assign(made=True)
+    kept = before.merge(made, on=list(piece), how="left")["made"].isna().to_numpy()
+    return pd.concat([before[kept], new], ignore_index=True)
 
 
 def _last(sources, run, part):

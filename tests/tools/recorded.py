@@ -11,6 +11,7 @@ from pathlib import Path
 import pandas as pd
 
 from editscale.analysis import tables
+from editscale.columns import RUN
 from editscale.files import check_files, read_json, read_record, unsealed, vouched
 from editscale.sequences.ledger import read_timing
 from editscale.workflow.parameters import read_grid
@@ -24,9 +25,15 @@ PARTS = {
 OPTIONAL = ("recall/held_out", "downstream/choices")  # tables that only some runs have
 TIMING = "timing"  # seconds of each edit: of the part "", and of a run made before they were recorded there are none
 # Table ↦ its folder among those of the runs. A scale has "overlap" only with values for the notebook that measures it.
-# Notebook 11, which writes "tested", may run several times at a scale: in folders that begin so.
-BESIDE = {name: name for name in ("single", "acceptance", "overlap", "traits", "interference", "tested")}
-GIVEN = ("traits", "interference", "tested")  # of these, what is recorded where it is there, and never asked for
+BESIDE = {name: name for name in ("single", "acceptance", "overlap", "traits", "interference")}
+# Tables of notebooks that may run several times at a scale, each in a folder of its own, and the columns that tell
+# their parts apart: a part made anew takes the place of the recorded one, and the others stay. Of notebook 10 only what
+# is in folders named so, of one layer: all layers of all facts are 8 MB.
+PIECES = {"tested": "tested*", "interventions": "interventions*", "denominators": "denominators-*"}
+BESIDE |= PIECES
+PIECE = {name: ("fact_set", "start_token", "seed", "layer") for name in ("tested", "denominators")}
+PIECE["interventions"] = (*RUN, "since", "edits")
+GIVEN = ("traits", "interference", *PIECES)  # of these, what is recorded where it is there, and never asked for
 RECORD = "record.json"
 
 
@@ -92,8 +99,7 @@ def in_runs(scale):
         found[TIMING] = as_recorded(pd.concat([table for table in times if len(table)], ignore_index=True))
     beside = {}
     for name, folder in beside_of(scale).items():
-        tail = "*" * (name == "tested")
-        if paths := sorted(Path("runs", scale).glob(f"{folder}{tail}/{name}.parquet")):
+        if paths := sorted(Path("runs", scale).glob(f"{folder}/{name}.parquet")):
             beside[name] = pd.concat([_as_it_is(path) for path in paths], ignore_index=True)
     return Results(made, found, beside)
 

@@ -105,8 +105,9 @@ def _write(table, scale, name, **given):
 @click.option("--moments", help="Second moments of notebook 01: interference is measured too.")
 @click.option("--method", "methods", multiple=True, default=["r-rome"], help="Methods of that, of one layer.")
 @click.option("--order", "chosen", multiple=True, type=int, default=[0], help="Forward orders of that.")
+@click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1 or auto.")
 @click.option("--model-cache", default="runs/models", show_default=True)
-def main(scale, fact_set, known, moments, methods, chosen, model_cache):
+def main(scale, fact_set, known, moments, methods, chosen, device, model_cache):
     """Write what recorded tables of SCALE do not know of its facts into runs/SCALE, for `record`."""
     import pandas as pd
 
@@ -122,7 +123,8 @@ def main(scale, fact_set, known, moments, methods, chosen, model_cache):
     given = {name: parameter.default for name, parameter in notebook_parameters(EDIT).items()}
     given |= collect_parameters(EDIT, [f"params/{checked_scale(scale)}/{Path(EDIT).stem}.yaml"], [])
     runs, everything = [f"figures/{scale}/tables"], fact_sets.load(fact_set)
-    lm = loading.load(given["model"], revision=given["revision"], dtype=given["dtype"], cache=model_cache)
+    of = {"revision": given["revision"], "dtype": given["dtype"], "cache": model_cache}
+    lm = loading.load(given["model"], device=device, **of)
     cases = set(tables.gather(runs, "edits")["case_id"])
     edited = [fact for fact in everything if fact.case_id in cases]
     table = traits(lm, edited, fact_sets.load(known) if known else ())
