@@ -252,6 +252,13 @@ def test_a_ratio_of_equal_wholes_has_the_interval_of_a_mean():
     assert (found.mean, found.low, found.high, found.n) == pytest.approx((mean.mean, mean.low, mean.high, 5))
 
 
+def test_an_interval_of_what_was_drawn_of_few_is_narrower_and_one_number_where_all_were():
+    binomial, of_few, of_many = intervals.share(9, 12), intervals.share(9, 12, of=15), intervals.share(9, 12, of=10**6)
+    assert binomial.low < of_few.low < of_few.mean < of_few.high < binomial.high
+    assert (of_many.low, of_many.high) == pytest.approx((binomial.low, binomial.high), abs=1e-4)
+    assert intervals.share(9, 12, of=12) == intervals.Interval(0.75, 0.75, 0.75, 12)
+
+
 def test_where_all_or_none_happened_the_interval_is_the_exact_binomial_one():
     """Nine of nine: 66 to 100 %, as in tables of Clopper and Pearson."""
     every, none = intervals.ratio([1] * 9, [1] * 9), intervals.ratio([0] * 9, [1] * 9)

@@ -1,6 +1,7 @@
 """Facts drawn by k·u and edited alone: draws are fair, edits are judged, and shares of bins say what counting does."""
 
 import itertools
+import math
 from collections import Counter
 
 import numpy as np
@@ -95,6 +96,16 @@ def edited(layer, foretold, bin_facts, damage, learned):
     return pd.DataFrame({**told, "disabling": damage > DISABLING})
 
 
+def largest(hits, drawn, of):
+    """The largest share among `of` facts at which that many hits or fewer of the drawn have a chance above 2.5 %."""
+
+    def chance(among):
+        ways = [math.comb(among, i) * math.comb(of - among, drawn - i) for i in range(hits + 1)]
+        return sum(ways) / math.comb(of, drawn)
+
+    return max(among for among in range(hits, of - drawn + hits + 1) if chance(among) > 0.025) / of
+
+
 def test_shares_of_bins_and_the_rule_are_as_by_hand():
     parts = [
         edited(3, [-0.05, 0.09], 10, [2.0, np.inf], [True, False]),
@@ -110,11 +121,10 @@ def test_shares_of_bins_and_the_rule_are_as_by_hand():
     assert counts == [[10, 2, 2, 1], [90, 4, 1, 4], [100, 3, 0, 3], [5, 2, 1, 1], [1, 1, 0, 1]]
     assert bins["share"].tolist() == [1, 0.25, 0, 0.5, 0]
     assert bins["damage"].tolist() == pytest.approx([np.inf, 0.02, 0.01, 0.25, 0])
-    # Clopper and Pearson: the chance of as many or more, or as few or fewer, is 2.5 %.
-    assert bins["least"].tolist()[:3] == pytest.approx([0.025**0.5, 1 - 0.975**0.25, 0])
-    assert bins["most"].tolist()[:3:2] == pytest.approx([1, 1 - 0.025 ** (1 / 3)])
-    most = bins["most"][1]
-    assert (1 - most) ** 4 + 4 * most * (1 - most) ** 3 == pytest.approx(0.025)
+    # Of 10 facts, 2 drawn and both hits: 2 hits among the 10 are refuted (chance 1/45), 3 are not (3/45).
+    # Of 5, 2 drawn and one hit: all from 1 to 4. All drawn: known.
+    assert bins["least"].tolist() == pytest.approx([0.3, 1 / 90, 0, 0.2, 0])
+    assert bins["most"].tolist() == pytest.approx([1, largest(1, 4, 90), largest(0, 3, 100), 0.8, 0])
 
     first, second, third = prospective.rule(bins).to_dict("records")
     assert first == {"layer": 3, "warned": 0.05, "precision": 1, "recall": pytest.approx(10 / (10 + 90 / 4))}

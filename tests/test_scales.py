@@ -15,7 +15,7 @@ from editscale.workflow.parameters import read_grid, read_parameters
 PARAMS = Path(__file__).parents[1] / "params"
 SCALES = sorted(path.parent.name for path in PARAMS.glob("*/grid.yaml"))
 LARGE = {"gpt2-xl": "gpt2-xl", "gpt-j": "gpt-j-6b"}
-DRAWN_BY_OTHERS = {"one-time", "prospective", "start-token"}  # in figures of smollm2 and mitigations
+DRAWN_BY_OTHERS = {"interventions", "one-time", "prospective", "start-token"}  # in figures of smollm2 and mitigations
 DRY = {"dry-xl": "gpt2-xl", "dry-gpt-j": "gpt-j"}
 
 
@@ -54,6 +54,7 @@ def test_notebooks_of_a_scale_name_one_model_its_moments_and_itself(scale):
     moments = f"runs/{scale}/moments/second_moments.safetensors"
     assert [values_of["moments"] for values_of in given[1:]] == [moments, moments]
     gathering = ("02b", "03b", "04b", "05", "05b", "06b", "07") if scale not in DRAWN_BY_OTHERS else ()
+    gathering = gathering or [path.name.split("_")[0] for path in (PARAMS / scale).glob("0[2-9]b_*.yaml")]
     assert {values(scale, notebook).get("scale") for notebook in gathering} == ({scale} if gathering else set())
 
 

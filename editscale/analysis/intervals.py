@@ -109,11 +109,26 @@ def ratio(parts, wholes, *, tail=TAIL):
     return Interval(mean, max(mean - half, 0.0), mean + half, n)
 
 
-def share(hits, n, *, tail=TAIL):
-    """hits / n as an `Interval`, the exact binomial one (Clopper and Pearson 1934); n > 0."""
+def share(hits, n, *, of=None, tail=TAIL):
+    """hits / n as an `Interval`, the exact binomial one (Clopper and Pearson 1934); n > 0.
+
+    Args:
+        of: how many there are in all, where the n were drawn of them without replacement: the interval then holds the
+            shares of these that the draw does not refute, by the hypergeometric distribution; of all of them, one.
+    """
+    if of is not None:
+        among, drawn = np.arange(hits, of - n + hits + 1), np.arange(n + 1)[:, None]  # hits of all, and of those drawn
+        chances = np.exp(_ways(among, drawn) + _ways(of - among, n - drawn) - _ways(of, n))
+        left = among[(chances[: hits + 1].sum(axis=0) > tail) & (chances[hits:].sum(axis=0) > tail)] / of
+        return Interval(hits / n, float(left[0]), float(left[-1]), n)
     low = special.betaincinv(hits, n - hits + 1, tail) if hits else 0.0
     high = special.betaincinv(hits + 1, n - hits, 1 - tail) if hits < n else 1.0
     return Interval(hits / n, float(low), float(high), n)
+
+
+def _ways(n, k):
+    """log of how many ways there are to draw k of n, −inf where k > n."""
+    return special.gammaln(n + 1) - special.gammaln(k + 1) - special.gammaln(n - k + 1)
 
 
 def read(path):

@@ -2,7 +2,7 @@
 
 |k·u| of all facts is known before any edit (`sequences.denominators`). Facts are drawn within bins of it, each is
 edited alone on the unedited model (`sequences.single`), and `damage.DISABLING` says what disables. Draws within a bin
-are at random, so a bin's share is that of all its facts, with an exact binomial interval.
+are at random, so a bin's share is that of all its facts, with an exact (hypergeometric) interval.
 """
 
 import numpy as np
@@ -71,11 +71,11 @@ def by_bin(tested, by=("layer",), bins=BINS):
         by: what tells one drawing from another.
 
     Returns: by, low, high (of |k·u|), facts (all of the bin), tested, disabling and learned (counts of them), share,
-    least, most (of the disabling, 0–1, exact 95 % interval) and damage (median, nats).
+    least, most (of the disabling among all facts of the bin, 0–1, exact 95 % interval) and damage (median, nats).
     """
     rows = []
     for key, own in tested.assign(place=bin_of(tested["foretold"], bins)).groupby([*by, "place"]):
-        found = share(int(own["disabling"].sum()), len(own))
+        found = share(int(own["disabling"].sum()), len(own), of=int(own["bin_facts"].iloc[0]))
         named = {**dict(zip(by, key, strict=False)), "low": bins[key[-1]], "high": bins[key[-1] + 1]}
         counted = {"facts": int(own["bin_facts"].iloc[0]), "tested": len(own)}
         counted |= {name: int(own[name].sum()) for name in ("disabling", "learned")}

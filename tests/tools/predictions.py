@@ -10,13 +10,14 @@ import click
 import numpy as np
 import pandas as pd
 
-from editscale.analysis import collapse, forecast, intervals, prospective, tables
+from editscale.analysis import collapse, distance, forecast, intervals, prospective, tables
 from editscale.analysis.rows import were_learned
 from editscale.columns import RUN
 from tools.costs import table as in_markdown
 
 PAGE = Path("figures/predictions.md")
 TESTS, TOKEN = "figures/prospective/tables", "figures/start-token/tables"
+MOVED, EDITORS = "figures/interventions/tables", "figures/mitigations/tables"
 
 
 def against(low, high, least=-np.inf, most=np.inf):
@@ -89,9 +90,18 @@ def ranks():
     return said, against(min(rho for *_, rho in rows), max(ends), most=-0.3)
 
 
+def recalled_at_the_end(folder, method):
+    """Percent of the facts learned that the model recalls after the last edit, by order."""
+    edits, history = tables.gather([folder], "edits"), tables.gather([folder], "recall/history")
+    own = edits[edits["method"] == method].assign(learned=were_learned)
+    last = history[(history["method"] == method) & (history["edits"] == own["edits"].max())]
+    asked = last.merge(own.loc[own["learned"], ["order", "edit"]], on=["order", "edit"])
+    return 100 * asked.groupby("order")["efficacy_accuracy"].mean()
+
+
 def after_the_token():
-    """Predictions 6 to 9, of ROME after a start token."""
-    edits, history = tables.gather([TOKEN], "edits"), tables.gather([TOKEN], "recall/history")
+    """Predictions 6 to 10, of ROME and MEMIT after a start token."""
+    edits = tables.gather([TOKEN], "edits")
     rome = edits[edits["method"] == "rome"].assign(learned=were_learned)
     small = int((rome["denominator"].abs() < forecast.LOW).sum())
     yield f"{small} of {len(rome):,}", against(small, small, most=3)
@@ -99,10 +109,12 @@ def after_the_token():
     yield by_both([np.isfinite(places[text]).sum() for text in ("short", "long")], f"{{}} of {len(places)}", most=0)
     learned = intervals.summary(100 * rome.groupby("order")["learned"].mean())
     yield intervals.in_words(learned, "{:.1f}", " %"), against(learned.low, learned.high, least=85)
-    last = history[(history["method"] == "rome") & (history["edits"] == rome["edits"].max())]
-    asked = last.merge(rome.loc[rome["learned"], ["order", "edit"]], on=["order", "edit"])
-    recalled = 100 * asked.groupby("order")["efficacy_accuracy"].mean()
+    recalled = recalled_at_the_end(TOKEN, "rome")
     yield f"{', '.join(f'{x:.0f} %' for x in recalled)}", against(recalled.min(), recalled.max(), most=75 - 1e-9)
+    after, bare = (recalled_at_the_end(folder, "memit") for folder in (TOKEN, EDITORS))
+    said = ", ".join(f"{after[order]:.0f} % against {bare[order]:.0f} %" for order in after.index)
+    off = (after - bare).abs()
+    yield said, against(off.min(), off.max(), most=10 - 1e-9)
 
 
 def alone_after_the_token():
@@ -113,13 +125,77 @@ def alone_after_the_token():
     return ", ".join(shares), both(*(against(100 * row.least, 100 * row.most, most=5) for row in own.itertuples()))
 
 
+def changes():
+    """Predictions 12 to 14: what other changes of the size of the edits' lose."""
+    measured = distance.read([f"{MOVED}/interventions.parquet"])
+    by = ["method", "order", "since", "edits", "scale"]
+    own = measured[(measured["change"] == "edits") & (measured["scale"] <= 1)].set_index(by)
+    nothing = own["held_out_nll"].xs(0.0, level="scale")
+    rise = own["held_out_nll"].xs(1.0, level="scale") - nothing
+    random = measured[(measured["change"] == "gaussian") & (measured["scale"] == 1)].set_index(by[:-1])["held_out_nll"]
+    times = ((random - nothing) / rise).xs(300, level="edits").xs(0, level="since")  # one for each seed and order
+    groups = {name: times[name] for name in ("r-rome", "memit", "ft-c")}
+    said = "; ".join(f"{name} {of.min():.2g} to {of.max():.2g}" for name, of in groups.items())
+    verdicts = [against(groups[name].min(), groups[name].max(), least=2) for name in ("r-rome", "memit")]
+    verdicts.append(against(groups["ft-c"].min(), groups["ft-c"].max(), most=0.5))
+    yield f"the random change times as much as the edits: {said}", both(*verdicts)
+    lost = distance.losses(measured).query("since == 100 and edits == 300").set_index(["method", "order", "change"])
+    lost, half = (100 * lost.loc[lost["scale"] == scale, "lost"].unstack("change") for scale in (1.0, 0.5))
+    lost, half = (of.loc[["r-rome", "memit"]] for of in (lost, half))
+    off = lost["permuted"] - lost["edits"]
+    yield _by_method(off, "{:+.0f}", " points"), against(off.abs().min(), off.abs().max(), most=10)
+    part = half["edits"] / lost["edits"]
+    yield _by_method(100 * part, "{:.0f}", " %"), against(part.min(), part.max(), most=0.5)
+
+
+def _by_method(values, form, unit):
+    groups = values.groupby(level="method", sort=False)
+    return "; ".join(f"{name} {', '.join(map(form.format, of))}{unit}" for name, of in groups)
+
+
+def pairs():
+    """Prediction 15: minimal pairs with previous keys, and with ROME where it collapses early."""
+    choices = tables.gather([MOVED], "downstream/choices")
+    own = choices[choices["phenomenon"] == "all"].set_index(["method", "order", "edits"])
+    parts, verdicts = [], []
+    for method, order, bounds in (
+        ("memit-seq-as-memit", 0, {"most": 3}),
+        ("memit-seq-as-memit", 1, {"most": 3}),
+        ("rome", 1, {"least": 5}),
+    ):
+        first, last = own.loc[method, order, 0], own.loc[method, order, 300]
+        fall, error = (100 * x for x in (first.accuracy - last.accuracy, np.hypot(first.accuracy_se, last.accuracy_se)))
+        parts.append(f"{method} {fall:.1f} (± {1.96 * error:.1f})")
+        verdicts.append(against(fall - 1.96 * error, fall + 1.96 * error, **bounds))
+    return f"points lost: {', '.join(parts)}", both(*verdicts)
+
+
+def clamped():
+    """Prediction 16: the collapse of ROME with a smaller clamp in order 1; the long text is next read at edit 20."""
+    place = collapses(EDITORS, "rome-clamped").set_index("order").loc[1]
+    counts = int(place["short"] == 17), int(place["long"] == 20)
+    said = ", ".join(f"by the {text} text {'never' if np.isinf(place[text]) else f'at edit {place[text]:.0f}'}"
+                     for text in ("short", "long"))  # fmt: skip
+    return said, by_both(counts, "", least=1)[1]
+
+
+def contexts():
+    """Prediction 17: whether the facts with a small |k·u| by contexts of one seed have one by those of another."""
+    measured = tables.read(f"{TESTS}/denominators.parquet", "restore it from a copy", lambda table: table)
+    own = measured[(measured["fact_set"] != "atlas") & (measured["layer"] == 3)]
+    small = own.assign(small=own["denominator"].abs() < forecast.LOW).pivot(
+        index="case_id", columns="seed", values="small"
+    )
+    shares = [100 * small.loc[small[one], other].mean() for one in small for other in small if one != other]
+    counts = ", ".join(f"{small[seed].sum()} of {len(small):,}" for seed in small)
+    return f"{min(shares):.0f} to {max(shares):.0f} % (small: {counts})", against(min(shares), max(shares), least=70)
+
+
 def judged():
     """All predictions: a list of rows with number, prediction, found and verdict."""
-    memit = "memit" in set(tables.gather([TOKEN], "edits")["method"])
-    if memit:
-        raise ValueError("MEMIT after a start token is recorded now: judge prediction 10")
-    found = [*moments(), drawn("counterfact_easyedit.json"), drawn("atlas"), ranks(), *after_the_token()]
-    found += [("", "not run"), alone_after_the_token()]
+    draws = drawn("counterfact_easyedit.json"), drawn("atlas")
+    found = [*moments(), *draws, ranks(), *after_the_token(), alone_after_the_token(), *changes(), pairs(), clamped()]
+    found += [contexts(), ("see 3 and 4, which are judged by these", both(*(verdict for _, verdict in draws)))]
     return [{"": i, "predicted": words, "found": text, "verdict": verdict}
             for i, (words, (text, verdict)) in enumerate(zip(PREDICTED, found, strict=True), start=1)]  # fmt: skip
 
@@ -136,6 +212,13 @@ PREDICTED = (
     "less than 75 % of what was learned is recalled at the end, in each order",
     "MEMIT's recall differs by less than 10 points",
     "single edits: 5 % or less disable in any bin",
+    "text: a random change does more than twice the harm of r-ROME's and MEMIT's edits, less than half of FT-C's",
+    "edits with exchanged values lose as many known facts, within 10 points, with r-ROME and MEMIT",
+    "half of a change loses less than half as many known facts, with r-ROME and MEMIT",
+    "minimal pairs: less than 3 points lost with previous keys, 5 or more with ROME in order 1",
+    "a smaller clamp leaves ROME's collapse of order 1 at edit 17",
+    "70 % or more of the small k·u by contexts of one seed are small by those of another",
+    "with more draws 3 and 4 hold",
 )
 
 
@@ -146,10 +229,11 @@ def page():
     said = ", ".join(f"{counts[name]} {name}" for name in ("held", "failed", "undecided", "not run") if name in counts)
     return f"""# Predictions, and what came
 
-`python -m editscale predictions` writes this page from the recorded tables of scales `prospective` and `start-token`.
-[params/predictions.md](../params/predictions.md) has each prediction as it was committed before the runs. Undecided: a
-bound lies within the 95 % interval (exact of edits drawn in a bin, weighted over several bins; t over orders; Fisher's
-z of correlations), or a model has collapsed by the short text and not by the long one of 20,000 tokens, or the reverse.
+`python -m editscale predictions` writes this page from recorded tables of scales `prospective`, `start-token`,
+`interventions` and `mitigations`. [params/predictions.md](../params/predictions.md) has each prediction as it was
+committed before the runs. Undecided: a bound lies within the 95 % interval (exact of edits drawn in a bin, weighted
+over several bins; t over orders; Fisher's z of correlations; 1.96 standard errors of pairs) or within the range of
+seeds and orders, or a model has collapsed by the short text and not by the long one of 20,000 tokens, or the reverse.
 The long one is read every ten edits. Of {len(rows)}: {said}.
 
 {in_markdown(rows)}
