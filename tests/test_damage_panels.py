@@ -83,3 +83,14 @@ def test_thresholds_are_those_of_the_analysis(ax):
     assert disabling.get_ydata()[0] == pytest.approx(1.105, abs=1e-3)
     assert severe.get_ydata()[0] == pytest.approx(2, abs=0.01) and low.get_xdata()[0] == 0.1
     assert [text.get_text() for text in ax.texts] == ["disabling", "severe"]
+
+
+def test_all_small_ones_are_drawn_and_of_the_others_some(ax):
+    rng = np.random.default_rng(0)
+    table = pd.DataFrame({"denominator": rng.normal(size=5000) * 5, "sink_cosine": rng.uniform(size=5000)})
+    table["subject_place"] = rng.integers(0, 5, 5000)
+    drawn = damage_panels.sinks(ax, table, most=100)
+    small = table["denominator"].abs() < 0.1
+    assert set(table.index[small]) <= set(drawn.index) and small.sum() < len(drawn) <= small.sum() + 100
+    assert (drawn["denominator"] >= 0).all() and ax.get_yscale() == "log"
+    assert len(damage_panels.sinks(ax, table[small])) == small.sum()

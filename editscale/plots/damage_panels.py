@@ -1,4 +1,4 @@
-"""Panels of figures 5 to 5d: what single edits do, and what is known of it beforehand. Each draws a table and
+"""Panels of figures 5 to 5e: what single edits do, and what is known of it beforehand. Each draws a table and
 returns the plotted numbers."""
 
 from itertools import pairwise
@@ -135,6 +135,29 @@ def tested(ax, named):
     ax.set(xlabel="|k·u|, foretold", ylabel="edits that disable (%)", ylim=(-3, 103), xticks=range(len(words)))
     ax.set(xticklabels=words, xlim=(-0.5, len(words) - 0.5))
     return pd.concat([own.assign(series=name) for name, own in named.items()])
+
+
+def sinks(ax, table, most=2000):
+    """|k·u| of facts, on a log axis, against how much their key is like that of position 0, by where the subject ends.
+
+    Args:
+        table: one row per fact (`denominators.measure`), of one layer. Facts with a small |k·u| are all drawn, of the
+            others every k-th, so that there are at most `most`.
+
+    Dashed: the threshold of the rule.
+    """
+    table = table.assign(denominator=table["denominator"].abs())
+    small = table["denominator"] < LOW
+    rest = table[~small]
+    drawn = pd.concat([rest.iloc[:: -(-len(rest) // most) or 1], table[small]])
+    for color, (place, marker) in enumerate({"0": "o", "1": "s", "2 or later": "^"}.items()):
+        of = drawn[drawn["subject_place"].clip(upper=2) == color]
+        label = f"subject ends at position {place}"
+        ax.plot(of["sink_cosine"], of["denominator"], marker, color=f"C{color}", markersize=4, alpha=0.6, label=label)
+    ax.axhline(LOW, color="0.35", linestyle="--", linewidth=1, label="_low")
+    ax.set(xlabel="cosine of k and the key of position 0", ylabel="|k·u| (log scale)", yscale="log")
+    log_ticks(ax.yaxis)
+    return drawn
 
 
 def thresholds(ax, *, named=False):

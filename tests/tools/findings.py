@@ -5,6 +5,7 @@ rounded as they stand there. A model has collapsed at twice the unedited perplex
 than 0.1 to log perplexity on a model that has not, and a denominator is small below 0.1.
 """
 
+import re
 from itertools import pairwise
 from pathlib import Path
 
@@ -109,6 +110,12 @@ def foretold(scale):
     return sum(first.get(order) == end for order, end in stop.items()), len(stop)
 
 
+def of_sinks():
+    """Median cosine of a fact's key and the mean key of position 0, of facts with a small denominator and of others."""
+    keys = read("prospective", "denominators").query("fact_set != 'atlas' and seed == 0")
+    return keys.groupby(keys["denominator"].abs() < 0.1)["sink_cosine"].median()
+
+
 def forecasts():
     """What is said of small denominators: the moment of collapse, facts drawn, and what r-ROME learns of them."""
     exact, orders = foretold("smollm2")
@@ -131,6 +138,8 @@ def forecasts():
         shares.append(100 * would[0] / would.sum())
     yield "an estimated {} to 70 % of all", min(shares)
     yield "an estimated 13 to {} % of all", max(shares)
+    for small, words in ((True, "cosine {} with the first"), (False, "key, other facts' {}.")):
+        yield words, of_sinks()[small]
     told = pd.read_csv("params/prospective/forecast.csv").dropna(subset="forecast").set_index("order")["forecast"]
     for words, stops in (("Backwards, {} of 6 orders", ends(read("prospective", "recall/perplexity"))),
                          ("the forecast, {} by a longer text", long_ends("prospective"))):  # fmt: skip
@@ -241,7 +250,7 @@ def numbers():
     """README's words with {} for a number ↦ that number as it stands there."""
     parts = (collapses(), forecasts(), start_token(), going_first(), distance(), mitigations())
     return {
-        words: f"{x:.2f}" if "margin (AUROC" in words or "at its key" in words else f"{x:,.0f}"
+        words: f"{x:.2f}" if re.search("margin .AUROC|at its key|cosine|other facts'", words) else f"{x:,.0f}"
         for of in parts
         for words, x in of
     }
@@ -340,7 +349,7 @@ def single_edits(scale):
 
 
 def of_smollm2():
-    """Numbers in the sentences of figures 2b, 4d and 5d."""
+    """Numbers in the sentences of figures 2b, 4d, 5d and 5e."""
     keys = read("smollm2", "interference", "rome").set_index(["order", "start", "case_id"])["interference"]
     areas = []
     for order, cases, pairs in looks("rome"):
@@ -351,6 +360,7 @@ def of_smollm2():
     hurt = np.log(tested["perplexity"] / tested["perplexity_unedited"]).fillna(np.inf) > 0.1
     size = tested["foretold"].abs()
     return {"fig2b_going_first": [f"{np.mean(areas):.2f}"],
+            "fig5e_sinks": [f"{of_sinks()[small]:.2f}" for small in (True, False)],
             "fig4d_distance_or_direction": [f"{lost_to(of, 'memit'):.0f}" for of in ("spectrum", "edits")],
             "fig5d_forecast_tested": [f"{100 * hurt[of].mean():.0f}" for of in (size < 0.1, size >= 2)]}  # fmt: skip
 

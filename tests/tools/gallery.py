@@ -37,6 +37,7 @@ FIGURES = {
         "Not asked: which facts a method without disabling edits learns.",
     ),
     "fig5d_forecast_tested": ("05b_disabling_edits", "Not asked."),
+    "fig5e_sinks": ("05b_disabling_edits", "Not asked."),
     "fig6_acceptance": (
         "06b_acceptance",
         "Not drawn. Scores and distances of single edits are published for GPT-2 XL.",
