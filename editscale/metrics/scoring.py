@@ -21,6 +21,8 @@ import itertools
 import math
 from dataclasses import dataclass
 
+import numpy as np
+
 from editscale.columns import KINDS, PORTABILITY
 from editscale.models import hidden_states, tokens
 from editscale.models.hidden_states import BATCH_TOKENS
@@ -189,10 +191,14 @@ def _score(lm, pairs, rows, kept=None):
     targets = torch.tensor([t for row in texts for _, target in row for t in target], device=lm.device)
     with torch.no_grad():
         log_p = lm.logits(hidden_states.final(lm, trees, kept)[tuple(zip(*index, strict=True))]).log_softmax(dim=-1)
-    sizes = [len(target) for row in texts for _, target in row]
-    nlls = (-log_p.gather(1, targets[:, None])[:, 0]).cpu().split(sizes)
-    firsts = (log_p.argmax(dim=-1) == targets).cpu().split(sizes)
-    scored = iter([(nll.mean().item(), first.all().item()) for nll, first in zip(nlls, firsts, strict=True)])
+    nlls, firsts = -log_p.gather(1, targets[:, None])[:, 0].cpu(), (log_p.argmax(dim=-1) == targets).cpu()
+    sizes = np.array([len(target) for row in texts for _, target in row])
+    starts, mean, all_first = np.cumsum(sizes) - sizes, nlls.new_empty(len(sizes)), firsts.new_empty(len(sizes))
+    for size in np.unique(sizes):  # all targets of a length at once
+        of = np.flatnonzero(sizes == size)
+        at = torch.from_numpy(starts[of, None] + np.arange(size))
+        mean[of], all_first[of] = nlls[at].mean(dim=1), firsts[at].all(dim=1)
+    scored = zip(mean.tolist(), all_first.tolist(), strict=True)
     scores = {}
     for i in (i for row in rows for i in row):
         (nll_new, new), (nll_true, true) = (next(scored) if target else (None, None) for target in pairs[i][1:])

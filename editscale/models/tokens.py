@@ -85,7 +85,9 @@ def with_targets(tokenizer, prompts, targets):
     Raises ValueError if a prompt and its target share a token.
     """
     texts = [p + (t if t.startswith(" ") else " " + t) for p, t in zip(prompts, targets, strict=True)]
-    pairs = list(zip(texts_ids(tokenizer, prompts), texts_ids(tokenizer, texts), strict=True))
+    each = list(dict.fromkeys(prompts))  # most are there with several targets
+    before_of = dict(zip(each, texts_ids(tokenizer, each), strict=True))
+    pairs = [(before_of[p], ids) for p, ids in zip(prompts, texts_ids(tokenizer, texts), strict=True)]
     for prompt, text, (before, ids) in zip(prompts, texts, pairs, strict=True):
         if ids[: len(before)] != before or len(ids) == len(before):
             raise ValueError(
