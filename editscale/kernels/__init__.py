@@ -1,5 +1,6 @@
-"""Faster products of matrices and CUDA graphs. Skip this room when you read the method.
+"""Faster products, blocks of layers by few kernels, and CUDA graphs. Skip this room when you read the method.
 
-Without it every number stays the same, up to rounding: `matmul.fast` could be an empty context, `cuda_graphs.descend`
-is `descent.descend`, and `cuda_graphs.without_gradient` calls the function it is given. Imports no other room.
+Without it every number stays the same, up to rounding: `matmul.fast` could be an empty context, which leaves blocks too
+to the model's own code; `cuda_graphs.descend` is `descent.descend`, `cuda_graphs.without_gradient` calls the function
+it is given. `plain` is what the kernels of blocks do, in torch. Imports no other room.
 """

@@ -13,7 +13,7 @@ from importlib.util import find_spec
 
 import torch
 from torch import ops
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, handle_torch_function, has_torch_function
 
 HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(ops.mkldnn, "_linear_pointwise")
 HAS_TRITON = bool(find_spec("triton") and (shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")))
@@ -34,6 +34,9 @@ class FastLinear(TorchFunctionMode):
         self.least = least
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is takes_blocks:
+            (x,) = args
+            return x.is_cuda and x.numel() >= self.least * x.shape[-1] or func(*args)
         if not kwargs and func is torch.nn.functional.linear:
             x, weight, bias = (*args, None)[:3]
         elif not kwargs and func is torch.addmm:  # transformers' Conv1D, which stores weights transposed
@@ -50,6 +53,11 @@ class FastLinear(TorchFunctionMode):
         if torch.is_grad_enabled() and x.requires_grad:
             return _Linear.apply(x, weight, bias)
         return ops.editscale.linear(x, weight, bias)
+
+
+def takes_blocks(hidden):
+    """Whether a `FastLinear` is open that leaves blocks of layers to `blocks.run`: on a GPU, where it takes layers."""
+    return handle_torch_function(takes_blocks, (hidden,), hidden) if has_torch_function((hidden,)) else False
 
 
 class _Linear(torch.autograd.Function):
@@ -78,18 +86,70 @@ def _on_gpu(x, weight, bias):
     return tensor_cores.linear(x, weight, bias)
 
 
-# An operator, so that FlopCounterMode sees it: x (…, inner) @ weight (columns, inner)ᵀ + bias.
+def _products(*given):
+    from editscale.kernels import tensor_cores
+
+    return tensor_cores.products(*given)
+
+
+def _products_back(*given):
+    from editscale.kernels import tensor_cores
+
+    return tensor_cores.products_back(*given)
+
+
+def _attention(*given):
+    from editscale.kernels import attention
+
+    return attention.attention(*given)
+
+
+def _attention_back(*given):
+    from editscale.kernels import attention
+
+    return attention.attention_back(*given)
+
+
+# Operators, so that FlopCounterMode sees them: x (…, inner) @ weight (columns, inner)ᵀ + bias, and those of blocks.
 _LIBRARY = torch.library.Library("editscale", "DEF")
 _LIBRARY.define("linear(Tensor x, Tensor weight, Tensor? bias) -> Tensor")
 _LIBRARY.impl("linear", _on_cpu, "CPU")
 _LIBRARY.impl("linear", _on_gpu, "CUDA")
+_LIBRARY.define("products(Tensor x, Tensor[] weights) -> Tensor")
+_LIBRARY.impl("products", _products, "CUDA")
+_LIBRARY.define("products_back(Tensor gradient, Tensor[] weights) -> Tensor")
+_LIBRARY.impl("products_back", _products_back, "CUDA")
+_SEEN = "Tensor states, Tensor[] earlier, Tensor mask, Tensor[] tiles, int n_heads, int n_shared, float scale"
+_LIBRARY.define(f"attention({_SEEN}) -> (Tensor, Tensor)")
+_LIBRARY.impl("attention", _attention, "CUDA")
+_LIBRARY.define(f"attention_back(Tensor gradient, {_SEEN}, Tensor out, Tensor logs) -> Tensor")
+_LIBRARY.impl("attention_back", _attention_back, "CUDA")
 
 
 def _operations(x_shape, weight_shape, *_, **__):
     return 2 * math.prod(x_shape) * weight_shape[0]
 
 
-OPERATIONS = {ops.editscale.linear: _operations}  # for FlopCounterMode's custom_mapping
+def _operations_of_all(x_shape, weight_shapes, **__):
+    return sum(2 * x_shape[1] * math.prod(shape) for shape in weight_shapes)
+
+
+def _operations_of_attention(states_shape, _, mask_shape, __, n_heads, n_shared, *___, **____):
+    d_head = states_shape[1] // (n_heads + 2 * n_heads // n_shared)
+    return 4 * math.prod(mask_shape) * n_heads * d_head
+
+
+def _operations_of_attention_back(_, *given, **__):
+    return 2 * _operations_of_attention(*given)
+
+
+OPERATIONS = {  # for FlopCounterMode's custom_mapping
+    ops.editscale.linear: _operations,
+    ops.editscale.products: _operations_of_all,
+    ops.editscale.products_back: _operations_of_all,
+    ops.editscale.attention: _operations_of_attention,
+    ops.editscale.attention_back: _operations_of_attention_back,
+}
 
 
 def fast(device):

@@ -191,15 +191,23 @@ class KeyValues:
             for kind, tensor in zip(("keys", "values"), pair, strict=True)
         }
 
-    def update(self, keys, values, layer, *_, **__):
+    def add(self, keys, values, layer):
+        """Keep the keys and values of a layer as one more part."""
+        self.parts.setdefault(layer, []).append([keys, values])
+
+    def joined(self, layer):
+        """All parts of a layer as one, or None where there are none."""
         import torch
 
-        parts = self.parts.setdefault(layer, [])
-        parts.append([keys, values])
-        if len(parts) == 1:  # as they are: a copy lies in another order, on which the rounding of attention depends
-            return keys, values
+        parts = self.parts.get(layer, [])
+        if len(parts) < 2:  # as they are: a copy lies in another order, on which the rounding of attention depends
+            return tuple(parts[0]) if parts else None
         rows = max(len(k) for k, _ in parts)
         return tuple(torch.cat([x.expand(rows, -1, -1, -1) for x in of], dim=-2) for of in zip(*parts, strict=True))
+
+    def update(self, keys, values, layer, *_, **__):
+        self.add(keys, values, layer)
+        return self.joined(layer)
 
 
 def segment(lm, start, stop=None):
@@ -212,6 +220,7 @@ def segment(lm, start, stop=None):
     shows at once, and the model itself is not touched.
     """
     from editscale.kernels import matmul
+    from editscale.models import chain
 
     base = lm.model.base_model
     blocks = list(lm.blocks)[start:stop]
@@ -220,6 +229,8 @@ def segment(lm, start, stop=None):
         return lambda hidden, mask, positions, cache=None: norm(hidden) if stop is None else hidden
 
     entering = {}
+    if lm.model.config.model_type in chain.FAMILIES:
+        blocks = [chain.Chain(blocks, entering)]
     if start:
         # A copy of the first block that takes our hidden states, whatever the embeddings above it made.
         first = copy.copy(blocks[0])
@@ -241,8 +252,8 @@ def segment(lm, start, stop=None):
 
     def run(hidden, mask, positions, cache=None):
         given = {"input_ids": hidden}
+        entering.update(hidden=hidden, mask=mask, cache=cache)
         if start:
-            entering["hidden"] = hidden
             given = {"inputs_embeds": hidden}
         given |= {"attention_mask": _masks(lm, mask), "position_ids": positions, "past_key_values": cache}
         with matmul.fast(lm.device):
