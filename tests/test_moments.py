@@ -10,6 +10,7 @@ import torch
 from tiny import N_TOKENS, tiny_model, tiny_tokenizer
 
 from editscale.editing import corpora, moments
+from editscale.kernels import transfer
 from editscale.models.anatomy import FAMILIES
 from editscale.workflow import timing
 
@@ -57,6 +58,43 @@ def test_blocks_of_columns_make_the_whole_matrix(monkeypatch):
     monkeypatch.setattr(moments, "COLUMNS", 7)
     assert relative(collected(lm, documents, [2]).moments[2], whole) < 1e-14
     assert torch.equal(whole, whole.T)
+
+
+@pytest.mark.parametrize("width", [7, 48, 96])
+@pytest.mark.parametrize("square", [5, 12, 1024])
+def test_halves_of_squares_on_the_diagonal_make_the_whole_matrix(width, square, monkeypatch):
+    """Of any width: where a square has no halves, it is one product."""
+    monkeypatch.setattr(moments, "SQUARE", square)
+    keys = torch.randn(2, 30, width, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    total = torch.zeros(width, width, dtype=torch.float64)
+    for of in keys:
+        moments._add_halves(total, of)
+    expected = sum(of.T @ of for of in keys)
+    assert relative(moments._symmetric(total), expected) < 1e-14
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("model_type", ["gpt2", "llama"])
+def test_a_gpu_collects_what_a_cpu_collects(model_type, monkeypatch):
+    monkeypatch.setattr(moments, "SQUARE", 12)
+    lm, documents = tiny_model(model_type, dtype=torch.float64), random_documents()
+    expected = collected(lm, documents, [1, 3], batch_tokens=50).moments
+    lm.model.to("cuda")
+    found = collected(lm, documents, [1, 3], batch_tokens=50).moments
+    for layer, moment in found.items():
+        assert moment.device.type == "cpu"
+        assert relative(moment, expected[layer]) < (1e-12 if model_type == "gpt2" else 1e-6)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("shape", [(0, 3), (3, 5), (1000, 333)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_matrix_comes_from_a_gpu_bit_for_bit(shape, dtype, monkeypatch):
+    """In more chunks than there are buffers, the last of them short."""
+    monkeypatch.setattr(transfer, "CHUNK", 2**18)
+    matrix = torch.randn(shape, dtype=dtype, device="cuda")
+    for given in (matrix, matrix.T):
+        assert torch.equal(transfer.to_cpu(given), given.cpu())
 
 
 @pytest.mark.parametrize("model_type", ["gpt2", "llama"])

@@ -20,13 +20,17 @@ from importlib import metadata
 from pathlib import Path
 
 from editscale.files import sealed, unsealed, whole_file
+from editscale.kernels import transfer
 from editscale.models import tokens
 from editscale.models.anatomy import segment, watching
 
 # Documents are sorted by length within groups of this many, as in the released code; it saves padding.
 GROUP = 100
-# Columns of C that are computed together, and only from the diagonal down.
+BATCH_TOKENS = 4096
+# Columns of C that a CPU computes together, and only from the diagonal down.
 COLUMNS = 512
+# Columns of the squares on the diagonal that a GPU computes whole.
+SQUARE = 1024
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,7 @@ class SecondMoments:
     identity: dict
 
 
-def collect(lm, documents, layers, n_tokens=None, *, corpus="", batch_tokens=4096, progress=True):
+def collect(lm, documents, layers, n_tokens=None, *, corpus="", batch_tokens=BATCH_TOKENS, progress=True):
     """`SecondMoments` of some layers on the first `n_tokens` tokens of a corpus; None takes all of it.
 
     Arguments and errors are those of `collect_at`. The last document is not cut: n_tokens may come out
@@ -58,7 +62,7 @@ def collect(lm, documents, layers, n_tokens=None, *, corpus="", batch_tokens=409
     ]
 
 
-def collect_at(lm, documents, layers, counts, *, corpus="", batch_tokens=4096, progress=True, times=None):
+def collect_at(lm, documents, layers, counts, *, corpus="", batch_tokens=BATCH_TOKENS, progress=True, times=None):
     """`SecondMoments` after each of several numbers of tokens, in one pass over one corpus.
 
     Args:
@@ -106,7 +110,7 @@ def collect_at(lm, documents, layers, counts, *, corpus="", batch_tokens=4096, p
                         times.add("second moments", n, time.perf_counter() - began)
                     bar.update(n)
                     group = []
-            means = {layer: _symmetric(total / read.n_tokens).cpu() for layer, total in sums.items()}
+            means = {layer: transfer.to_cpu(_symmetric(total / read.n_tokens)) for layer, total in sums.items()}
             collected.append(SecondMoments(means, read.n_tokens, read.identity(lm)))
     return collected
 
@@ -153,7 +157,7 @@ class _Read:
         }
 
 
-def token_keys(lm, documents, layers, batch_tokens=4096):
+def token_keys(lm, documents, layers, batch_tokens=BATCH_TOKENS):
     """Keys of all tokens of a list of documents at some layers, batch by batch.
 
     Yields layer ↦ keys (tokens of the batch, d_key) in the model's dtype; rows follow the batch, not the
@@ -166,14 +170,15 @@ def token_keys(lm, documents, layers, batch_tokens=4096):
     for batch in _batches(documents, batch_tokens):
         ids, lengths = tokens.pad(batch, lm.device)
         positions, mask = tokens.causal(lengths, ids.shape[1], lm.dtype)
-        real = positions < lengths[:, None]
+        # Found here: to look for them on a GPU, the host would wait for it at every layer.
+        places = torch.cat([i * ids.shape[1] + torch.arange(len(of)) for i, of in enumerate(batch)]).to(ids.device)
         keys = {}
         with torch.no_grad(), ExitStack() as watched:
             for layer in layers:
                 note = partial(_note, keys, layer)
                 watched.enter_context(watching(lm.projection(layer), note))
             run(ids, mask, positions)
-        yield {layer: keys[layer][real] for layer in layers}
+        yield {layer: keys[layer].flatten(0, 1)[places] for layer in layers}
 
 
 def weighed(keys, factor):
@@ -338,9 +343,35 @@ def load(path, lm, layers):
 
 def _add_products(total, keys):
     """Add kᵀk of keys (n, d_key) to the lower triangle of `total`, and to some of what is above it."""
+    if total.device.type == "cuda":
+        _add_halves(total, keys)
+        return
     for start in range(0, len(total), COLUMNS):
         block = slice(start, start + COLUMNS)
         total[start:, block].addmm_(keys[:, start:].T, keys[:, block])
+
+
+def _add_halves(total, keys):
+    """`_add_products` in few and large products, as a GPU is slow at narrow ones.
+
+    Of a square on the diagonal the quarter below it is one product, and the two quarters on it are squares on the
+    diagonal again. Those of one size are one batch: 1, 2, 4, …
+    """
+    n, size = 1, len(total)
+    while size > SQUARE and size % 2 == 0:
+        size //= 2
+        both = keys.unflatten(1, (n, 2, size))  # (tokens, squares, half, columns)
+        left, right = both[:, :, 1].permute(1, 2, 0), both[:, :, 0].transpose(0, 1)
+        _squares(total, n, 2 * size, size, below=size).baddbmm_(left, right)
+        n *= 2
+    each = keys.unflatten(1, (n, size))
+    _squares(total, n, size, size).baddbmm_(each.permute(1, 2, 0), each.transpose(0, 1))
+
+
+def _squares(total, n, step, size, below=0):
+    """(n, size, size): squares of a matrix at every `step` of its diagonal, or so many rows below that."""
+    row, column = total.stride()
+    return total.as_strided((n, size, size), (step * (row + column), row, column), below * row)
 
 
 def _symmetric(total):

@@ -329,8 +329,9 @@ def _moments(case):
     ids = itertools.cycle(case.ids)
     documents = [list(itertools.islice(ids, DOCUMENT)) for _ in range(-(-n // DOCUMENT))]
     name = f"second moments, {len(layers)} layers, {len(documents) * DOCUMENT} tokens"
-    fast = FastPath(name, lambda lm: [moments.collect(lm, documents, layers, progress=False).moments], case.lm)
-    rows = 4096 // DOCUMENT  # as many tokens in a batch as in `moments.collect`
+    given = {"batch_tokens": max(moments.BATCH_TOKENS, case.size.batch_tokens), "progress": False}
+    fast = FastPath(name, lambda lm: [moments.collect(lm, documents, layers, **given).moments], case.lm)
+    rows = moments.BATCH_TOKENS // DOCUMENT
     yield lambda: [plain.second_moments(case.lm, documents, layers, rows)], [fast], _matrices_differ
 
 
