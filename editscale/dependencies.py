@@ -15,13 +15,13 @@ import json
 import re
 import sysconfig
 import tokenize
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import editscale
 from editscale.files import DATA
 
 PACKAGE = Path(__file__).resolve().parent
-_INSTALLED = ("stdlib", "platstdlib", "purelib", "platlib")
 METHODS = "editscale.methods"  # group of the entry points by which an installed package offers editing methods
 
 
@@ -90,44 +90,117 @@ def _python(cell):
 @functools.cache
 def without_words(code):
     """Python code without comments, blank lines and strings that nothing reads (docstrings). Others keep every byte."""
-    tree, lines, spans, verbatim = ast.parse(code), code.splitlines(), [], set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
-            spans.append((node.lineno, node.col_offset, node.end_lineno, node.end_col_offset))
-        elif isinstance(node, (ast.Constant, ast.JoinedStr)) and node.end_lineno > node.lineno:
-            verbatim |= set(range(node.lineno, node.end_lineno))
-    for first, _, last, _ in spans:
+    seen, lines = _seen(code), code.splitlines()
+    verbatim = {i for first, _, last, _ in seen.long for i in range(first, last + 1)}
+    for first, _, last, _ in seen.unread:
         verbatim -= set(range(first, last + 1))
-    for token in tokenize.generate_tokens(io.StringIO(code).readline):
-        if token.type == tokenize.COMMENT:
-            (row, column), (_, end) = token.start, token.end
-            spans.append((row, len(lines[row - 1][:column].encode()), row, len(lines[row - 1][:end].encode())))
-    for first, start, last, end in spans:
+    for first, start, last, end in [*seen.unread, *_comments(code, lines, seen)]:
         head, tail = lines[first - 1].encode()[:start].decode(), lines[last - 1].encode()[end:].decode()
         lines[first - 1 : last] = [head + tail] + [""] * (last - first)
     return "\n".join(line for i, line in enumerate(lines, 1) if i in verbatim or line.strip())
 
 
+@dataclass
+class _Seen:
+    """What is read of Python code. Spans are (first line, offset, last line, offset), offsets in bytes.
+
+    Attributes:
+        names: what is imported, in full; relative: the line of a relative import, 0 without one.
+        bundled: (line, the file that a call of `bundled` names, or None; whether it counts).
+        unread: spans of strings that nothing reads. long: those of strings over several lines, of all kinds, and
+        short: those of strings within one; formatted: those of `long` that hold expressions.
+    """
+
+    names: set = field(default_factory=set)
+    relative: int = 0
+    bundled: list = field(default_factory=list)
+    unread: list = field(default_factory=list)
+    long: list = field(default_factory=list)
+    short: list = field(default_factory=list)
+    formatted: set = field(default_factory=set)
+
+
+@functools.cache
+def _seen(code):
+    """What some code holds, in one walk."""
+    seen = _Seen()
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, (ast.Constant, ast.JoinedStr)):
+            if isinstance(node, ast.JoinedStr) or isinstance(node.value, (str, bytes)):
+                span = node.lineno, node.col_offset, node.end_lineno, node.end_col_offset
+                (seen.long if node.end_lineno > node.lineno else seen.short).append(span)
+                if isinstance(node, ast.JoinedStr):
+                    seen.formatted.add(span)
+        elif isinstance(node, ast.Expr):
+            if isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+                seen.unread.append((node.lineno, node.col_offset, node.end_lineno, node.end_col_offset))
+        elif isinstance(node, ast.Import):
+            seen.names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            if node.level:
+                seen.relative = seen.relative or node.lineno
+            else:
+                seen.names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        elif isinstance(node, ast.Attribute) and getattr(node.value, "id", "") == "editscale":
+            seen.names.add(editscale.LATER.get(node.attr, "editscale"))
+        elif isinstance(node, ast.Call) and getattr(node.func, "attr", getattr(node.func, "id", "")) == "bundled":
+            one = len(node.args) == 1 and isinstance(node.args[0], ast.Constant)
+            seen.bundled.append((node.lineno, node.args[0].value if one else None, not node.keywords))
+    return seen
+
+
+def _comments(code, lines, seen):
+    """Spans of the comments of some code. Its tokens, which are slow to find, are only looked at where they must be."""
+    within = {}
+    for first, start, _, end in seen.short:
+        within.setdefault(first, []).append((start, end))
+    for span in seen.long:
+        first, start, last, end = span
+        if any("#" in line for line in lines[first - 1 : last]):
+            if span in seen.formatted or not _is_one_literal(lines, span):
+                return _comment_tokens(code, lines)
+            for row in range(first, last + 1):
+                whole = len(lines[row - 1].encode())
+                within.setdefault(row, []).append((start if row == first else 0, end if row == last else whole))
+    found = []
+    for row, line in enumerate(lines, 1):
+        if "#" in line:
+            line = line.encode()
+            for at in (i for i, byte in enumerate(line) if byte == ord("#")):
+                if not any(start <= at < end for start, end in within.get(row, ())):
+                    found.append((row, at, row, len(line)))
+                    break
+    return found
+
+
+def _is_one_literal(lines, span):
+    """Whether a string over several lines is one in triple quotes, and not several with a comment in between."""
+    first, start, last, end = span
+    inside = [line.encode() for line in lines[first - 1 : last]]
+    inside[-1], inside[0] = inside[-1][:end], inside[0][start:]
+    text = b"\n".join(inside).lstrip(b"rRbBuU")
+    quotes = text[:3]
+    return quotes in (b'"""', b"'''") and text.find(quotes, 3) == len(text) - 3
+
+
+def _comment_tokens(code, lines):
+    tokens = [t for t in tokenize.generate_tokens(io.StringIO(code).readline) if t.type == tokenize.COMMENT]
+    return [
+        (row, len(lines[row - 1][:start].encode()), row, len(lines[row - 1][:end].encode()))
+        for (row, start), (_, end) in ((token.start, token.end) for token in tokens)
+    ]
+
+
 @functools.cache
 def _mentioned(code, package, where):
     """Files of the package that some code imports, and data files it names."""
-    names, data = set(), set()
-    for node in ast.walk(ast.parse(code)):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            if node.level:
-                raise ValueError(f"{where}, line {node.lineno}: a relative import; name the module in full")
-            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-        elif isinstance(node, ast.Attribute) and getattr(node.value, "id", "") == "editscale":
-            names.add(editscale.LATER.get(node.attr, "editscale"))
-        elif isinstance(node, ast.Call) and getattr(node.func, "attr", getattr(node.func, "id", "")) == "bundled":
-            if not (len(node.args) == 1 and isinstance(node.args[0], ast.Constant)):
-                raise ValueError(f"{where}, line {node.lineno}: bundled(…) must name its file by one string")
-            if not node.keywords:  # counts=False
-                data.add(package / DATA / node.args[0].value)
-    files = set()
-    for top, *parts in (name.split(".") for name in names):
+    seen, files = _seen(code), set()
+    if seen.relative:
+        raise ValueError(f"{where}, line {seen.relative}: a relative import; name the module in full")
+    for line, name, _ in seen.bundled:
+        if name is None:
+            raise ValueError(f"{where}, line {line}: bundled(…) must name its file by one string")
+    for top, *parts in (name.split(".") for name in seen.names):
         folder = package if top == "editscale" else _own(top)
         if folder is not None and folder.suffix == ".py":
             files.add(folder)
@@ -135,6 +208,7 @@ def _mentioned(code, package, where):
             # Importing a module runs the __init__ of each package above it.
             files |= {folder.joinpath(*parts[:n], "__init__.py") for n in range(len(parts) + 1)}
             files.add(folder.joinpath(*parts).with_suffix(".py"))
+    data = {package / DATA / name for _, name, counts in seen.bundled if counts}
     return frozenset(file for file in files if file.is_file()) | data
 
 
@@ -150,8 +224,14 @@ def _own(top):
     if not folders and not str(spec.origin).endswith(".py"):
         return None
     path = Path(folders[0] if folders else spec.origin).resolve()
-    installed = any(path.is_relative_to(Path(sysconfig.get_path(kind)).resolve()) for kind in _INSTALLED)
+    installed = any(path.is_relative_to(folder) for folder in _installed())
     return None if installed and top not in _offering() else path
+
+
+@functools.cache
+def _installed():
+    """Folders of what is installed."""
+    return [Path(sysconfig.get_path(kind)).resolve() for kind in ("stdlib", "platstdlib", "purelib", "platlib")]
 
 
 @functools.cache
