@@ -3,6 +3,7 @@
 A kernel, or Snakemake, spends most of its start on imports; the tests start dozens of both.
 """
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -11,8 +12,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-PACKAGES = """snakemake.cli ipykernel.kernelapp torch transformers.models.gpt2.modeling_gpt2 pandas pyarrow seaborn
-              scipy.special""".split()
+PACKAGES = """snakemake.cli ipykernel.kernelapp torch transformers.models.gpt2.modeling_gpt2 pandas seaborn scipy.special
+              transformers.integrations.mistral pyarrow.dataset pyarrow.parquet pandas.io.formats.style
+              matplotlib_inline.backend_inline matplotlib.backends.backend_pdf matplotlib.backends.backend_svg
+              PIL.JpegImagePlugin""".split()
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(PACKAGES)
 
@@ -59,6 +62,8 @@ class Forked:
 
 
 def _run(main, arguments, cwd, env, stdout, stderr, parent, begun):
+    gc.freeze()  # what was imported before is not looked through for garbage
+    sys.modules["debugpy"] = None  # a kernel has no use for a debugger here, and takes long to import it
     os.setsid()
     begun.send(True)
     for fd, path in ((1, stdout), (2, stderr)):
