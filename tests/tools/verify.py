@@ -180,7 +180,9 @@ def _mitigations(folder, device, base):
     model, found = next(base.glob("*/config.json")).parent, []
     given |= {"facts": records, "folder": base}
     for precision, suffix in (("float32", "f32"), ("float64", "f64")):
-        looks = {}
+        looks, path = {}, folder / f"metrics_{suffix}.json"
+        recorded = json.loads(path.read_text()) if path.is_file() else {}
+        wanted = {where for of_state in _states(recorded).values() for where in of_state}
         for file, home in {name: of for of in MITIGATIONS for name in of.FILES}.items():
             if (path := folder / f"{file}_{suffix}.npz").is_file():
                 lm = loading.load(str(model), device=device, dtype=precision)
@@ -188,15 +190,16 @@ def _mitigations(folder, device, base):
                 with np.load(path) as arrays:
                     golden = {key: arrays[key] for key in arrays.files}
 
-                def look(what, lm=lm, file=file, looks=looks):
-                    looks[f"{file}.{what}"] = scoring.score_facts(lm, records)
+                def look(what, lm=lm, file=file, looks=looks, wanted=wanted):
+                    if f"{file}.{what}" in wanted:
+                        looks[f"{file}.{what}"] = scoring.score_facts(lm, records)
 
                 home.compare(worst.see_within, file, lm, golden, setup, given, factors, look)
                 found += worst.differences()
-        if (path := folder / f"metrics_{suffix}.json").is_file():
+        if recorded:
             lm = loading.load(str(model), device=device, dtype=precision)
             looks["unedited"] = scoring.score_facts(lm, records)
-            found += _looks(lm, precision, json.loads(path.read_text()), looks)
+            found += _looks(lm, precision, recorded, looks)
     if not found:
         raise ValueError(f"{folder} holds no arrays to compare with; expected e.g. alphaedit_f64.npz")
     return found
@@ -337,18 +340,26 @@ def _see_scores(worst, where, scored, results, allowed, of=""):
                 worst.see_value(f"wrong flags{of}", 0, where, float(ours != flag))
 
 
-def _looks(lm, precision, golden, looks):
-    """Compare recorded results of a folder of editors against forgetting with `looks`, name of a state ↦ scores."""
-    worst = _Worst(lm, precision, "metrics")
+def _states(golden):
+    """Recorded results of a folder of editors against forgetting: name ↦ {name of a state: results}."""
+    found = {}
     for name, entry in golden.items():
         method, _, what = name.partition(".")
         if what == "sequential":
-            parts = {f"{method}.sequential {one['after_edit']}": _of_rewrites(one["rewrite"]) for one in entry}
+            found[name] = {f"{method}.sequential {one['after_edit']}": _of_rewrites(one["rewrite"]) for one in entry}
         elif what == "sequential_final":
-            parts = {f"{method}.sequential {len(golden['unedited']) - 1}": entry["results"]}
+            found[name] = {f"{method}.sequential {len(golden['unedited']) - 1}": entry["results"]}
         else:
-            parts = {name.replace("prune_", "prune."): entry["results"] if what else entry}
-        for where, results in parts.items():
+            found[name] = {name.replace("prune_", "prune."): entry["results"] if what else entry}
+    return found
+
+
+def _looks(lm, precision, golden, looks):
+    """Compare recorded results of a folder of editors against forgetting with `looks`, name of a state ↦ scores."""
+    worst = _Worst(lm, precision, "metrics")
+    for name, of_states in _states(golden).items():
+        method, _, what = name.partition(".")
+        for where, results in of_states.items():
             if where not in looks:
                 raise ValueError(f"metrics: nothing here computes {where}")
             allowed = LOOSE_NLL.get((method, precision), worst.tolerance["nll"])
