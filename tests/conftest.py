@@ -20,6 +20,18 @@ import shutil  # noqa: E402
 
 import pytest  # noqa: E402
 
+# Files that take longest begin first, so that workers end together; pytest-xdist would begin with those of most tests.
+LONGEST = "notebooks dag mitigations recorded first_edit golden bench sequence provenance steps stops decoding".split()
+
+
+def pytest_configure(config):
+    config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items):
+    place = {f"test_{name}": i for i, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(place)))
+
 
 @pytest.fixture
 def ax():
