@@ -12,8 +12,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-PACKAGES = """snakemake.cli ipykernel.kernelapp torch transformers.models.gpt2.modeling_gpt2 pandas seaborn scipy.special
-              transformers.integrations.mistral pyarrow.dataset pyarrow.parquet pandas.io.formats.style
+PACKAGES = """snakemake.cli ipykernel.kernelapp torch transformers.models.gpt2.modeling_gpt2 pandas seaborn
+              scipy.special transformers.integrations.mistral pyarrow.dataset pyarrow.parquet pandas.io.formats.style
               matplotlib_inline.backend_inline matplotlib.backends.backend_pdf matplotlib.backends.backend_svg
               PIL.JpegImagePlugin""".split()
 CONTEXT = multiprocessing.get_context("forkserver")
