@@ -49,7 +49,7 @@ def test_a_model_and_its_gradient_stay_what_they_are(model_type, dtype, toleranc
 
 def test_frozen_float32_layers_alone_are_computed_otherwise():
     frozen, trained, double = frozen_layer(), torch.nn.Linear(4, 3), frozen_layer().double()
-    with Seen() as seen, matmul.fast(torch.device("cpu")):
+    with Seen() as seen, matmul.FastLinear():
         x = torch.ones(2, 4, requires_grad=True)
         trained(x).sum().backward()
         double(torch.ones(2, 4, dtype=torch.float64))
@@ -57,6 +57,14 @@ def test_frozen_float32_layers_alone_are_computed_otherwise():
         assert not seen.shapes and trained.weight.grad is not None
         frozen(x).sum().backward()
     assert seen.shapes == [(2, 4), (2, 3)]  # forward, backward
+
+
+@pytest.mark.parametrize("pays", [True, False])
+def test_a_cpu_takes_other_products_where_they_pay(pays, monkeypatch):
+    monkeypatch.setattr(matmul, "ONEDNN_PAYS", pays)
+    with Seen() as seen, matmul.fast(torch.device("cpu")):
+        frozen_layer()(torch.ones(2, 4))
+    assert seen.shapes == [(2, 4)] * pays
 
 
 def test_layers_of_few_rows_are_left_to_what_is_open_around():

@@ -1,9 +1,10 @@
 """Products of matrices by the kernels that are fastest where they run.
 
 On a CPU torch leaves float32 products to MKL, which runs on AMD processors with AVX-512 as on those without it; oneDNN,
-which torch carries too, makes its kernels for the processor at hand. On a GPU cuBLAS makes float32 products without the
-tensor cores; `tensor_cores` makes them with, no less exactly, where that was measured and where Triton, which
-comes with torch, finds the C compiler it needs. Elsewhere torch's own products are used. Only rounding differs.
+which torch carries too, makes its kernels for the processor at hand. Where that has no AVX-512, MKL is as fast, and for
+small layers several times faster. On a GPU cuBLAS makes float32 products without the tensor cores; `tensor_cores` makes
+them with, no less exactly, where that was measured and where Triton, which comes with torch, finds the C compiler it
+needs. Elsewhere torch's own products are used. Only rounding differs.
 """
 
 import math
@@ -16,6 +17,7 @@ from torch import ops
 from torch.overrides import TorchFunctionMode, handle_torch_function, has_torch_function
 
 HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(ops.mkldnn, "_linear_pointwise")
+ONEDNN_PAYS = HAS_ONEDNN and torch.backends.cpu.get_cpu_capability() != "AVX2"
 HAS_TRITON = bool(find_spec("triton") and (shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")))
 MEASURED = ((9, 0),)  # compute capabilities of GPUs on which `tensor_cores` was seen to be faster
 LARGEST = 2**31 - 1024  # numbers of a matrix that the kernel's 32-bit offsets reach
@@ -154,7 +156,7 @@ OPERATIONS = {  # for FlopCounterMode's custom_mapping
 
 def fast(device):
     """A context for forwards of models on a device: `FastLinear`, where that is faster, or one that does nothing."""
-    if device.type == "cpu" and HAS_ONEDNN:
+    if device.type == "cpu" and ONEDNN_PAYS:
         return FastLinear()
     if _on_tensor_cores(device) and not torch.backends.cuda.matmul.allow_tf32:
         return FastLinear(least=MANY)
