@@ -217,6 +217,39 @@ def test_sizes_are_rounded_up_by_less_than_a_quarter_and_to_few():
     assert len(set(rounded)) <= 4 * 11  # four in each of eleven octaves
 
 
+# Invented, with subjects, prompts and targets of many lengths.
+MANY = [
+    Fact(i, "Ada Example of Lund " * (i % 5) + "Bo Sample", "{} " + "plays the " * (1 + i % 7), new, "town")
+    for i, new in enumerate(["harp", "cello in the town", "Danish", "house"] * 12)
+]
+TWENTY = ["{}", *(f"{'The river of Lund is in the town. '[: 3 * n + 9]}{{}}" for n in range(20))]
+
+
+@pytest.mark.parametrize("contexts", [TWENTY, TWENTY[:6], ["{}"]])
+def test_sizes_on_a_gpu_are_those_of_the_rows_that_are_laid_out_and_hold_all_tokens(contexts):
+    lm = tiny.tiny_model("gpt2")
+    gpu = SimpleNamespace(device=SimpleNamespace(type="cuda"), n_layers=4, weight=lm.weight)
+    for fact in MANY:
+        rows = values.target_rows(lm, fact, contexts)
+        packed = suffix._pack([rows])
+        of, (lower, after, before, positions) = suffix.multiples(packed), suffix.sizes(rows)
+        layout = suffix._lay_out(gpu, packed, 1, of.after, of.before)
+        assert layout.after.shape == (1, after, 2) and layout.before.shape == (1, before, 2)
+        ids, *_ = tokens.tree_inputs(packed.trees, "cpu", torch.float32, multiple=of.lower)
+        assert ids.shape == (1, lower) and positions >= sum(len(row.targets) for row in rows)
+        held = {tuple(slot) for slot in np.concatenate([layout.after[0], layout.before[0]]) if slot[0] >= 0}
+        assert held == {(0, i) for i in range(len(packed.trees[0].ids))}
+
+
+def test_facts_of_a_sequence_have_few_sizes_and_one_of_each_is_found():
+    lm = tiny.tiny_model("gpt2")
+    found = [suffix.sizes(values.target_rows(lm, fact, TWENTY)) for fact in MANY]
+    first = values.one_of_each_size(lm, MANY, TWENTY)
+    assert sorted({found[i] for i in first}) == sorted(set(found)) and len(first) == len(set(found)) < len(MANY)
+    assert all(found.index(found[i]) == i for i in first)
+    assert {after for _, after, _, _ in found} <= {2**n * m for n in range(4, 12) for m in (2, 3)}
+
+
 @pytest.mark.parametrize("kind", ("offset", "weights"))
 def test_a_descent_goes_on_in_other_tensors_that_hold_its_state(kind):
     def made():
