@@ -172,15 +172,16 @@ def test_the_precision_holds_inside_and_is_put_back(precision, setting):
 
 
 def test_shapes_are_those_of_the_published_models():
-    """Parameters of GPT-2 small and XL and of GPT-J, counted without making them."""
+    """Parameters of GPT-2 small and XL, GPT-J and SmolLM2-135M, counted without making them."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     sizes = {}
-    for name in ("gpt2-small", "gpt2-xl", "gpt-j"):
+    for name in ("gpt2-small", "gpt2-xl", "gpt-j", "smollm2"):
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**bench.SHAPES[name].config))
         sizes[name] = sum(parameter.numel() for parameter in model.parameters())
-    assert sizes == {"gpt2-small": 124_439_808, "gpt2-xl": 1_557_611_200, "gpt-j": 6_050_882_784}
+    expected = {"gpt2-small": 124_439_808, "gpt2-xl": 1_557_611_200, "gpt-j": 6_050_882_784, "smollm2": 134_515_008}
+    assert sizes == expected
 
 
 def test_a_shape_with_random_weights_is_loaded_with_its_layers(monkeypatch, tmp_path):

@@ -42,6 +42,7 @@ SHAPES = {
     "gpt2-small": Shape(published.SHAPES["gpt2-small"], "gpt2-xl", 1e-3, (4, [0, 1, 2, 3, 4])),
     "gpt2-xl": Shape(published.SHAPES["gpt2-xl"], "gpt2-xl", 1e-3),
     "gpt-j": Shape(published.SHAPES["gpt-j"], "gpt-j-6b", 1e-2),
+    "smollm2": Shape(published.SHAPES["smollm2"], "smollm2-135m", 1e-3),
 }
 
 

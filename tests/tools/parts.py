@@ -213,6 +213,15 @@ def _edit(method, case):
     yield plain_edit(case, method, STEPS), [way], _matrices_differ
 
 
+def _first_visits(case):
+    """An edit that records its CUDA graphs, as the first one of its size does. On a CPU, an edit like any other."""
+    lm, ways = replace(case.lm, graphs={}), []
+    for method in EDIT_EACH:
+        way = edit_way(case, f"{method.upper()} edit, graphs recorded", method, case.facts[:1], STEPS, lm)
+        ways.append(replace(way, prepare=lm.graphs.clear))
+    yield None, ways, None
+
+
 def _orders(method, case):
     for n in case.size.n_orders:
         stack = copies(case.lm, editors.layers_of(case.params[method]), n)
@@ -338,6 +347,7 @@ def _moments(case):
 PARTS = {
     "rome": functools.partial(_edit, "rome"),
     "memit": functools.partial(_edit, "memit"),
+    "first-visit": _first_visits,
     "record": _records,
     "glue": _round,
     "history": _checkpoint,

@@ -14,11 +14,24 @@ from editscale.files import whole_folder
 _GELU = {"activation_function": "gelu_pytorch_tanh"}  # as `loading.load` sets it
 _GPT2 = {"model_type": "gpt2", "vocab_size": 50257, **_GELU}
 _GPTJ = {"model_type": "gptj", "vocab_size": 50400, **_GELU}
+_SMOLLM2 = {
+    "model_type": "llama",
+    "vocab_size": 49152,
+    "num_hidden_layers": 30,
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "max_position_embeddings": 8192,
+    "rope_theta": 100000.0,
+    "tie_word_embeddings": True,
+}
 # Type and sizes of published models.
 SHAPES = {
     "gpt2-small": {**_GPT2, "n_layer": 12, "n_embd": 768, "n_head": 12},
     "gpt2-xl": {**_GPT2, "n_layer": 48, "n_embd": 1600, "n_head": 25},
     "gpt-j": {**_GPTJ, "n_layer": 28, "n_embd": 4096, "n_head": 16, "rotary_dim": 64},
+    "smollm2": _SMOLLM2,
 }
 
 
