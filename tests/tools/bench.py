@@ -15,6 +15,7 @@ import click
 
 from editscale.editing import editors, modules
 from editscale.kernels import cuda_graphs
+from tools import beside as published_code
 from tools import costs, method_costs, parts, plain
 from tools import shape as published
 
@@ -256,9 +257,14 @@ LIST = {"multiple": True, "show_default": False}
 @click.option("--orders", type=int, **LIST, help="Sizes of batches.")
 @click.option("--facts", default="atlas", help='"atlas" or a CounterFact file.')
 @click.option("--tokenizer", default="", help="Folder, for random weights: SmolLM2's.")
+@click.option("--beside", default="", help="A checkout of kmeng01/memit (tests/tools/beside.py), timed in turns.")
+@click.option("--beside-python", default=sys.executable, show_default=False, help="Python that runs it: this one.")
 @click.option("--out", default="figures/cost", help="Folder of the tables, which rows are merged into.")
 @click.option("--profile", "profiled", is_flag=True, help="Print what one ROME edit spends its time in.")
-def main(device, names, wanted, methods, precisions, repeats, seconds, orders, facts, tokenizer, out, profiled):
+def main(
+    device, names, wanted, methods, precisions, repeats, seconds, orders, facts, tokenizer, beside, beside_python, out,
+    profiled,
+):  # fmt: skip
     """Measure what edits, scores and checkpoints cost, print each row, and write the table and pages of this device.
 
     Without --shapes, SmolLM2 on a CPU and the others on a GPU; without --parts, all; without --precisions, on a GPU
@@ -269,6 +275,8 @@ def main(device, names, wanted, methods, precisions, repeats, seconds, orders, f
     from editscale.models import loading
 
     on_gpu = loading.available_device(device).type == "cuda"
+    if beside:
+        published_code.check(beside)  # before anything is measured
     size = parts.SIZES["cuda" if on_gpu else "cpu"]
     size = replace(size, n_orders=tuple(orders or size.n_orders))
     chosen = in_order(open_set(facts), 0, size.n_facts)
@@ -292,6 +300,11 @@ def main(device, names, wanted, methods, precisions, repeats, seconds, orders, f
                 for row in method_costs.rows(case, compared, stem, repeats=repeats, seconds=seconds):
                     costs.write(out, [row])
                     print(costs.line(row), flush=True)
+                if beside and precision == "float32":
+                    of = published_code.rows(case, beside, beside_python, repeats=repeats, seconds=seconds)
+                    for row in of:
+                        costs.write(out, [row])
+                        print(costs.line(row), flush=True)
                 if profiled:
                     print(profile(case))
     costs.write_pages(out)
