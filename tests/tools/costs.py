@@ -184,10 +184,11 @@ def first_page(devices, results, studies, methods):
 
 Each in float32 beside the plain path, which is what the public implementations do: full forwards of the unmodified
 model ([plain.py](../../tests/tools/plain.py)). Both are timed in turns (`make bench`). Part of the ratio is that frozen
-layers are computed here by oneDNN on a CPU and on the tensor cores of an H100, with the same precision
+layers are computed here by oneDNN on a CPU and on the tensor cores of an H100 or H200, with the same precision
 ([matmul.py](../../editscale/kernels/matmul.py)), while the plain path leaves the choice to torch. The row "matmul peak"
 on the page of each device shows that part alone: one large product in both ways. "Again" is a later checkpoint of the
-same run, which keeps what enters the lowest edited layer.
+same run, which keeps what enters the lowest edited layer. The rows of the H100 are older than
+[blocks.py](../../editscale/kernels/blocks.py), those of the EPYC than rows of their own for each text on a CPU.
 
 {"".join(filter(None, sections))}{"".join(map(_methods_said, methods, methods.values()))}## The recorded study
 
@@ -332,7 +333,7 @@ def _parts_section(rows):
     return f"""Measured by `python -m editscale bench`. [README.md](README.md) says what the plain path is,
 [parts.py](../../tests/tools/parts.py) what is run, and [costs.py](../../tests/tools/costs.py) what each column means.
 Seconds are medians of one edit, one round or one checkpoint. An edit is all of its 20 steps where no other number is
-named. gpt2-small, gpt2-xl and gpt-j have random weights of these sizes. The GLUE-like round asks `reviews` and
+named. gpt2-small, gpt2-xl, gpt-j and smollm2 have random weights of these sizes. The GLUE-like round asks `reviews` and
 `paraphrases`, the tasks that come with the package, in place of GLUE's.
 
 {table(cells)}
