@@ -54,7 +54,7 @@ def results(model_type, dtype, method, contexts):
 
 @pytest.mark.parametrize("model_type", anatomy.FAMILIES)
 def test_every_dtype_gives_what_float32_gives_from_moments_to_answers(model_type):
-    for method in ("rome",) if anatomy.FAMILIES[model_type].post_norm else ("rome", "memit"):
+    for method in ("rome", "memit"):
         contexts = [["{}"], ["The river. {}"]] if method == "memit" else ["{}", "The river. {}"]
         expected, _ = results(model_type, "float32", method, contexts)
         for dtype in loading.DTYPES:

@@ -97,11 +97,9 @@ def test_facts_together_on_a_stack_are_edited_as_each_alone_on_its_copy(model_ty
             torch.testing.assert_close(ours.matrix(), expected.matrix(), rtol=0, atol=10 * EXACT[model_type] * scale)
 
 
-def test_a_key_of_another_size_and_a_norm_after_the_mlp_are_refused():
+def test_a_key_of_another_size_is_refused():
     with pytest.raises(ValueError, match="keys have 3 entries but the second moment is 4 × 4"):
         rome_multi.solve(torch.ones(3, 1), torch.eye(4, dtype=torch.float64))
-    with pytest.raises(ValueError, match="post_feedforward_layernorm"):
-        edited(tiny.tiny_model("gemma2"))
 
 
 def test_it_is_a_method_with_the_contexts_of_rome():

@@ -2,12 +2,16 @@
 
 arXiv:2210.07229, eq. 14 and algorithm 1, as released in kmeng01/memit `memit/`. With one fact at a time the change
 of a layer is r · (λC)⁻¹k / (1 + kᵀ(λC)⁻¹k): the denominator is at least 1, so nothing explodes.
+
+Where a norm stands between the MLP and the residual stream (Gemma 2 and 3), r is what the norm should add to the
+stream, and the projection is given the change that makes it do so, or come nearest (`post_norm`). What one layer cannot
+add is still missing at the next, so the layers after it take more; what the last one cannot add stays missing.
 """
 
 from dataclasses import dataclass, replace
 from functools import partial
 
-from editscale.editing import moments, updates, values
+from editscale.editing import moments, post_norm, updates, values
 from editscale.editing.context_sampling import memit_contexts
 from editscale.editing.method import Method, Way
 from editscale.editing.updates import Edit, Update
@@ -77,9 +81,6 @@ def edit(lm, facts, params, contexts, factors, *, forward=None):
 
     Returns:
         `Edit` with one `Update` per layer, of rank len(facts).
-
-    Raises ValueError if there is a norm between the model's MLPs and the residual stream (Gemma 2 and later): there,
-    a change of the residual stream is not a change of the projection's output.
     """
     return spread(lm, [facts], params, contexts, [way(params, factors, None, len(facts))], forward=forward)[0]
 
@@ -87,7 +88,7 @@ def edit(lm, facts, params, contexts, factors, *, forward=None):
 def edit_each(lm, facts, params, contexts, factors, *, ways=None, forward=None):
     """For each fact the updates that make the model, or copy i of a stack, say its new target: one `Edit` per fact.
 
-    The edits do not depend on each other. Arguments and errors as for `edit`.
+    The edits do not depend on each other. Arguments as for `edit`.
 
     Args:
         ways: a `Way` for each fact; None: MEMIT's.
@@ -127,8 +128,6 @@ def spread(lm, batches, params, contexts, ways, *, forward=None):
 
     Batches of several facts are taken one after the other, and their prompts PER_FORWARD facts at a time: what enters
     the first layer is all that grows with the number of facts.
-
-    Raises ValueError as `edit` does.
     """
     import torch
 
@@ -137,11 +136,6 @@ def spread(lm, batches, params, contexts, ways, *, forward=None):
             (stacks.subset(lm, [i]), [batch], way) for i, (batch, way) in enumerate(zip(batches, ways, strict=True))
         ]
         return [spread(of, batch, params, contexts, [way], forward=forward)[0] for of, batch, way in each]
-    if lm.family.post_norm:
-        raise ValueError(
-            "MEMIT and ROME over several layers need MLP outputs that are added to the residual stream as they are; "
-            f"{lm.name} has {lm.family.post_norm} in between; use a ROME variant of one layer"
-        )
     contexts = [contexts] if isinstance(contexts[0], str) else contexts
     layers, groups = sorted(params.layers), [len(group) for group in contexts]
     contexts = [context for group in contexts for context in group]
@@ -154,7 +148,7 @@ def spread(lm, batches, params, contexts, ways, *, forward=None):
     changes = _no_changes(lm, layers, len(batches), n_each)
     updated, traces = [[] for _ in batches], [_trace(z, found, i, n_each) for i in range(len(batches))]
     for i, layer in enumerate(layers):
-        keys, bare, out = [], [], []
+        keys, bare, out, put = [], [], [], []
         for run, inputs in forwards:
             through, function = range(layers[0], layers[-1] + 1), partial(_changed, lm, layers)
             seen = run(f"spread over {layers}", through, function, inputs | changes)
@@ -162,8 +156,11 @@ def spread(lm, batches, params, contexts, ways, *, forward=None):
             keys += [mean_keys(k, groups) for k in of_facts]
             bare.append(of_facts[:, 0])
             out.append(seen["out"])
+            put += [seen[f"values.{layer}"]] if lm.family.post_norm else []
         keys, bare, out = torch.stack(keys), torch.cat(bare), torch.cat(out)
         residual = (z - out).double() / (len(layers) - i)
+        if lm.family.post_norm:
+            residual = post_norm.change(lm.block(layer).get_submodule(lm.family.post_norm), torch.cat(put), residual)
         parts = (x.split(n_each) for x in (keys, bare, out, residual))
         for batch, (way, *of_batch) in enumerate(zip(ways, *parts, strict=True)):
             k, k_bare, now, r = (x.T for x in of_batch)
@@ -228,7 +225,8 @@ def _below(lm, layer, t):
 def _changed(lm, layers, t):
     """Keys of some layers, and what leaves the last of them, at the tokens `at` of each fact.
 
-    To each layer's W the left rightᵀ of the fact's batch is added.
+    To each layer's W the left rightᵀ of the fact's batch is added. Where a norm follows, what leaves the projections is
+    among what is found, at the bare prompts.
     """
     import torch
 
@@ -241,7 +239,10 @@ def _changed(lm, layers, t):
             (keys,) = args
             found[f"keys.{layer}"] = keys[each, t["at"]]
             of_batch = keys.reshape(len(left), -1, keys.shape[-1])
-            return values + (of_batch @ right @ left.mT).view(values.shape)
+            changed = values + (of_batch @ right @ left.mT).view(values.shape)
+            if lm.family.post_norm:
+                found[f"values.{layer}"] = changed[each, t["at"]][:, 0]
+            return changed
 
         return lm.projection(layer).register_forward_hook(hook)
 
