@@ -214,8 +214,9 @@ def replay(run, save, without, order, **options):
 @click.option("--hparams", default="", show_default=False, help="YAML file; without it one that comes with editscale.")
 @click.option("--moments", default="", show_default=False, help="File of second moments, which is made if missing.")
 @click.option("--model-cache", default="", show_default=False, help="Folder that keeps a wheel's model converted.")
+@click.option("--accept-license", default="", show_default=False, help="Of a wheel with terms of use, by its name.")
 @click.option("--csv", default="", show_default=False, help="Write the table there.")
-def try_(file, method, model, revision, device, hparams, moments, model_cache, csv):
+def try_(file, method, model, revision, device, hparams, moments, model_cache, accept_license, csv):
     """Edit facts into a model and show what it writes before and after.
 
     The facts are edited one after another. Nothing is written unless a file or folder is named for it.
@@ -227,7 +228,8 @@ def try_(file, method, model, revision, device, hparams, moments, model_cache, c
 
     chosen = facts.load(file)
     with tempfile.TemporaryDirectory(prefix="editscale-") as passing:
-        lm = first_edit.load(model, revision=revision, device=device, cache=model_cache or passing)
+        given = {"revision": revision, "device": device, "accept_license": accept_license}
+        lm = first_edit.load(model, cache=model_cache or passing, **given)
         with first_edit.edited(lm, method, chosen, hparams=hparams, moments=moments) as edit:
             if csv:
                 edit.table.to_csv(csv, index=False)

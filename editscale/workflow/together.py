@@ -50,6 +50,7 @@ def edit(given, runs, folders):
         cache=given["model_cache"],
         tf32_steps=given["tf32"],
         start_token=given["start_token"],
+        accept_license=given["accept_license"],
     )
     factors, made, contexts = {}, {}, None
     sampling = {"n_short": given["n_short_prefixes"], "n_long": given["n_long_prefixes"]}
