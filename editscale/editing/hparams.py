@@ -10,7 +10,7 @@ from editscale.editing import editors, modules
 
 _PACKAGE = Path(__file__).parents[1]
 # Files to begin with for a model without one, by its family, and how many layers their models have.
-N_LAYERS = {"gpt2-xl": 48, "gpt-j-6b": 28, "gpt-neox-20b": 44, "llama-3-8b": 32, "smollm2-135m": 30}
+N_LAYERS = {"gpt2-xl": 48, "gpt-j-6b": 28, "gpt-neox-20b": 44, "llama-3-8b": 32, "smollm2-135m": 30, "gemma3-270m": 18}
 NEAREST = {"gpt2": "gpt2-xl", "gptj": "gpt-j-6b", "gpt_neox": "gpt-neox-20b"}
 
 
