@@ -86,7 +86,7 @@ def by_bin(tested, by=("layer",), bins=BINS):
 
 def compared(bins):
     """Bins of `by_bin` by DRAWING in two groups: the layer drawn from under most conditions, and the other layers under
-    that condition which has most. Title ↦ (name of the drawing ↦ its rows)."""
+    that condition which has most, where there are any. Title ↦ (name of the drawing ↦ its rows)."""
     conditions = list(DRAWING[:-1])
     drawings = bins[list(DRAWING)].drop_duplicates()
     layer = drawings["layer"].mode().iloc[0]
@@ -94,7 +94,7 @@ def compared(bins):
     at_layer = {condition_words(*key): of for key, of in bins[bins["layer"] == layer].groupby(conditions)}
     of_most = bins[(bins[conditions] == list(most)).all(axis=1) & (bins["layer"] != layer)]
     layers = {f"layer {key}": of for key, of in of_most.groupby("layer")}
-    return {f"layer {layer}": at_layer, condition_words(*most): layers}
+    return {f"layer {layer}": at_layer} | ({condition_words(*most): layers} if layers else {})
 
 
 def condition_words(fact_set, start_token, seed):
