@@ -41,7 +41,7 @@ def test_a_command_that_is_none_is_answered_with_the_list(arguments, capsys):
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        (["gallery", "none"], "no figure fig1_editing_proficiency in figures/none"),
+        (["gallery", "none"], "no figure in figures/none"),
         (["sweep", "none.yaml", "out.csv"], "no parameters file none.yaml"),
         (["sweep", "params/smoke/grid.yaml", "out.csv"], "params/smoke/grid.yaml lacks model, model_cache"),
         (["sweep", "params/sweep/smollm2-135m.yaml", "out.csv", "--part", "1"], "--part is 1, expected K/N"),

@@ -30,6 +30,7 @@ def test_killed_sequences_are_the_uninterrupted_one_and_a_late_write_is_noticed(
     code = CODE.format(tests=str(Path(__file__).parent))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[1])
     lines = done.stdout.splitlines()
+    assert "0" in lines, done.stdout + done.stderr
     first = lines.index("0")
     assert lines[first - 1] == "6 kills, 6 identical, 0 lost", done.stdout + done.stderr
     stops = {line.split()[0]: [int(n) for n in line.split()[-4:]] for line in lines[1 : first - 1]}
