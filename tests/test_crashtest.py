@@ -10,7 +10,7 @@ import pytest
 CODE = """
 import sys; sys.path.insert(0, {tests!r})
 from tools import crashtest
-print(crashtest.main(["6", "--seed", "5", "--studies", "0"]))
+print(crashtest.main(["7", "--seed", "5", "--studies", "0"]))
 append, run, held = crashtest.ledger.Ledger.append, crashtest.Sequence.run, []
 def late(*of):  # writes an edit when the next one comes
     held.append(of)
@@ -32,7 +32,7 @@ def test_killed_sequences_are_the_uninterrupted_one_and_a_late_write_is_noticed(
     lines = done.stdout.splitlines()
     assert "0" in lines, done.stdout + done.stderr
     first = lines.index("0")
-    assert lines[first - 1] == "6 kills, 6 identical, 0 lost", done.stdout + done.stderr
+    assert lines[first - 1] == "7 kills, 7 identical, 0 lost", done.stdout + done.stderr
     stops = {line.split()[0]: [int(n) for n in line.split()[-4:]] for line in lines[1 : first - 1]}
-    assert {"SIGTERM", "SIGINT"} <= stops.keys() and sum(n for n, _, _, _ in stops.values()) == 6, done.stdout
+    assert {"SIGTERM", "SIGINT"} <= stops.keys() and sum(n for n, _, _, _ in stops.values()) == 7, done.stdout
     assert lines[-1] == "1" and not lines[-2].endswith(" 0 lost"), done.stdout + done.stderr

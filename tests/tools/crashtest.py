@@ -175,12 +175,14 @@ def files(folder):
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in kept}
 
 
-def draw_fault(chance, n_bytes, seconds):
-    """What goes wrong next: its name, and the options of `in_a_process` that let it happen."""
+KINDS = ("SIGKILL", "SIGTERM", "SIGINT", "write", "write", "full disk", "fsync")  # of faults: each as often as here
+
+
+def draw_fault(chance, kind, n_bytes, seconds):
+    """What goes wrong next, of a kind: the options of `in_a_process` that let it happen."""
     place, at_most = chance.randrange(n_bytes), chance.choice((2**30, chance.randrange(50, 5000)))
-    kind = chance.choice(("SIGKILL", "SIGTERM", "SIGINT", "write", "write", "full disk", "fsync"))
     if kind.startswith("SIG"):
-        return kind, {
+        return {
             "fault": FaultyFiles(at_most),
             "seconds": chance.uniform(0, seconds),
             "number": signal.Signals[kind],
@@ -190,7 +192,7 @@ def draw_fault(chance, n_bytes, seconds):
         "full disk": {"full_after": place},
         "fsync": {"failing_fsync": chance.randrange(1, N_EDITS + 6)},
     }
-    return kind, {"fault": FaultyFiles(at_most, **options[kind])}
+    return {"fault": FaultyFiles(at_most, **options[kind])}
 
 
 def damage(chance, folder):
@@ -223,13 +225,21 @@ def survived(folder):
         return len(ledger.Ledger(folder)) if (Path(folder) / "ledger.json").exists() else 0
 
 
-def crash(sequence_of, whole, folder, seconds, chance, at_most):
-    """Run one sequence to its end through up to `at_most` stops: a Counter of (kind of stop, what came of it)."""
+def crash(sequence_of, whole, folder, seconds, chance, at_most, kinds):
+    """Run one sequence to its end through up to `at_most` stops: a Counter of (kind of stop, what came of it).
+
+    Args:
+        kinds: of the next faults, a list that is taken from and filled; a kind stays until it stopped a sequence, so
+            that how fast a machine is does not decide which kinds there are.
+    """
     found, stops = Counter(), []
     while True:
         kind, options = None, {}
         if len(stops) < at_most and (not stops or chance.random() < 0.6):
-            kind, options = draw_fault(chance, len(whole["edits.log"]), seconds)
+            if not kinds:
+                kinds += chance.sample(KINDS, len(KINDS))
+            kind = kinds[0]
+            options = draw_fault(chance, kind, len(whole["edits.log"]), seconds)
         before = survived(folder)
         ended, n_acknowledged, said = in_a_process(sequence_of.run, folder, **options)
         if ended:
@@ -238,6 +248,7 @@ def crash(sequence_of, whole, folder, seconds, chance, at_most):
             raise RuntimeError(
                 f"the sequence in {folder} died of itself when it was started again; run it there to see why"
             )
+        kinds.pop(0)
         log = Path(folder) / "edits.log"
         left, n_left = (log.read_bytes() if log.exists() else b""), survived(folder)
         if n_left < before + n_acknowledged:
@@ -351,7 +362,7 @@ def main(arguments):
     chance, lm = random.Random(given.seed), loading.load(ROOT / "tests/golden/tiny_gpt2")
     found, failures = Counter(), []
     with tempfile.TemporaryDirectory(prefix="editscale-crash-") as top:
-        wholes = {}
+        wholes, kinds = {}, []
         for method in given.methods:
             sequence_of, folder, began = Sequence(lm, method), Path(top) / method, time.monotonic()
             ended, n, _ = in_a_process(sequence_of.run, folder)
@@ -362,7 +373,7 @@ def main(arguments):
         while (left := given.n - sum(n for (_, what), n in found.items() if what == "stops")) > 0:
             sequence_of, whole, seconds = wholes[chance.choice(given.methods)]
             folder = tempfile.mkdtemp(prefix="crash-", dir=top)
-            found += crash(sequence_of, whole, folder, seconds, chance, left)
+            found += crash(sequence_of, whole, folder, seconds, chance, left, kinds)
             shutil.rmtree(folder)
         if given.studies:
             found += stop_study(Path(top), given.studies, chance, given.target)
