@@ -195,7 +195,9 @@ def judged():
     """All predictions: a list of rows with number, prediction, found and verdict."""
     draws = drawn("counterfact_easyedit.json"), drawn("atlas")
     found = [*moments(), *draws, ranks(), *after_the_token(), alone_after_the_token(), *changes(), pairs(), clamped()]
-    found += [contexts(), ("see 3 and 4, which are judged by these", both(*(verdict for _, verdict in draws)))]
+    tested = prospective.by_bin(prospective.read([f"{TESTS}/tested.parquet"]), prospective.DRAWING)["tested"].max()
+    said = f"see 3 and 4, which are judged by these; at most {tested} facts of a bin were drawn, not 120"
+    found += [contexts(), (said, both(*(verdict for _, verdict in draws)))]
     return [{"": i, "predicted": words, "found": text, "verdict": verdict}
             for i, (words, (text, verdict)) in enumerate(zip(PREDICTED, found, strict=True), start=1)]  # fmt: skip
 
