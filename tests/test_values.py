@@ -225,6 +225,15 @@ MANY = [
 TWENTY = ["{}", *(f"{'The river of Lund is in the town. '[: 3 * n + 9]}{{}}" for n in range(20))]
 
 
+def sizes(rows):
+    """Tokens of one fact's rows on a GPU that run once, that each step runs, that it reads, and scored positions."""
+    packed = suffix._pack([rows])
+    ((_, (after, before)),), of = packed.by_fact(), suffix.multiples(packed)
+    found = (len(packed.trees[0].ids), of.lower), (len(after), of.after), (len(before), of.before)
+    scored = suffix._rounded(len(suffix.scored_positions(rows[:-1])))
+    return *(-(-n // multiple) * multiple for n, multiple in found), scored
+
+
 @pytest.mark.parametrize("contexts", [TWENTY, TWENTY[:6], ["{}"]])
 def test_sizes_on_a_gpu_are_those_of_the_rows_that_are_laid_out_and_hold_all_tokens(contexts):
     lm = tiny.tiny_model("gpt2")
@@ -232,7 +241,7 @@ def test_sizes_on_a_gpu_are_those_of_the_rows_that_are_laid_out_and_hold_all_tok
     for fact in MANY:
         rows = values.target_rows(lm, fact, contexts)
         packed = suffix._pack([rows])
-        of, (lower, after, before, positions) = suffix.multiples(packed), suffix.sizes(rows)
+        of, (lower, after, before, positions) = suffix.multiples(packed), sizes(rows)
         layout = suffix._lay_out(gpu, packed, 1, of.after, of.before)
         assert layout.after.shape == (1, after, 2) and layout.before.shape == (1, before, 2)
         ids, *_ = tokens.tree_inputs(packed.trees, "cpu", torch.float32, multiple=of.lower)
@@ -241,12 +250,10 @@ def test_sizes_on_a_gpu_are_those_of_the_rows_that_are_laid_out_and_hold_all_tok
         assert held == {(0, i) for i in range(len(packed.trees[0].ids))}
 
 
-def test_facts_of_a_sequence_have_few_sizes_and_one_of_each_is_found():
+def test_facts_of_a_sequence_have_few_sizes():
     lm = tiny.tiny_model("gpt2")
-    found = [suffix.sizes(values.target_rows(lm, fact, TWENTY)) for fact in MANY]
-    first = values.one_of_each_size(lm, MANY, TWENTY)
-    assert sorted({found[i] for i in first}) == sorted(set(found)) and len(first) == len(set(found)) < len(MANY)
-    assert all(found.index(found[i]) == i for i in first)
+    found = [sizes(values.target_rows(lm, fact, TWENTY)) for fact in MANY]
+    assert len(set(found)) < len(MANY)
     assert {after for _, after, _, _ in found} <= {2**n * m for n in range(4, 12) for m in (2, 3)}
 
 

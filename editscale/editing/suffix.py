@@ -102,19 +102,6 @@ def multiples(packed):
     return Multiples(coarse, max(32, _rounded(len(after), 2)), coarse)
 
 
-def sizes(rows):
-    """The sizes that the rows of one fact have on a GPU: tokens that run once, that each step runs, that it reads, and
-    scored positions. Facts with the same ones replay the same CUDA graphs.
-
-    Args:
-        rows: its `target_rows`.
-    """
-    packed = _pack([rows])
-    ((_, (after, before)),), of = packed.by_fact(), multiples(packed)
-    found = (len(packed.trees[0].ids), of.lower), (len(after), of.after), (len(before), of.before)
-    return *(-(-n // multiple) * multiple for n, multiple in found), _rounded(len(scored_positions(rows[:-1])))
-
-
 def _shared_rows(sizes, capacity):
     """Items that share a row, for each row a list of their numbers: first-fit, the longest first.
 

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from editscale.editing import suffix
 from editscale.editing.descent import Descent, descend
 from editscale.editing.suffix import SuffixSteps, cached_forward
 from editscale.kernels import cuda_graphs
@@ -50,14 +49,6 @@ def target_rows(lm, fact, contexts):
     """The rows of an optimization: the target after every context, and last the KL prompt without target."""
     rows = tokens.context_rows(lm.tokenizer, contexts, fact.prompt, fact.subject, fact.target_new)
     return rows + tokens.context_rows(lm.tokenizer, ["{}"], KL_PROMPT, fact.subject)
-
-
-def one_of_each_size(lm, facts, contexts):
-    """Numbers of the first of the facts of each size that an optimization has on a GPU (`suffix.sizes`)."""
-    first = {}
-    for i, fact in enumerate(facts):
-        first.setdefault(suffix.sizes(target_rows(lm, fact, contexts)), i)
-    return list(first.values())
 
 
 def up_to_subjects(lm, facts, contexts, *, multiple=1):

@@ -231,9 +231,6 @@ def _run(lm, orders, editings, ledgers, on_collapse, batch_tokens, *, stack):
         replay(model, ledgers[i], done, copy=row if stack else None)
         states[i] = state_after(lm, editings[i], ledgers[i], done)
 
-    if not stack and size == 1:
-        _record_graphs(lm, first, orders[0][start:], ahead[0][start:], states[0])
-
     title = f"edit with {', '.join(dict.fromkeys(editing.method for editing in editings))}"
     steps, unit = range(start, n_facts, size), "edit" if size == 1 else "step"
     for place in tqdm(steps, desc=title, unit=unit, total=n_facts // size, initial=start // size):
@@ -251,19 +248,6 @@ def _run(lm, orders, editings, ledgers, on_collapse, batch_tokens, *, stack):
             states[i] = state
             for n in range(len(ledgers[i]) - place, size):  # none where the ledger was ahead
                 _record(ledgers[i], of[n], identities[i][place + n], edit, n, scores[n], seconds, last=n == size - 1)
-
-
-def _record_graphs(lm, editing, facts, ahead, state):
-    """Edit a fact of each size on a GPU, and leave these edits: what is recorded then is only replayed by a sequence.
-
-    Of methods that optimize values one fact at a time. Arguments as for `_step`.
-    """
-    if lm.device.type != "cuda" or lm.graphs is None or editors.method(editing.method).together is None:
-        return
-    flat = [text for of in editing.contexts for text in (of if isinstance(of, list) else [of])]
-    for i in values.one_of_each_size(lm, facts, flat):
-        given = [[ahead[i]]] if editors.method(editing.method).ahead else []
-        editors.edit_each(editing, lm, [facts[i]], *given, states=[state])
 
 
 def _checked(lm, facts, editing, ledger):
