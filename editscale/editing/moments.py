@@ -98,6 +98,7 @@ def collect_at(lm, documents, layers, counts, *, corpus="", batch_tokens=BATCH_T
     read, group, collected = _Read(iter(documents), corpus), [], []
     with tqdm(total=counts[-1], desc="second moments", unit="token", disable=not progress) as bar:
         for count in counts:
+            room = transfer.Room(sums[layers[0]], len(layers))
             while read.n_tokens < count:
                 group.append(read.next_document(lm, count))
                 if len(group) == GROUP or read.n_tokens >= count:
@@ -110,7 +111,7 @@ def collect_at(lm, documents, layers, counts, *, corpus="", batch_tokens=BATCH_T
                         times.add("second moments", n, time.perf_counter() - began)
                     bar.update(n)
                     group = []
-            means = {layer: transfer.to_cpu(_symmetric(total / read.n_tokens)) for layer, total in sums.items()}
+            means = {layer: room.to_cpu(_symmetric(total / read.n_tokens)) for layer, total in sums.items()}
             collected.append(SecondMoments(means, read.n_tokens, read.identity(lm)))
     return collected
 

@@ -2,6 +2,6 @@
 
 Without it every number stays the same, up to rounding: `matmul.fast` could be an empty context, which leaves blocks too
 to the model's own code; `cuda_graphs.descend` is `descent.descend`, `cuda_graphs.without_gradient` calls the function
-it is given, and `transfer.to_cpu` is `.cpu()`. `plain` is what the kernels of blocks do, in torch. Imports no other
+it is given, and a `transfer.Room` gives `.cpu()`. `plain` is what the kernels of blocks do, in torch. Imports no other
 room.
 """
