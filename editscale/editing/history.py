@@ -48,7 +48,17 @@ def solve(inverse, keys, own=1.0):
 
     found = inverse.times(keys)
     inner = own * torch.eye(keys.shape[1], dtype=found.dtype, device=found.device) + keys.double().T @ found
-    return torch.linalg.solve(inner, found.T).T
+    return divided(found, inner)
+
+
+def divided(found, inner):
+    """found inner⁻¹, (d_key, n), where inner (n, n) is symmetric.
+
+    A number is divided by where it is: to look whether a matrix has an inverse, the host waits for a GPU.
+    """
+    import torch
+
+    return found / inner if len(inner) == 1 else torch.linalg.solve(inner, found.T).T
 
 
 def of_moment(factor, weight, ridge=0.0):

@@ -9,6 +9,7 @@ import copy
 from collections import OrderedDict
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 from editscale.models import tokens
 
@@ -75,7 +76,7 @@ class LanguageModel:
     tf32_steps: bool = False
     after_start_token: bool = False
 
-    @property
+    @cached_property
     def family(self):
         return family_of(self.model.config)
 
