@@ -212,7 +212,8 @@ def _run(lm, orders, editings, ledgers, on_collapse, batch_tokens, *, stack):
             )
     for facts, editing in zip(orders, editings, strict=True):
         editors.check_steps(editing.method, len(facts), editing.facts_per_step)
-    identities = [_checked(lm, *order) for order in zip(orders, editings, ledgers, strict=True)]
+    checked = set()
+    identities = [_checked(lm, *order, checked) for order in zip(orders, editings, ledgers, strict=True)]
     if missing := scoring.without_true([fact for facts in orders for fact in facts]):
         tqdm.write(missing)
     for facts, of, ledger in zip(orders, identities, ledgers, strict=True):
@@ -250,10 +251,15 @@ def _run(lm, orders, editings, ledgers, on_collapse, batch_tokens, *, stack):
                 _record(ledgers[i], of[n], identities[i][place + n], edit, n, scores[n], seconds, last=n == size - 1)
 
 
-def _checked(lm, facts, editing, ledger):
-    """sha256 of each fact of an order, once they can be edited and are those of the ledger (ValueError otherwise)."""
-    check_facts(lm, facts, editing.contexts)
+def _checked(lm, facts, editing, ledger, checked):
+    """sha256 of each fact of an order, once they can be edited and are those of the ledger (ValueError otherwise).
+
+    Args:
+        checked: those of facts that are known to be editable in the contexts of these runs; these join them.
+    """
     identities = [fact.identity for fact in facts]
+    check_facts(lm, [of for of, one in zip(facts, identities, strict=True) if one not in checked], editing.contexts)
+    checked.update(identities)
     _check_same_facts(ledger, facts, identities)
     return identities
 
