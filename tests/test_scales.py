@@ -15,7 +15,8 @@ from editscale.workflow.parameters import read_grid, read_parameters
 PARAMS = Path(__file__).parents[1] / "params"
 SCALES = sorted(path.parent.name for path in PARAMS.glob("*/grid.yaml"))
 LARGE = {"gpt2-xl": "gpt2-xl", "gpt-j": "gpt-j-6b"}
-DRAWN_BY_OTHERS = {"interventions", "one-time", "prospective", "start-token"}  # in figures of smollm2 and mitigations
+# In figures of smollm2 and mitigations.
+DRAWN_BY_OTHERS = {"interventions", "lasting", "one-time", "prospective", "start-token"}
 DRY = {"dry-xl": "gpt2-xl", "dry-gpt-j": "gpt-j"}
 
 
