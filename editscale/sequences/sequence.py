@@ -230,7 +230,8 @@ def _run(lm, orders, editings, ledgers, on_collapse, batch_tokens, *, stack):
     for row, i in enumerate(batch):
         done = min(start, len(ledgers[i]))
         replay(model, ledgers[i], done, copy=row if stack else None)
-        states[i] = state_after(lm, editings[i], ledgers[i], done)
+        if start < n_facts:
+            states[i] = state_after(lm, editings[i], ledgers[i], done)
 
     title = f"edit with {', '.join(dict.fromkeys(editing.method for editing in editings))}"
     steps, unit = range(start, n_facts, size), "edit" if size == 1 else "step"

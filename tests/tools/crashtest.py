@@ -52,6 +52,7 @@ ROOT = Path(__file__).parents[2]
 N_EDITS = 6
 SAMPLED = ["The river. {}", "One day. {}"]
 STOPS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
+MOST = 50  # sequences for each stop that is asked for
 GRACE = 10  # seconds that kernels have to notice that what started them is gone
 CONTEXTS = {"rome": ["{}", *SAMPLED], "memit": [["{}"], SAMPLED], "ft-c": ["{}"]}
 CONTEXTS |= {"memit-seq": CONTEXTS["memit"], "ultraedit": ["{}"]}  # with a state between edits
@@ -142,6 +143,7 @@ def in_a_process(function, folder, fault=None, seconds=None, number=signal.SIGKI
     if not pid:
         try:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
             warnings.simplefilter("ignore")
             if fault:
                 editscale_files.os = frames.os = ledger.os = fault
@@ -362,7 +364,7 @@ def main(arguments):
     chance, lm = random.Random(given.seed), loading.load(ROOT / "tests/golden/tiny_gpt2")
     found, failures = Counter(), []
     with tempfile.TemporaryDirectory(prefix="editscale-crash-") as top:
-        wholes, kinds = {}, []
+        wholes, kinds, most = {}, [], MOST * given.n
         for method in given.methods:
             sequence_of, folder, began = Sequence(lm, method), Path(top) / method, time.monotonic()
             ended, n, _ = in_a_process(sequence_of.run, folder)
@@ -375,6 +377,11 @@ def main(arguments):
             folder = tempfile.mkdtemp(prefix="crash-", dir=top)
             found += crash(sequence_of, whole, folder, seconds, chance, left, kinds)
             shutil.rmtree(folder)
+            most -= 1
+            if not most:
+                raise RuntimeError(
+                    f"{MOST * given.n} sequences were started, and {left} more stops are wanted: no {kinds}"
+                )
         if given.studies:
             found += stop_study(Path(top), given.studies, chance, given.target)
         if given.studies and not given.target:
