@@ -1,13 +1,22 @@
 """A slice of a scale: which jobs there are, that all are done once, and that the time ends them."""
 
+import json
 import multiprocessing
+import shutil
 import subprocess
 import time
 from pathlib import Path
 
 import pytest
+import tiny
 from test_sequence import FACTS, edit_sequence
+from tools import recorded
 from tools import slice as of_scale
+
+from editscale.analysis import tables
+from editscale.data.orders import in_order, open_set
+from editscale.metrics import text_loss
+from editscale.models import loading
 
 GRID = """together: true
 runs:
@@ -49,6 +58,33 @@ def test_only_runs_whose_edits_are_all_there_are_looked_at_and_only_once(scale):
         Path(out).mkdir(exist_ok=True)
         Path(out, "done.json").write_text("{}")
     assert of_scale.look_jobs(scale, ["recall"]) == []
+
+
+def test_a_run_is_looked_at_without_notebooks_as_with_them(scale, monkeypatch):
+    """Its facts and a text at checkpoints, from its ledger."""
+    root, out = Path(__file__).parents[1], Path("runs/small/rome/order-0")
+    for name in ("params/rome", "params/smoke"):
+        Path(name).symlink_to(root / name)
+    Path("text.txt").write_text("A river runs through the old town. " * 40)
+    given = {"every": 1, "held_out": "text.txt", "held_out_tokens": 60, "held_out_window": 30}
+    Path("params/small/03a_recall_history.yaml").write_text(json.dumps(given))
+    monkeypatch.setattr(text_loss, "_check_apart", lambda *_: None)  # there are no second moments
+    Path("tests").symlink_to(root / "tests")
+    monkeypatch.setattr(tiny, "tiny_model", lambda _: loading.load("tests/golden/tiny_gpt2"))  # the notebooks' default
+    shutil.rmtree(out)
+    edit_sequence(out, facts=in_order(open_set("params/smoke/invented_facts.json"), 0, 2))
+    (job,) = of_scale.look_jobs(scale, ["recall"])
+    job[0][2]["together"] = []  # this one was edited by itself
+    of_scale.look(job, straight=True)
+    history, text = (tables.gather([out], f"recall/{name}") for name in ("history", "held_out"))
+    assert history.groupby("edits")["edit"].agg(list).to_dict() == {1: [1], 2: [1, 2]}
+    last = history[history["edit"] == history["edits"]].set_index("edits")["efficacy_magnitude"]
+    edits = tables.gather([out], "edits").set_index("edits")
+    assert (last - edits["efficacy_magnitude"]).abs().max() < 1e-5
+    assert text["edits"].tolist() == [0, 1, 2] and (text["held_out_nll"].diff().dropna().abs() > 0).all()
+    assert of_scale.look_jobs(scale, ["recall"]) == []
+    (run,) = recorded.in_runs(scale).made.values()
+    assert set(run) == {"edits", "recall"} and run["recall"]["parameters"]["every"] == 1
 
 
 def shell(command):

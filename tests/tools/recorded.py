@@ -22,7 +22,8 @@ PARTS = {
     "recall": ("history", "perplexity", "spectra", "held_out"),
     "downstream": ("downstream", "generation", "choices"),
 }
-OPTIONAL = ("recall/held_out", "downstream/choices")  # tables that only some runs have
+# Tables that only some runs have: `straight` leaves out those that ask for a look after every edit.
+OPTIONAL = ("drift", "recall/perplexity", "recall/spectra", "recall/held_out", "downstream/choices")
 TIMING = "timing"  # seconds of each edit: of the part "", and of a run made before they were recorded there are none
 # Table ↦ its folder among those of the runs. A scale has "overlap" only with values for the notebook that measures it.
 BESIDE = {name: name for name in ("single", "acceptance", "overlap", "traits", "interference")}

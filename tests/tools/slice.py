@@ -3,8 +3,9 @@
 For GPUs that are lent for minutes, where the graph of all notebooks has no time to end: second moments first, then
 edits in batches, the largest first, each on a GPU of its own in one process that goes on to the next batch; then, of
 every run whose edits are all there, notebooks 02a, 03a and 04a, and 09a once, several at a time on each GPU; and last,
-`record --partly`. What the time cuts off continues in the next slice on the same machine, where it ended. Recorded
-tables outlive the machine.
+`record --partly`. With --straight, a run is looked at without notebooks 02a and 03a, and more coarsely (`straight`).
+What the time cuts off continues in the next slice on the same machine, where it ended. Recorded tables outlive the
+machine.
 """
 
 import multiprocessing
@@ -13,6 +14,7 @@ import queue
 import signal
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import click
@@ -88,10 +90,14 @@ def edit(job):
     together(*job)
 
 
-def look(job):
+def look(job, straight=False):
     from editscale.workflow.execute import run_notebook
+    from tools.straight import INSTEAD_OF
 
     for notebook, scale, given in job:
+        if straight and notebook in INSTEAD_OF:
+            INSTEAD_OF[notebook](values(scale, notebook) | given)
+            continue
         executed = f"runs/{scale}/notebooks/{Path(notebook).stem}/{given['out'].replace('/', '-')}.ipynb"
         run_notebook(notebook, executed, values(scale, notebook) | given, threads=2)
 
@@ -157,7 +163,8 @@ def _words(job, seconds, error):
     "--parts", default="recall,downstream", show_default=True, help="What is looked at, of recall, downstream."
 )
 @click.option("--only", default="", help="Batches to edit, in this order (a,b); all of them unless given.")
-def main(scales, minutes, looks_minutes, looks, parts, only):
+@click.option("--straight", is_flag=True, help="Without notebooks 02a and 03a (tests/tools/straight.py).")
+def main(scales, minutes, looks_minutes, looks, parts, only, straight):
     """Run what is missing of SCALES for some minutes, on all GPUs of this machine, and record what is finished."""
     from editscale.workflow.execute import run_notebook
     from tools import record
@@ -175,7 +182,7 @@ def main(scales, minutes, looks_minutes, looks, parts, only):
     )
     looked = [part for part in parts.split(",") if part in ALONG]
     todo = [job for scale in scales for job in look_jobs(scale, looked)]
-    rows += share(todo, names * looks, look, time.monotonic() + 60 * looks_minutes)
+    rows += share(todo, names * looks, partial(look, straight=straight), time.monotonic() + 60 * looks_minutes)
     for scale in scales:
         left = [job[1] for job in edit_jobs(scale)]
         print(f"{scale}: {len(left)} batches have edits left ({', '.join(left) or 'none'})")
