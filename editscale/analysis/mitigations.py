@@ -8,7 +8,7 @@ import re
 import numpy as np
 import pandas as pd
 
-from editscale.analysis import tables
+from editscale.analysis import forgetting, tables
 from editscale.analysis.rows import groups, require, rows_of, were_learned
 from editscale.columns import OVERLAP, RUN
 
@@ -193,6 +193,42 @@ def growing(history, in_one_step, methods):
     some = history["method"].isin(methods) & history["edits"].isin(own[0]["edits"]) & ~history["reversed"]
     rows = pd.concat([*own, history[some]]).groupby(["method", "order", "edits"], sort=False)["efficacy_accuracy"]
     return rows.mean().rename("recall_all").reset_index().rename(columns={"edits": "facts"})
+
+
+def over_edits(edits, history):
+    """What becomes of recall and of learning along runs: a row per run and checkpoint.
+
+    Args:
+        edits, history: tables of the same runs (`tables.gather`).
+
+    Returns: method, order, reversed, edits, recall and recall_all (of the facts learned so far, and of all), learned
+    (share of the facts since the checkpoint before that were learned by their own edit). Shares are 0–1.
+    """
+    curve = forgetting.recall_curve(history, edits)[[*RUN, "edits", "recall"]]
+    asked = history.groupby([*RUN, "edits"])["efficacy_accuracy"].mean().rename("recall_all").reset_index()
+    parts = []
+    for run, own in groups(curve.merge(asked, on=[*RUN, "edits"])):
+        of_run, places = rows_of(edits, **run), own["edits"].sort_values().to_numpy()
+        since = np.searchsorted(places, of_run["edits"])
+        learned = were_learned(of_run).groupby(since).mean().reindex(range(len(places)))
+        parts.append(own.sort_values("edits").assign(learned=learned.to_numpy()))
+    return pd.concat(parts, ignore_index=True)
+
+
+def half_lives(curve):
+    """When half of what was learned is lost: a row per run.
+
+    Args:
+        curve: of `over_edits`.
+
+    Returns: method, order, reversed, half (edits at the first checkpoint that recalls less than half of the learned
+    facts; infinite without one), last (the last checkpoint).
+    """
+    rows = []
+    for run, own in groups(curve):
+        lost = own.loc[own["recall"] < 0.5, "edits"]
+        rows.append({**run, "half": lost.min() if len(lost) else np.inf, "last": own["edits"].max()})
+    return pd.DataFrame(rows)
 
 
 def read_overlap(path):

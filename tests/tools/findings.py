@@ -210,7 +210,7 @@ def lost_to(change, method):
 
 
 def distance():
-    """What is said of changes as large as those of edits, and of a task that is scored by likelihood."""
+    """What is said of changes as large as those of edits."""
     rows = read("interventions", "interventions")
     yield "; {} orders). Of what it knew", rows["order"].nunique()
     yield "MEMIT loses {} % in 200 edits", lost_to("edits", "memit")
@@ -220,12 +220,6 @@ def distance():
     yield "previous keys the edits lose {} % as well", lost_to("edits", "memit-seq-as-memit")
     yield "r-ROME's lose {} %", lost_to("edits", "r-rome")
     yield "random ones as large {} %", lost_to("spectrum", "r-rome")
-    tasks = read("interventions", "downstream/downstream").query("task == 'sst2'")
-    area = 100 * tasks.groupby(["method", "edits"])["auroc"].mean()
-    yield "has a signal (AUROC {} %)", area["memit", 0]
-    yield "and {} % after 300 edits of MEMIT", area["memit", 300]
-    yield "% after {} edits of MEMIT", tasks["edits"].max()
-    yield "edits of MEMIT, {} % of fine-tuning", area["ft-c", 300]
 
 
 def mitigations():
@@ -246,11 +240,37 @@ def mitigations():
     yield "norm anchors add 3 to {} points", max(more)
 
 
+def lasting():
+    """What is said of longer runs of the editors that keep earlier keys."""
+    edits, text = read("lasting", "edits"), read("lasting", "recall/held_out")
+    end, losses = edits["edits"].max(), text.pivot_table("held_out_nll", [*RUN], "edits")
+    times = np.exp(losses[end] - losses[0]).groupby("method").mean()
+    left = recalled("lasting", end)[0]
+    assert left.idxmin() == times.idxmax() == half_lives()[0].groupby("method").max().idxmin() == "alphaedit"
+    yield "; {} orders): after 2,000", edits["order"].nunique()
+    yield "after {} edits it recalls", end
+    yield "edits it recalls {} % of all facts at", left["alphaedit"]
+    yield "of all facts at {} times the perplexity", times["alphaedit"]
+    yield "settings with them {} % at", left["memit-seq-as-memit"]
+    yield "MEMIT's settings with them 55 % at {}.", times["memit-seq-as-memit"]
+
+
+def half_lives():
+    """Edits at the first look at a run of `lasting` that finds less than half of what was learned, by method and order;
+    and the percentage that is left at the end, by method."""
+    history, edits = read("lasting", "recall/history"), read("lasting", "edits")
+    learned = edits.loc[edits["efficacy_accuracy"] == 1, [*RUN, "edits"]].rename(columns={"edits": "edit"})
+    asked = history.merge(learned).groupby(["method", "order", "edits"])["efficacy_accuracy"].mean()
+    first = asked[asked < 0.5].reset_index("edits").groupby(["method", "order"])["edits"].min()
+    return first, 100 * asked.xs(edits["edits"].max(), level="edits").groupby("method").mean()
+
+
 def numbers():
     """README's words with {} for a number ↦ that number as it stands there."""
-    parts = (collapses(), forecasts(), start_token(), going_first(), distance(), mitigations())
+    parts = (collapses(), forecasts(), start_token(), going_first(), distance(), mitigations(), lasting())
+    digits = {2: "margin .AUROC|at its key|cosine|other facts'", 1: r"% at {}\."}
     return {
-        words: f"{x:.2f}" if re.search("margin .AUROC|at its key|cosine|other facts'", words) else f"{x:,.0f}"
+        words: f"{x:,.{max((n for n, which in digits.items() if re.search(which, words)), default=0)}f}"
         for of in parts
         for words, x in of
     }
@@ -366,14 +386,15 @@ def of_smollm2():
 
 
 def of_mitigations():
-    """Numbers in the sentences of figures 8 to 8d."""
+    """Numbers in the sentences of figures 8 to 8e."""
     kept = recalled("mitigations", 300)[0]
     overlap = read("mitigations", "overlap").groupby("method")["overlap"].mean()
     both = pd.concat([overlap, kept], axis=1, join="inner").rank()
-    one_step = kept[["memit-once"]].item()
+    one_step, (halves, left) = kept[["memit-once"]].item(), half_lives()
     return {"fig8_mitigations": extremes(kept, "{:.0f}"), "fig8b_overlap": [f"{both.corr().iloc[0, 1]:.2f}"],
             "fig8c_steps": [f"{one_step:.0f}"],
-            "fig8d_in_one_step": [f"{one_step:.0f}", f"{kept['memit-seq-as-memit']:.0f}"]}  # fmt: skip
+            "fig8d_in_one_step": [f"{one_step:.0f}", f"{kept['memit-seq-as-memit']:.0f}"],
+            "fig8e_to_the_end": [f"{halves['alphaedit'].median():,.0f}", f"{left.max():.0f}"]}  # fmt: skip
 
 
 def of_figures(scale, about):

@@ -47,6 +47,7 @@ FIGURES = {
     "fig8b_overlap": ("09b_mitigations", "Not asked."),
     "fig8c_steps": ("09b_mitigations", "Not asked: facts are edited one at a time."),
     "fig8d_in_one_step": ("09b_mitigations", "Not asked."),
+    "fig8e_to_the_end": ("09b_mitigations", "Not asked: editors that keep earlier keys are newer."),
 }
 
 
