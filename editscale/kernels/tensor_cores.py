@@ -41,7 +41,7 @@ class Tile:
         return {"ROWS": self.rows, "COLUMNS": self.columns, "num_warps": self.num_warps, "num_stages": self.num_stages}
 
 
-FOR_FEW = Tile(32, 64, 4, 1.0)
+FOR_FEW = Tile(32, 64, 3, 1.0, num_stages=4)
 FOR_MORE = Tile(64, 64, 3, 1.2), Tile(128, 64, 2, 1.0)
 
 
