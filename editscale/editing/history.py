@@ -37,8 +37,10 @@ class Inverse:
 
         found = self.times(keys)
         inner = torch.eye(keys.shape[1], dtype=found.dtype, device=found.device) + keys.double().T @ found
-        lower = torch.linalg.cholesky(inner)
-        new = torch.linalg.solve_triangular(lower, found.T, upper=False).T
+        if len(inner) == 1:  # see `divided`
+            new = found / inner.sqrt()
+        else:
+            new = torch.linalg.solve_triangular(torch.linalg.cholesky(inner), found.T, upper=False).T
         return replace(self, columns=new if self.columns is None else torch.cat([self.columns, new], dim=1))
 
 
