@@ -170,6 +170,7 @@ def measure(lm, facts, editing, n_leading=10):
     Args:
         facts: in the order in which they would be edited.
         editing: of `prepare`, all at one layer.
+        n_leading: see `along_leading`; 0: not measured, NaN (it takes a decomposition for each edit).
     """
     import torch
 
@@ -179,7 +180,8 @@ def measure(lm, facts, editing, n_leading=10):
     keys = context_keys(lm, facts, ["{}"], layer)[:, 0]
     x = whitened(keys, next(iter(editing.values())).factors[layer])
     products = torch.stack([directions(lm, facts, of) @ keys.T for of in editing.values()])
-    shares = along_leading(products, x @ x.T, n_leading).tolist()
+    none = torch.full(products.shape[:2], torch.nan)
+    shares = (along_leading(products, x @ x.T, n_leading) if n_leading else none).tolist()
     rows = [
         {"method": method_label(name), "layer": layer, "edits": t, "case_id": fact.case_id, **row, "leading": share}
         for name, of_method, of_share in zip(editing, products, shares, strict=True)
