@@ -114,7 +114,7 @@ def score_each(lm, facts):
     asked = _asked(facts)
     pairs = _pairs(lm, [prompt[2:] for prompt in asked])
     rows = [[j for j, (of, *_) in enumerate(asked) if of == i] for i in range(len(facts))]
-    scores = _score(lm, pairs, rows)
+    scores = _score(lm, pairs, rows)()
     return _by_kind(asked, [scores[j] for j in range(len(asked))], facts)
 
 
@@ -130,8 +130,11 @@ def score_prompts(lm, prompts, *, batch_tokens=BATCH_TOKENS, kept=None):
     pairs, scores = _pairs(lm, prompts), {}
     neighbors_share_most = sorted(range(len(pairs)), key=lambda i: pairs[i])
     batches = hidden_states.batches(neighbors_share_most, lambda i: sum(map(len, pairs[i])), batch_tokens)
-    for _, of_rows in hidden_states.in_forwards(lambda rows: _score(lm, pairs, rows, kept), batches):
-        scores |= of_rows
+    before = dict
+    for _, found in hidden_states.in_forwards(lambda rows: _score(lm, pairs, rows, kept), batches):
+        scores |= before()  # once a GPU has the next forward to do
+        before = found
+    scores |= before()
     return [scores[i] for i in range(len(pairs))]
 
 
@@ -177,7 +180,8 @@ def _pairs(lm, prompts):
 
 
 def _score(lm, pairs, rows, kept=None):
-    """{i: PromptScore} from one forward, the pairs numbered in each of `rows` as one tree."""
+    """One forward, the pairs numbered in each of `rows` as one tree: a function that waits for it and returns
+    {i: PromptScore}."""
     import torch
 
     texts = [[(pairs[i][0], target) for i in row for target in pairs[i][1:] if target] for row in rows]
@@ -191,16 +195,20 @@ def _score(lm, pairs, rows, kept=None):
     targets = torch.tensor([t for row in texts for _, target in row for t in target], device=lm.device)
     with torch.no_grad():
         log_p = lm.logits(hidden_states.final(lm, trees, kept)[tuple(zip(*index, strict=True))]).log_softmax(dim=-1)
-    nlls, firsts = -log_p.gather(1, targets[:, None])[:, 0].cpu(), (log_p.argmax(dim=-1) == targets).cpu()
+    on_device = -log_p.gather(1, targets[:, None])[:, 0], log_p.argmax(dim=-1) == targets
     sizes = np.array([len(target) for row in texts for _, target in row])
-    starts, mean, all_first = np.cumsum(sizes) - sizes, nlls.new_empty(len(sizes)), firsts.new_empty(len(sizes))
-    for size in np.unique(sizes):  # all targets of a length at once
-        of = np.flatnonzero(sizes == size)
-        at = torch.from_numpy(starts[of, None] + np.arange(size))
-        mean[of], all_first[of] = nlls[at].mean(dim=1), firsts[at].all(dim=1)
-    scored = zip(mean.tolist(), all_first.tolist(), strict=True)
-    scores = {}
-    for i in (i for row in rows for i in row):
-        (nll_new, new), (nll_true, true) = (next(scored) if target else (None, None) for target in pairs[i][1:])
-        scores[i] = PromptScore(nll_new, nll_true, new, true)
+
+    def scores():
+        nlls, firsts = (of.cpu() for of in on_device)
+        starts, mean, all_first = np.cumsum(sizes) - sizes, nlls.new_empty(len(sizes)), firsts.new_empty(len(sizes))
+        for size in np.unique(sizes):  # all targets of a length at once
+            of = np.flatnonzero(sizes == size)
+            at = torch.from_numpy(starts[of, None] + np.arange(size))
+            mean[of], all_first[of] = nlls[at].mean(dim=1), firsts[at].all(dim=1)
+        scored, found = zip(mean.tolist(), all_first.tolist(), strict=True), {}
+        for i in (i for row in rows for i in row):
+            (nll_new, new), (nll_true, true) = (next(scored) if target else (None, None) for target in pairs[i][1:])
+            found[i] = PromptScore(nll_new, nll_true, new, true)
+        return found
+
     return scores
