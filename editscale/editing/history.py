@@ -37,7 +37,7 @@ class Inverse:
 
         found = self.times(keys)
         inner = torch.eye(keys.shape[1], dtype=found.dtype, device=found.device) + keys.double().T @ found
-        if len(inner) == 1:  # see `divided`
+        if len(inner) == 1:  # see `moments.divided`
             new = found / inner.sqrt()
         else:
             new = torch.linalg.solve_triangular(torch.linalg.cholesky(inner), found.T, upper=False).T
@@ -50,17 +50,7 @@ def solve(inverse, keys, own=1.0):
 
     found = inverse.times(keys)
     inner = own * torch.eye(keys.shape[1], dtype=found.dtype, device=found.device) + keys.double().T @ found
-    return divided(found, inner)
-
-
-def divided(found, inner):
-    """found inner⁻¹, (d_key, n), where inner (n, n) is symmetric.
-
-    A number is divided by where it is: to look whether a matrix has an inverse, the host waits for a GPU.
-    """
-    import torch
-
-    return found / inner if len(inner) == 1 else torch.linalg.solve(inner, found.T).T
+    return moments.divided(found, inner)
 
 
 def of_moment(factor, weight, ridge=0.0):

@@ -11,7 +11,7 @@ add is still missing at the next, so the layers after it take more; what the las
 from dataclasses import dataclass, replace
 from functools import partial
 
-from editscale.editing import history, post_norm, updates, values
+from editscale.editing import moments, post_norm, updates, values
 from editscale.editing.context_sampling import memit_contexts
 from editscale.editing.method import Method, Way
 from editscale.editing.updates import Edit, Update
@@ -46,7 +46,11 @@ def solve(keys, factor, weight):
 
     Raises ValueError if the keys do not fit the factor.
     """
-    return history.solve(history.of_moment(factor, weight), keys)
+    import torch
+
+    g, keys = moments.weighed(keys, factor) / weight, keys.double()
+    inner = torch.eye(keys.shape[1], dtype=torch.float64, device=keys.device) + keys.T @ g
+    return moments.divided(g, inner)
 
 
 def mean_keys(keys, groups):

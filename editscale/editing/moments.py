@@ -197,6 +197,16 @@ def weighed(keys, factor):
     return torch.cholesky_solve(keys.double(), factor)
 
 
+def divided(found, inner):
+    """found inner⁻¹, (d_key, n), where inner (n, n) is symmetric.
+
+    A number is divided by where it is: to look whether a matrix has an inverse, the host waits for a GPU.
+    """
+    import torch
+
+    return found / inner if len(inner) == 1 else torch.linalg.solve(inner, found.T).T
+
+
 def spectrum(moment, device="cpu"):
     """Eigenvalues of C, descending, (d_key,), float64, on the CPU.
 
