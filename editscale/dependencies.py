@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import editscale
-from editscale.files import DATA
+from editscale.files import DATA, sha256_file
 
 PACKAGE = Path(__file__).resolve().parent
 METHODS = "editscale.methods"  # group of the entry points by which an installed package offers editing methods
@@ -32,24 +32,27 @@ def closure(code, package=PACKAGE):
     count too. Raises ValueError, naming the module, for a relative import, and for a call of `bundled` that does not
     name its file by a string.
     """
-    todo, found = set(_mentioned(code, package, "the given code")), set()
+    return sorted(_closure(code, package))
+
+
+def _closure(code, package):
+    """`closure`: path ↦ the text of a module, and None of a data file."""
+    todo, found = set(_mentioned(code, package, "the given code")), {}
     while todo:
         path = todo.pop()
-        found.add(path)
-        if path.suffix == ".py":
-            todo |= _mentioned(path.read_text(encoding="utf-8"), package, path) - found
-    return sorted(found)
+        found[path] = text = path.read_text(encoding="utf-8") if path.suffix == ".py" else None
+        if text is not None:
+            todo |= _mentioned(text, package, path) - found.keys()
+    return found
 
 
 def identity(code, package=PACKAGE):
     """sha256 of `code` and of all that it rests on (`closure`), without its words."""
     total = hashlib.sha256(without_words(code).encode())
-    for path in closure(code, package):
-        content = path.read_bytes()
-        if path.suffix == ".py":
-            content = without_words(content.decode()).encode()
+    for path, text in sorted(_closure(code, package).items()):
+        sha256 = sha256_file(path) if text is None else _sha256_without_words(text)
         name = path.relative_to(package).as_posix() if path.is_relative_to(package) else path.name
-        total.update(f"{name} {hashlib.sha256(content).hexdigest()}\n".encode())
+        total.update(f"{name} {sha256}\n".encode())
     return total.hexdigest()
 
 
@@ -98,6 +101,11 @@ def without_words(code):
         head, tail = lines[first - 1].encode()[:start].decode(), lines[last - 1].encode()[end:].decode()
         lines[first - 1 : last] = [head + tail] + [""] * (last - first)
     return "\n".join(line for i, line in enumerate(lines, 1) if i in verbatim or line.strip())
+
+
+@functools.cache
+def _sha256_without_words(code):
+    return hashlib.sha256(without_words(code).encode()).hexdigest()
 
 
 @dataclass
