@@ -204,7 +204,7 @@ def _pictures(fig, paths, whole):
     name, paths = paths[0].stem, dict(zip(PICTURES, paths, strict=True))
     facts = {"svg": {"Title": name, "Date": None}, "pdf": {"Title": name, "CreationDate": None}}
     with rc_context({"svg.hashsalt": "editscale", "pdf.fonttype": 42}):
-        fig.savefig(io.BytesIO(), format="png")  # the layout settles
+        _settle(fig)
         fig.savefig(drawn := io.BytesIO(), format="svg", metadata=facts["svg"])
         if whole.issuperset(paths.values()):
             texts = paths["svg"].read_text(encoding="utf-8", errors="replace"), drawn.getvalue().decode()
@@ -215,6 +215,18 @@ def _pictures(fig, paths, whole):
             with whole_file(paths[kind]) as part:
                 fig.savefig(part, format=kind, metadata=facts.get(kind, {"Title": name}))
     return list(paths.values())
+
+
+def _settle(fig):
+    """Let the layout of a figure settle as if it were saved as png, without a picture."""
+    from matplotlib import rcParams
+
+    before, asked = fig.dpi, rcParams["savefig.dpi"]
+    try:
+        fig.dpi = before if asked == "figure" else asked
+        fig.draw_without_rendering()
+    finally:
+        fig.dpi = before
 
 
 def _drawing(svg):
