@@ -16,6 +16,7 @@ os.environ.update(
 )
 
 import copy  # noqa: E402
+import gc  # noqa: E402
 import shutil  # noqa: E402
 
 import pytest  # noqa: E402
@@ -31,6 +32,10 @@ def pytest_configure(config):
 def pytest_collection_modifyitems(items):
     place = {f"test_{name}": i for i, name in enumerate(LONGEST)}
     items.sort(key=lambda item: place.get(item.path.stem, len(place)))
+
+
+def pytest_collection_finish():
+    gc.freeze()  # what is imported by now stays, and is not looked through for garbage again and again
 
 
 @pytest.fixture

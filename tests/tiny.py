@@ -1,5 +1,6 @@
 """Tiny random models of every family, a tiny tokenizer, and the one real model: what the tests edit."""
 
+import copy
 import functools
 import hashlib
 from importlib import metadata
@@ -87,7 +88,13 @@ def tiny_model(model_type, *, seed=0, dtype=torch.float32, bos=None, **config):
 
     The same seed gives the same weights in every dtype, up to rounding. Biases and norms are random too, so
     that a test notices when one is left out. `bos` None means what the family does; others as for `tiny_config`.
+    Made once, and copied.
     """
+    return copy.deepcopy(_made(model_type, seed, dtype, bos, **config))
+
+
+@functools.lru_cache(maxsize=64)
+def _made(model_type, seed, dtype, bos, **config):
     assert model_type in FAMILIES, model_type
     config = tiny_config(model_type, **config)
     model = AutoModelForCausalLM.from_config(config, attn_implementation="eager", dtype=torch.float32)
