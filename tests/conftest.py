@@ -1,10 +1,11 @@
-"""What every test shares: one thread per process, no screen, no network.
+"""What every test shares: one thread per process, no screen, no network, and a disk in memory where there is one.
 
 Set before torch and matplotlib are imported, and inherited by kernels: two pytest workers on two cores must
 not compete for threads, and a test that would reach for the hub fails at once instead of waiting for it.
 """
 
 import os
+import shutil
 
 os.environ.update(
     OMP_NUM_THREADS="1",
@@ -14,10 +15,12 @@ os.environ.update(
     MPLBACKEND="Agg",
     HF_HUB_OFFLINE="1",
 )
+IN_MEMORY = "/dev/shm"  # noqa: S108
+if os.access(IN_MEMORY, os.W_OK) and shutil.disk_usage(IN_MEMORY).free > 4e9:
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", IN_MEMORY)
 
 import copy  # noqa: E402
 import gc  # noqa: E402
-import shutil  # noqa: E402
 
 import pytest  # noqa: E402
 

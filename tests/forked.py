@@ -12,7 +12,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-PACKAGES = """snakemake.cli ipykernel.kernelapp torch transformers.models.gpt2.modeling_gpt2 pandas seaborn
+PACKAGES = """snakemake.cli smart_open snakemake.report nbformat ipykernel.kernelapp torch transformers.models.gpt2.modeling_gpt2 pandas seaborn
               scipy.special transformers.integrations.mistral pyarrow.dataset pyarrow.parquet pandas.io.formats.style
               matplotlib_inline.backend_inline matplotlib.backends.backend_pdf matplotlib.backends.backend_svg
               PIL.JpegImagePlugin""".split()

@@ -193,7 +193,8 @@ def test_markup_in_outputs_and_markdown_keeps_tables_and_loses_what_acts(study):
     ],
 )
 @pytest.mark.parametrize("place", ("output", "markdown", "markdown output", "isolated output"))
-def test_hostile_markup_is_harmless_wherever_a_notebook_holds_it(study, html, place):
+def test_hostile_markup_is_harmless_wherever_a_notebook_holds_it(tmp_path, monkeypatch, html, place):
+    monkeypatch.chdir(tmp_path)
     cells = {
         "output": code("x", shown(text_html=html)),
         "markdown": new_markdown_cell(f"Text {html}"),
