@@ -12,8 +12,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-PACKAGES = """snakemake.cli smart_open snakemake.report nbformat ipykernel.kernelapp torch transformers.models.gpt2.modeling_gpt2 pandas seaborn
-              scipy.special transformers.integrations.mistral pyarrow.dataset pyarrow.parquet pandas.io.formats.style
+PACKAGES = """snakemake.cli smart_open snakemake.report nbformat ipykernel.kernelapp torch
+              transformers.models.gpt2.modeling_gpt2 pandas seaborn scipy.special
+              transformers.integrations.mistral pyarrow.dataset pyarrow.parquet pandas.io.formats.style
               matplotlib_inline.backend_inline matplotlib.backends.backend_pdf matplotlib.backends.backend_svg
               PIL.JpegImagePlugin""".split()
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -77,6 +78,11 @@ def _run(main, arguments, cwd, env, stdout, stderr, parent, begun):
     sys.argv = [module, *arguments]
     sys.path[:] = ["", *(path for path in sys.path if not Path(path).is_relative_to(Path(__file__).parent))]
     getattr(sys.modules[module], function)()
+
+
+def script():
+    """Run the code that is the first argument, as `python -c` does."""
+    exec(sys.argv[1], {"__name__": "__main__"})  # noqa: S102
 
 
 def run(main, *arguments, cwd):

@@ -1,10 +1,9 @@
 """Sequences of edits that are stopped lose nothing, and a ledger that lost something would be noticed."""
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
+import forked
 import pytest
 
 CODE = """
@@ -28,7 +27,7 @@ print(crashtest.main(["2", "--seed", "3", "--studies", "0", "--methods", "rome"]
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_killed_sequences_are_the_uninterrupted_one_and_a_late_write_is_noticed():
     code = CODE.format(tests=str(Path(__file__).parent))
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    done = forked.run("forked:script", code, cwd=Path(__file__).parents[1])
     lines = done.stdout.splitlines()
     assert "0" in lines, done.stdout + done.stderr
     first = lines.index("0")
