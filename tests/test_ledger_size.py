@@ -13,7 +13,7 @@ from tools import method_costs
 
 from editscale.editing import editors, lifelong, modules, updates
 from editscale.editing.context_sampling import bare_context, memit_contexts
-from editscale.models import loading, stacks
+from editscale.models import stacks
 from editscale.sequences import sequence
 from editscale.sequences.ledger import Ledger
 
@@ -49,7 +49,7 @@ def shift_bytes(state):
 @pytest.mark.parametrize("dtype", ("float32", "bfloat16"))
 @pytest.mark.parametrize("name", modules.MODULES)
 def test_bytes_of_an_edit_are_those_of_its_tensors(name, dtype):
-    lm = loading.load(ROOT / "tests/golden/tiny_gpt2", dtype=dtype)
+    lm = tiny.tiny_gpt2(dtype)
     editing = editing_of(lm, name)
     state = editing.start
     for fact in FACTS[:2]:
@@ -66,7 +66,7 @@ def shift_columns(state):
 
 @pytest.mark.parametrize("name", [name for name in modules.MODULES if editors.method(name).edit_batches])
 def test_bytes_of_a_step_are_those_of_its_tensors(name):
-    lm = loading.load(ROOT / "tests/golden/tiny_gpt2")
+    lm = tiny.tiny_gpt2()
     editing = replace(editing_of(lm, name), facts_per_step=3)
     (edit,) = editors.edit_steps(editing, lm, [FACTS])
     n = edit.updates[0].left.shape[1] - shift_columns(editing.start) if editors.method(name).by_token else 1
@@ -89,7 +89,7 @@ def test_bytes_on_a_stack_of_copies_are_those_of_one(model_type):
 
 
 def test_what_is_edited_instead_of_rome_may_take_more():
-    lm = loading.load(ROOT / "tests/golden/tiny_gpt2")
+    lm = tiny.tiny_gpt2()
     other = editors.read_params("ft-c", ROOT / "params/ft-c/tiny-gpt2.yaml")
     editing = editing_of(lm, "rome-screened", least_denominator=1e9, instead={"method": "ft-c", **vars(other)})
     (edit,) = editors.edit_each(editing, lm, FACTS[:1])
@@ -100,7 +100,7 @@ def test_what_is_edited_instead_of_rome_may_take_more():
     ("name", "size"), [("memit", 1), ("memit", 3), ("memit-rect", 1), ("ft-c", 1), ("ultraedit", 1), ("stableedit", 1)]
 )
 def test_the_sentence_before_a_run_holds_what_its_ledger_takes(name, size, tmp_path, monkeypatch):
-    lm = loading.load(ROOT / "tests/golden/tiny_gpt2")
+    lm = tiny.tiny_gpt2()
     monkeypatch.setattr(sequence, "_bytes", str)
     editing = replace(editing_of(lm, name), facts_per_step=size)
     said = sequence.ledger_size(lm, FACTS, editing)
@@ -114,7 +114,7 @@ def test_the_sentence_before_a_run_holds_what_its_ledger_takes(name, size, tmp_p
 
 
 def test_of_ones_own_method_it_is_not_known_before_an_edit():
-    lm = loading.load(ROOT / "tests/golden/tiny_gpt2")
+    lm = tiny.tiny_gpt2()
     editing = replace(editing_of(lm, "memit"), method="notebooks_own")
     with pytest.MonkeyPatch.context() as patched:
         own = editors.as_method(replace(editors.method("memit"), size=None))

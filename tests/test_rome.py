@@ -1,5 +1,6 @@
 """ROME and its variants as mathematics: what the update does to keys, against a few lines of NumPy."""
 
+import functools
 from dataclasses import replace
 
 import numpy as np
@@ -22,6 +23,12 @@ PARAMS = rome.RomeParams(
 
 
 def moment(d_key, seed=0):
+    """A well-conditioned second moment. Made once, and copied."""
+    return _moment(d_key, seed).clone()
+
+
+@functools.cache
+def _moment(d_key, seed):
     x = torch.randn(4 * d_key, d_key, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     return x.T @ x / len(x)
 

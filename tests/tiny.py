@@ -120,6 +120,16 @@ def _made(model_type, seed, dtype, bos, **config):
     return LanguageModel(model, tokenizer, f"tiny_{model_type}", identity)
 
 
+def tiny_gpt2(dtype="float32"):
+    """The model of tests/golden. Loaded once, and copied."""
+    return copy.deepcopy(_loaded(dtype))
+
+
+@functools.cache
+def _loaded(dtype):
+    return language_models.load(Path(__file__).parent / "golden/tiny_gpt2", dtype=dtype)
+
+
 @functools.cache
 def smollm2():
     """SmolLM2-135M, float32 on the CPU, from the installed wheel; the test is skipped where that is missing.
