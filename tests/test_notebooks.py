@@ -71,7 +71,8 @@ def study(tmp_path_factory, forked_kernels):
     measured = run(folder, "06a_acceptance_measures", n_edits=2, moments=str(moments)) / "acceptance.parquet"
     run(folder, "06b_acceptance", table=str(measured), figures_folder=runs["figures_folder"])
     met = run(folder, "09a_key_overlap", n_edits=7, moments=str(moments)) / "overlap.parquet"
-    run(folder, "09b_mitigations", overlap=str(met), longer={str(memit): []}, **runs)
+    longer = {"longer": {str(memit): []}, "longer_overlap": {str(met): {"memit": "a memit"}}}
+    run(folder, "09b_mitigations", overlap=str(met), **longer, **runs)
     for name in ("00_first_edit", "08_extend"):
         run(folder, name, moments=str(moments))
     judged = {"table": str(measured), "targets": "gpt2-xl"}

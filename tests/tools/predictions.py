@@ -232,6 +232,15 @@ def long_texts():
     return said, both(*(against(x, x, **of) for name, of in bounds.items() for x in times[name]))
 
 
+def overlaps():
+    """Prediction 25: how overlap with earlier keys grows along a sequence."""
+    met = mitigations.read_overlap(f"{LONG}/overlap.parquet")
+    bins = [met[met["edits"].between(*of)].groupby("method")["overlap"].median() for of in ((201, 300), (1101, 1200))]
+    times, bounds = bins[1] / bins[0], {"alphaedit": {"least": 3}, "memit-seq": {"most": 2}}
+    said = ", ".join(f"{name} {times[name]:.1f} times" for name in bounds)
+    return said, both(*(against(times[name], times[name], **of) for name, of in bounds.items()))
+
+
 def judged():
     """All predictions: a list of rows with number, prediction, found and verdict."""
     draws = drawn("counterfact_easyedit.json"), drawn("atlas")
@@ -239,7 +248,7 @@ def judged():
     tested = prospective.by_bin(prospective.read([f"{TESTS}/tested.parquet"]), prospective.DRAWING)["tested"].max()
     said = f"see 3 and 4, which are judged by these; at most {tested} facts of a bin were drawn, not 120"
     found += [contexts(), (said, both(*(verdict for _, verdict in draws))), *half_lives(), long_texts()]
-    found += [("runs end before", "not run")]
+    found += [("runs end before", "not run"), overlaps()]
     return [{"": i, "predicted": words, "found": text, "verdict": verdict}
             for i, (words, (text, verdict)) in enumerate(zip(PREDICTED, found, strict=True), start=1)]  # fmt: skip
 
@@ -269,6 +278,7 @@ PREDICTED = (
     "λ 4,000 keeps half for longer than λ 1,000 at layers 1 to 5, in each order",
     "perplexity after 1,000 edits is above 1.5 times the unedited one's under AlphaEdit, below with λ 4,000",
     "90 % or more of the facts 2,501 to 3,000 are learned",
+    "overlap with earlier keys after 1,100 edits is above 3 times that after 200 under AlphaEdit, below 2 with λ 4,000",
 )
 
 
