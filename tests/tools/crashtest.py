@@ -380,7 +380,7 @@ def main(arguments):
             most -= 1
             if not most:
                 raise RuntimeError(
-                    f"{MOST * given.n} sequences were started, and {left} more stops are wanted: no {kinds}"
+                    f"{MOST * given.n} sequences ran, and {left} stops are still wanted: none stopped by {kinds[:1]}"
                 )
         if given.studies:
             found += stop_study(Path(top), given.studies, chance, given.target)
