@@ -7,6 +7,7 @@ import pytest
 
 from editscale.editing import moments
 from editscale.models import loading
+from editscale.sequences import sequence
 from editscale.sequences.ledger import Ledger
 from editscale.workflow import cli, parameters, together
 
@@ -52,6 +53,14 @@ def test_started_again_it_goes_on_where_the_ledgers_end(edited):
     longer = [RUNS[0], RUNS[1] | {"n_edits": 3}]
     with pytest.raises(ValueError, match="edit 1 of the ledger at .*order-1-reversed is case"):
         together.edit(given, longer, folders)
+
+
+def test_a_fact_that_several_runs_edit_is_checked_once(edited, tmp_path, monkeypatch):
+    given, _ = edited
+    checked, check = [], sequence.check_facts
+    monkeypatch.setattr(sequence, "check_facts", lambda lm, facts, of: (checked.extend(facts), check(lm, facts, of)))
+    together.edit(given, [RUNS[0], RUNS[0] | {"method": "r-rome"}], [tmp_path / name for name in ("one", "two")])
+    assert len(checked) == len({fact.case_id for fact in checked}) == given["n_edits"]
 
 
 @pytest.mark.parametrize(
