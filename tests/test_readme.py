@@ -119,7 +119,7 @@ def test_what_the_readme_says_of_mitigations_holds_in_the_recorded_figure():
     assert set(kept["edits"]) == {said("After {} edits in two orders MEMIT")} and set(kept["order"]) == {0, 1}
     words = {
         "memit": "MEMIT recalls {} % of",
-        "memit-seq-as-memit": "previous keys {} %",
+        "memit-seq-as-memit": "previous keys {} %, with",
         "emmet": "EMMET recalls {} %",
     }
     words |= {"memit-seq": "settings chosen for them {} %", "alphaedit": "AlphaEdit {} %"}

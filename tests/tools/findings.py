@@ -247,12 +247,13 @@ def lasting():
     times = np.exp(losses[end] - losses[0]).groupby("method").mean()
     left = recalled("lasting", end)[0]
     assert left.idxmin() == times.idxmax() == half_lives()[0].groupby("method").max().idxmin() == "alphaedit"
-    yield "; {} orders): after 2,000", edits["order"].nunique()
-    yield "after {} edits it recalls", end
-    yield "edits it recalls {} % of all facts at", left["alphaedit"]
+    yield "; {} orders): after", edits["order"].nunique()
+    yield "Tuned on {} edits", read("mitigations", "edits")["edits"].max()
+    yield "after {} it recalls", end
+    yield "it recalls {} % of all facts at", left["alphaedit"]
     yield "of all facts at {} times the perplexity", times["alphaedit"]
-    yield "settings with them {} % at", left["memit-seq-as-memit"]
-    yield "MEMIT's settings with them 55 % at {}.", times["memit-seq-as-memit"]
+    yield "previous keys {} % at", left["memit-seq-as-memit"]
+    yield "MEMIT with previous keys 55 % at {} times", times["memit-seq-as-memit"]
 
 
 def half_lives():
@@ -268,7 +269,7 @@ def half_lives():
 def numbers():
     """README's words with {} for a number ↦ that number as it stands there."""
     parts = (collapses(), forecasts(), start_token(), going_first(), distance(), mitigations(), lasting())
-    digits = {2: "margin .AUROC|at its key|cosine|other facts'", 1: r"% at {}\."}
+    digits = {2: "margin .AUROC|at its key|cosine|other facts'", 1: r"% at {} times"}
     return {
         words: f"{x:,.{max((n for n, which in digits.items() if re.search(which, words)), default=0)}f}"
         for of in parts
